@@ -1,0 +1,128 @@
+"""The best that anyone can do in the toy world: exact predictive distributions over its catalog.
+
+Let r be a routine, s a favourite style, and x_t = (c_t, g_t, y_t) the category, grade and style of the item bought at
+position t. With noise rate e, style fidelity f, S styles and N items, each event has the probability
+
+    p(x_t | r, s) = (1 - e) * [(c_t, g_t) = intended_r(t)] * q(y_t | s) + e / N
+    q(y | s)      = f where y = s, else (1 - f) / (S - 1)
+
+The events are independent given (r, s), because a noise event does not stop the routine. Hence
+
+    posterior(r, s) proportional to prior(r) * 1/S * product over t of p(x_t | r, s)
+    p(x_T = (c, g, y)) = (1 - e) * sum over r, s of posterior(r, s) * [(c, g) = intended_r(T)] * q(y | s) + e / N
+
+The sum over all routines (1,488 by default) and all styles is finite, so this is exact: no sampling, no approximation.
+Sorting by a predictive distribution maximises the expected NDCG under it, so `expected_ndcg` of the history oracle is
+the ceiling for every ranker that sees only the history.
+
+Many items have exactly the same probability (the styles a user does not favour), and ties count against the target in
+every ranker of this project. A bound must not pay for that: `break_ties` orders equal items at random.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from anyo_rl.data.toy_routines import RoutineTable
+
+
+def style_probabilities(n_styles: int, style_fidelity: float) -> np.ndarray:
+    """q(style bought | favourite style), shape (favourites, styles); rows sum to 1."""
+    other = (1.0 - style_fidelity) / (n_styles - 1)
+    return np.full((n_styles, n_styles), other) + np.eye(n_styles) * (style_fidelity - other)
+
+
+def routine_posterior(
+    table: RoutineTable,
+    events_T_3: np.ndarray,
+    *,
+    n_grades: int,
+    n_styles: int,
+    noise: float,
+    style_fidelity: float,
+    start: int = 0,
+) -> np.ndarray:
+    """Exact posterior over (routine, favourite style), shape (R, S), sums to 1.
+
+    Args:
+        table: the routines of the world; must cover `start + T` positions.
+        events_T_3: category, grade and style (0-based) of the events seen, oldest first; T may be 0.
+        n_grades: grades of the world.
+        n_styles: styles of the world.
+        noise: share of events replaced by an item drawn uniformly from the catalog.
+        style_fidelity: probability that a user takes the favourite style.
+        start: position of the first event seen, counted from the user's first event.
+
+    Raises:
+        ValueError: if the events have probability 0 in this world (possible only without noise).
+    """
+    n_categories = int(table.category_R_T.max()) + 1
+    uniform = noise / (n_categories * n_grades * n_styles)
+    categories_T, grades_T, styles_T = events_T_3.T
+    positions = slice(start, start + len(events_T_3))
+    hits_R_T = (table.category_R_T[:, positions] == categories_T) & (table.grade_R_T[:, positions] == grades_T)
+    bought_S_T = style_probabilities(n_styles, style_fidelity)[:, styles_T]
+    with np.errstate(divide="ignore"):
+        hit_S_T = np.log((1.0 - noise) * bought_S_T + uniform)
+        miss = np.log(uniform)
+        log_R_S = np.log(table.prior_R / n_styles)[:, None] + np.where(hits_R_T[:, None], hit_S_T, miss).sum(axis=2)
+    top = log_R_S.max()
+    if not np.isfinite(top):
+        raise ValueError(
+            "this history has probability 0 in the toy world: no routine explains it and noise is 0. "
+            "Pass whole histories, or the position of their first event as `starts`, of a world with this config."
+        )
+    weights_R_S = np.exp(log_R_S - top)
+    return weights_R_S / weights_R_S.sum()
+
+
+def predictive(
+    table: RoutineTable,
+    posterior_R_S: np.ndarray,
+    position: int,
+    *,
+    n_grades: int,
+    noise: float,
+    style_fidelity: float,
+) -> np.ndarray:
+    """p(next item), shape (categories, styles, grades), when the routine and style are known up to `posterior_R_S`."""
+    n_categories = int(table.category_R_T.max()) + 1
+    n_styles = posterior_R_S.shape[1]
+    wanted_R = table.category_R_T[:, position].astype(np.int64) * n_grades + table.grade_R_T[:, position]
+    mass = np.zeros((n_categories * n_grades, n_styles))
+    np.add.at(mass, wanted_R, posterior_R_S)
+    bought = mass @ style_probabilities(n_styles, style_fidelity)
+    items = (1.0 - noise) * bought + noise / bought.size
+    return items.reshape(n_categories, n_grades, n_styles).transpose(0, 2, 1)
+
+
+def break_ties(scores_B_N: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The same distributions with equal items put in a random order (relative changes below 1e-9, rows sum to 1)."""
+    jitter = np.random.default_rng(seed).random(scores_B_N.shape)
+    jittered = scores_B_N * (1.0 + 1e-9 * jitter)
+    return jittered / jittered.sum(axis=1, keepdims=True)
+
+
+def expected_ndcg(scores_B_N: np.ndarray, k: int = 10) -> np.ndarray:
+    """Expected NDCG@k, shape (B,), in [0, 1], of sorting by each distribution when the target is drawn from it.
+
+    The sum over the k most probable items of p * 1/log2(1 + rank): no order of the items reaches more.
+
+    >>> expected_ndcg(np.array([[0.25, 0.75]]), k=1)
+    array([0.75])
+    """
+    k = min(k, scores_B_N.shape[1])
+    top_B_K = -np.sort(-scores_B_N, axis=1)[:, :k]
+    return top_B_K @ (1.0 / np.log2(1.0 + np.arange(1, k + 1)))
+
+
+def check_windows(lengths: Sequence[int], starts: Sequence[int], n_positions: int) -> None:
+    """Raise ValueError unless every history has a start and fits, with its next event, into the routine table."""
+    if len(lengths) != len(starts):
+        raise ValueError(f"found {len(starts)} starts for {len(lengths)} histories: pass one start per history")
+    for row, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+        if start < 0 or start + length >= n_positions:
+            raise ValueError(
+                f"history {row} covers positions {start} to {start + length - 1}, expected within 0 to "
+                f"{n_positions - 2}: pass whole histories, or the position of their first event as `starts`"
+            )

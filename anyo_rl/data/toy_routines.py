@@ -1,0 +1,84 @@
+"""All routines that a user of the toy world can have, and what each of them intends at each position.
+
+A *routine* is a tuple of places `(a, b)` or `(a, b, complement(b))`, each place a category with a run length of 1 or
+2 events. The user starts at the first place and goes around for ever. The grade of a category starts at 1 and climbs
+by one at each event of that category; after the top grade it wraps to 1. So a routine fixes the whole sequence of
+intended (category, grade) pairs, and the table below simply lists these sequences. Categories, grades and styles are
+numbers from 0 here; the words are in `anyo_rl.data.toy`.
+
+Prior of a routine: two or three places with probability 1/2 each; then (a, b) uniform over the pairs that are allowed
+(a != b, and a != complement(b) where there are three places); then each run length 1 or 2 with probability 1/2.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+RUN_LENGTHS = (1, 2)
+LONGEST_LAP = 3 * max(RUN_LENGTHS)
+"""From this position on, every place of any routine has been visited at least once."""
+
+
+def complement(category: int, n_categories: int) -> int:
+    """The category that goes with `category`: the next one in a ring, so no fixed points and no 2-cycles.
+
+    >>> [complement(category, 3) for category in range(3)]
+    [1, 2, 0]
+    """
+    return (category + 1) % n_categories
+
+
+@dataclass(frozen=True)
+class Place:
+    """One stop of a routine: a category (0-based) and for how many events the user stays there."""
+
+    category: int
+    run_length: int
+
+
+@dataclass(frozen=True)
+class RoutineTable:
+    """Every routine with its prior and its intended sequence. Axes: `_R` routines, `_T` positions from 0."""
+
+    routines: tuple[tuple[Place, ...], ...]
+    prior_R: np.ndarray
+    category_R_T: np.ndarray
+    grade_R_T: np.ndarray
+    run_index_R_T: np.ndarray
+    run_length_R_T: np.ndarray
+
+    @property
+    def n_positions(self) -> int:
+        """How many positions the table covers."""
+        return self.category_R_T.shape[1]
+
+
+def routine_table(n_categories: int, n_grades: int, n_positions: int) -> RoutineTable:
+    """List all routines over `n_categories` (at least 3) and unroll each over `n_positions` positions.
+
+    `run_index_R_T` counts the events of the current run from 1; `grade_R_T` is 0-based.
+    """
+    pairs = [(a, b) for a, b in product(range(n_categories), repeat=2) if a != b]
+    two = [[a, b] for a, b in pairs]
+    three = [[a, b, complement(b, n_categories)] for a, b in pairs if complement(b, n_categories) != a]
+    routines, prior = [], []
+    for kind in (two, three):
+        runs = list(product(RUN_LENGTHS, repeat=len(kind[0])))
+        for categories, lengths in product(kind, runs):
+            routines.append(tuple(Place(c, length) for c, length in zip(categories, lengths, strict=True)))
+            prior.append(0.5 / (len(kind) * len(runs)))
+    unrolled = np.array([_unroll(routine, n_grades, n_positions) for routine in routines], dtype=np.int16)
+    category, grade, run_index, run_length = np.moveaxis(unrolled, 2, 0)
+    return RoutineTable(tuple(routines), np.array(prior), category, grade, run_index, run_length)
+
+
+def _unroll(routine: tuple[Place, ...], n_grades: int, n_positions: int) -> list[tuple[int, int, int, int]]:
+    lap = [(place, run_index) for place in routine for run_index in range(1, place.run_length + 1)]
+    visits = {place.category: 0 for place in routine}
+    rows = []
+    for position in range(n_positions):
+        place, run_index = lap[position % len(lap)]
+        rows.append((place.category, visits[place.category] % n_grades, run_index, place.run_length))
+        visits[place.category] += 1
+    return rows
