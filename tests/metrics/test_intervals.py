@@ -1,0 +1,85 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from anyo_rl.metrics import Interval, bootstrap_interval, paired_interval
+
+
+def test_against_scipy():
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(1).random(300)
+    ours = bootstrap_interval(values, resamples=5000)
+    theirs = bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+    spread = values.std() / np.sqrt(300)
+    assert ours.mean == pytest.approx(values.mean())
+    assert ours.n == 300
+    assert abs(ours.low - theirs.low) < 0.1 * spread
+    assert abs(ours.high - theirs.high) < 0.1 * spread
+
+
+def test_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        interval = bootstrap_interval(generator.random(60), seed=trial, resamples=300)
+        hits += interval.low <= 0.5 <= interval.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_same_seed_same_interval_whatever_the_chunks(monkeypatch):
+    values = np.random.default_rng(1).random(50)
+    whole = bootstrap_interval(values, seed=3)
+    assert whole == bootstrap_interval(values, seed=3)
+    assert whole != bootstrap_interval(values, seed=4)
+    monkeypatch.setattr("anyo_rl.metrics.intervals._CHUNK", 7)
+    assert whole == bootstrap_interval(values, seed=3)
+
+
+def test_a_wider_level_gives_a_wider_interval():
+    values = np.random.default_rng(1).random(50)
+    narrow, wide = bootstrap_interval(values, level=0.5), bootstrap_interval(values, level=0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+def test_pairing_sees_what_separate_intervals_hide():
+    b = np.random.default_rng(1).random(200)
+    a = b + 0.01  # a is always better, by far less than the spread over users
+    paired = paired_interval(a, b)
+    assert paired.mean == pytest.approx(0.01)
+    assert paired.excludes_zero()
+    assert bootstrap_interval(b).high > bootstrap_interval(a).low
+    assert not paired_interval(b, b).excludes_zero()
+
+
+def test_few_users():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nobody, one = bootstrap_interval([]), bootstrap_interval([0.25])
+    assert nobody.n == 0
+    assert all(np.isnan([nobody.mean, nobody.low, nobody.high]))
+    assert (one.mean, one.n) == (0.25, 1)
+    assert all(np.isnan([one.low, one.high]))
+    assert not nobody.excludes_zero()
+    assert bootstrap_interval([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
+
+
+def test_it_reads_well():
+    interval = Interval(0.5, 0.25, 0.75, 4)
+    assert str(interval) == "0.5000 [0.2500, 0.7500]"
+    assert json.loads(json.dumps(interval.as_dict())) == {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+
+
+def test_wrong_input_is_an_error():
+    with pytest.raises(ValueError, match="1 of 2 values"):
+        bootstrap_interval([0.1, float("nan")])
+    with pytest.raises(ValueError, match="same users"):
+        paired_interval([0.1], [0.1, 0.2])
+    with pytest.raises(ValueError, match="level=95"):
+        bootstrap_interval([0.1, 0.2], level=95)
+    with pytest.raises(ValueError, match="resamples=0"):
+        bootstrap_interval([0.1, 0.2], resamples=0)
+    with pytest.raises(ValueError, match="one value per user"):
+        bootstrap_interval([[0.1, 0.2]])
