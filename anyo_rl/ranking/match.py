@@ -1,0 +1,69 @@
+"""The `match` ranker: the item that was written, right or wrong.
+
+A written item is at rank 1 and **everything that was not written ties behind it**. Ties count against the target, so
+a target that was not written is last: its rank is the number of items in the ranking (N on the whole catalog without
+masking). A completion without an item, or with one that the catalog does not have, ranks nothing: everything ties and
+the target is last as well. The rank is all or nothing on purpose; `embedding` and `likelihood` give a finer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from anyo_rl.completion import parse
+from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
+
+
+class MatchRanker:
+    """Rank by the item that a completion names.
+
+    Args:
+        item_ids: the catalog, in item order.
+        id_by_text: written item text to item id. Use the catalog's unique texts, not the titles: titles collide.
+            Left out, the item ids themselves are what is written.
+    """
+
+    def __init__(self, item_ids: Sequence[str], id_by_text: Mapping[str, str] | None = None) -> None:
+        self.index = {item: position for position, item in enumerate(item_ids)}
+        if len(self.index) != len(item_ids):
+            raise ValueError(f"{len(item_ids)} item ids but only {len(self.index)} different ones: ids must be unique")
+        self.id_by_text = id_by_text
+
+    def written_id(self, completion: str) -> str | None:
+        """The id of the item that a completion names; `None` when it names none that the catalog has."""
+        item = parse(completion).item
+        if item is None:
+            return None
+        written = item if self.id_by_text is None else self.id_by_text.get(item)
+        return written if written in self.index else None
+
+    def rank(
+        self,
+        contexts_B: Sequence[str],
+        target_ids_B: Sequence[str],
+        *,
+        top_k: int = 10,
+        excluded_B: Sequence[Collection[str]] | None = None,
+        candidates_B: Sequence[Collection[str]] | None = None,
+    ) -> Ranking:
+        """Rank completion texts; see `anyo_rl.ranking.protocol.Ranker.rank` for the arguments.
+
+        The top list holds the written item, with score 1.0, when it is in the ranking; else it is empty.
+        """
+        check_lengths(len(contexts_B), target_ids_B=target_ids_B, excluded_B=excluded_B, candidates_B=candidates_B)
+        ranks_B = np.empty(len(contexts_B), dtype=np.int64)
+        top_ids_B_K: list[list[str]] = []
+        for b, (completion, target) in enumerate(zip(contexts_B, target_ids_B, strict=True)):
+            allowed_N, last_rank = allowed_items(
+                self.index,
+                target,
+                excluded_B[b] if excluded_B is not None else None,
+                candidates_B[b] if candidates_B is not None else None,
+            )
+            written = self.written_id(completion)
+            placed = written is not None and bool(allowed_N[self.index[written]])
+            ranks_B[b] = 1 if placed and written == target else last_rank
+            top_ids_B_K.append([written][:top_k] if placed and written is not None else [])
+        return Ranking(ranks_B, top_ids_B_K, [[1.0] * len(row) for row in top_ids_B_K])

@@ -1,0 +1,120 @@
+"""The contract of a ranker: contexts and targets in, `Ranking` out.
+
+Every kind gives a rank by the same rules, so that they can stand in one table:
+
+- ranks are 1-based, among the whole catalog, and **ties count against the target**;
+- items are named by id; two items with the same title are two items;
+- `excluded_B` (history masking) takes items out of the ranking, but never the target;
+- `candidates_B` (retrieve, then rerank) keeps only these items. A target that is not among them ties with everything
+  else that was not retrieved, so it is last in the catalog: rank N, less what is excluded.
+
+What a context is belongs to the kind: token ids up to the marker for `likelihood`, the completion's text for
+`embedding` and `match`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The answer of a ranker for B contexts.
+
+    Attributes:
+        ranks_B: int64, shape (B,), 1-based rank of the target; ties count against it.
+        top_ids_B_K: for each context the best item ids, best first. Rows may be shorter than K, where fewer items
+            have a place of their own (a `match` ranker knows one at most).
+        top_scores_B_K: their scores, same lengths, higher is better. Comparable within a row only.
+        log_probs_B: float, shape (B,), log p(target), where the ranker is a distribution; `None` elsewhere.
+    """
+
+    ranks_B: np.ndarray
+    top_ids_B_K: list[list[str]]
+    top_scores_B_K: list[list[float]]
+    log_probs_B: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ranks_B)
+        lengths = {"top_ids_B_K": len(self.top_ids_B_K), "top_scores_B_K": len(self.top_scores_B_K)}
+        if self.log_probs_B is not None:
+            lengths["log_probs_B"] = len(self.log_probs_B)
+        wrong = {name: length for name, length in lengths.items() if length != n}
+        if wrong:
+            raise ValueError(f"a Ranking of {n} ranks needs {n} rows in every field, found {wrong}")
+        if n and int(np.min(self.ranks_B)) < 1:
+            raise ValueError(f"ranks are 1-based, found {int(np.min(self.ranks_B))}")
+
+
+class Ranker(Protocol):
+    """Anything with this method ranks; there is nothing to inherit from."""
+
+    def rank(
+        self,
+        contexts_B: Sequence[Any],
+        target_ids_B: Sequence[str],
+        *,
+        top_k: int = 10,
+        excluded_B: Sequence[Collection[str]] | None = None,
+        candidates_B: Sequence[Collection[str]] | None = None,
+    ) -> Ranking:
+        """Rank the target of each context among the catalog, and name the `top_k` best items.
+
+        Args:
+            contexts_B: what the ranker reads, one per completion.
+            target_ids_B: the item that the user really chose, one per completion.
+            top_k: how many items to name, at most.
+            excluded_B: item ids to take out of each ranking; ids outside the catalog are passed over.
+            candidates_B: item ids to keep in each ranking; `None` keeps the whole catalog.
+        """
+        ...
+
+
+def allowed_items(
+    index: Mapping[str, int],
+    target_id: str,
+    excluded: Collection[str] | None = None,
+    candidates: Collection[str] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Which items compete in one ranking, and the target's rank when everything ties.
+
+    The target keeps its place against `excluded`, not against `candidates`. Excluded or candidate ids that the
+    catalog does not have are passed over: a log holds items that can no longer be recommended.
+
+    Args:
+        index: item id to position in the catalog, 0..N-1.
+        target_id: the item that is ranked.
+        excluded: item ids to take out.
+        candidates: item ids to keep; `None` keeps all.
+
+    Returns:
+        A bool mask of shape (N,), and the last rank: the number of items in the mask, or in the whole catalog less
+        what is excluded for a target that the mask does not hold.
+
+    Raises:
+        ValueError: when the target is not in the catalog.
+    """
+    if target_id not in index:
+        raise ValueError(
+            f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
+            "rebuild the catalog with it, or drop the example"
+        )
+    kept_N = np.ones(len(index), dtype=bool)
+    kept_N[[index[item] for item in (excluded or ()) if item in index and item != target_id]] = False
+    if candidates is None:
+        return kept_N, int(kept_N.sum())
+    candidate_N = np.zeros(len(index), dtype=bool)
+    candidate_N[[index[item] for item in candidates if item in index]] = True
+    allowed_N = kept_N & candidate_N
+    return allowed_N, int(allowed_N.sum() if allowed_N[index[target_id]] else kept_N.sum())
+
+
+def check_lengths(n_contexts: int, **columns: Sequence[Any] | None) -> None:
+    """Raise a `ValueError` that names the column when one is not as long as the contexts."""
+    for name, column in columns.items():
+        if column is not None and len(column) != n_contexts:
+            raise ValueError(f"{n_contexts} contexts but {len(column)} rows in {name}: give one per context")
