@@ -315,9 +315,9 @@ def parse_intent(steps: Sequence[str]) -> StatedIntent | None:
     """
     lines: dict[str, list[str]] = {"next": [], "grade": [], "style": []}
     for step in steps:
-        key, colon, value = _squeeze(step).partition(":")
-        if colon and key.strip() in lines:
-            lines[key.strip()].append(value.strip())
+        key, colon, value = _squeeze(step).partition(": ")
+        if colon and key in lines:
+            lines[key].append(value)
     if any(len(values) != 1 for values in lines.values()):
         return None
     category, style = lines["next"][0], lines["style"][0]
@@ -360,4 +360,5 @@ def _draw(cdf: np.ndarray, uniform: float | np.ndarray) -> np.ndarray:
 
 
 def _squeeze(text: str) -> str:
-    return " ".join(text.lower().split())
+    # A tokenizer may decode "next : scarf": blanks around punctuation do not make a step false.
+    return re.sub(r"\s*([:,])\s*", r"\1 ", " ".join(text.lower().split())).strip()

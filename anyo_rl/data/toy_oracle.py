@@ -25,6 +25,9 @@ import numpy as np
 
 from anyo_rl.data.toy_routines import RoutineTable
 
+# Finite, so that 0 events of probability 0 cost 0 and not NaN; far below any history that is possible.
+_LOG_ZERO = -1e6
+
 
 def style_probabilities(n_styles: int, style_fidelity: float) -> np.ndarray:
     """q(style bought | favourite style), shape (favourites, styles); rows sum to 1."""
@@ -62,12 +65,14 @@ def routine_posterior(
     positions = slice(start, start + len(events_T_3))
     hits_R_T = (table.category_R_T[:, positions] == categories_T) & (table.grade_R_T[:, positions] == grades_T)
     bought_S_T = style_probabilities(n_styles, style_fidelity)[:, styles_T]
-    with np.errstate(divide="ignore"):
-        hit_S_T = np.log((1.0 - noise) * bought_S_T + uniform)
-        miss = np.log(uniform)
-        log_R_S = np.log(table.prior_R / n_styles)[:, None] + np.where(hits_R_T[:, None], hit_S_T, miss).sum(axis=2)
+    hit_S_T = _log((1.0 - noise) * bought_S_T + uniform)
+    log_R_S = (
+        np.log(table.prior_R / n_styles)[:, None]
+        + hits_R_T @ hit_S_T.T
+        + (~hits_R_T).sum(axis=1)[:, None] * _log(uniform)
+    )
     top = log_R_S.max()
-    if not np.isfinite(top):
+    if top < _LOG_ZERO / 2:
         raise ValueError(
             "this history has probability 0 in the toy world: no routine explains it and noise is 0. "
             "Pass whole histories, or the position of their first event as `starts`, of a world with this config."
@@ -126,3 +131,8 @@ def check_windows(lengths: Sequence[int], starts: Sequence[int], n_positions: in
                 f"history {row} covers positions {start} to {start + length - 1}, expected within 0 to "
                 f"{n_positions - 2}: pass whole histories, or the position of their first event as `starts`"
             )
+
+
+def _log(probability: float | np.ndarray) -> np.ndarray:
+    probability = np.asarray(probability, dtype=np.float64)
+    return np.log(probability, out=np.full(probability.shape, _LOG_ZERO), where=probability > 0)
