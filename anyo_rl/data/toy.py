@@ -284,7 +284,7 @@ def make_toy_world(config: ToyConfig | None = None) -> ToyWorld:
         },
         schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64},
     )
-    report = {"users": config.n_users, "items": len(item_ids), "interactions": len(frame)}
+    report = {"users": config.n_users, "items": len(item_ids), "events": len(frame)}
     order = np.random.default_rng([config.seed, 0, 1]).permutation(config.n_users)
     rationale_U = np.zeros(config.n_users, dtype=bool)
     rationale_U[order[: round(config.rationale_share * config.n_users)]] = True

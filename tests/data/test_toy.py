@@ -81,6 +81,7 @@ def test_default_world_has_the_documented_counts(world):
     assert len(items) == 504
     assert items["title"].n_unique() == items["item_id"].n_unique() == 504
     assert items["title"][0] == "tea oak 1"
+    assert world.interactions.report == {"users": 2400, "items": 504, "events": len(frame)}
     assert items["item_id"].to_list() == world.item_ids
     assert items.select("category", "style", "grade").dtypes == [pl.String] * 3
     lengths = frame.group_by("user_id").len()["len"]
