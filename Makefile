@@ -1,0 +1,63 @@
+# Python is all that has to be there: `make quickstart` and `make test` make .venv and install what they need.
+#   PYTHON       the interpreter to start from (3.11 or later)
+#   VENV         where the environment goes
+#   WORKERS      test processes, one thread each
+#   TORCH_FLAGS  extra flags for pip when it installs torch, for instance `--index-url URL` with the package index
+#                that PyTorch's install page names for your accelerator (or for the smaller CPU build)
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+TORCH_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart setup test check fast lint format clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results under runs/)
+	$(BIN)/accelerate launch recipes/grpo_teacher.py
+
+setup: $(VENV)/.installed-dev  ## set up for development: tests, linters and DeepSpeed
+
+test: setup  ## the whole test suite, slow tests included
+	@$(PYTEST)
+
+check: lint fast  ## format, lint, types and fast tests: what to run before a commit
+
+fast: setup  ## the fast tests
+	@$(PYTEST) -m "not slow"
+
+lint: setup  ## format check, lint and types; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment, the caches and build leftovers; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"found Python {sys.version.split()[0]}, \
+	expected 3.11 or later: name another interpreter with `make PYTHON=python3.12 ...`")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and by itself, so that TORCH_FLAGS reach no other package.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing anyo-rl into $(VENV): a few minutes the first time"
+	@$(PIP) $(TORCH_FLAGS) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools and DeepSpeed into $(VENV)"
+	@$(PIP) -e ".[dev,deepspeed]"
+	@touch $@
