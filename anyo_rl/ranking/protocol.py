@@ -14,7 +14,7 @@ What a context is belongs to the kind: token ids up to the marker for `likelihoo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,7 +113,7 @@ def allowed_items(
     return allowed_N, int(allowed_N.sum() if allowed_N[index[target_id]] else kept_N.sum())
 
 
-def check_lengths(n_contexts: int, **columns: Sequence[Any] | None) -> None:
+def check_lengths(n_contexts: int, **columns: Sized | None) -> None:
     """Raise a `ValueError` that names the column when one is not as long as the contexts."""
     for name, column in columns.items():
         if column is not None and len(column) != n_contexts:
