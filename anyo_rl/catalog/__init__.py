@@ -1,0 +1,1 @@
+"""What can be recommended: the item table, its token paths and their prefix tree."""

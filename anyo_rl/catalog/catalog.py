@@ -1,0 +1,103 @@
+"""The catalog: items with a unique, reversible token path each, for a given tokenizer."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from anyo_rl.catalog.tree import PrefixTree, build_tree
+from anyo_rl.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The N items that can be recommended. An item's index is its row here.
+
+    Attributes:
+        item_ids: (N,) ids: ranks, matches and metrics go by these, never by title.
+        titles: (N,) titles as they are tokenised and shown in prompts: cleaned of control tokens, and made unique.
+        paths: (N,) token paths, each ending with the end-of-sequence token.
+        tree: the prefix tree over the paths.
+        index: item id to item index.
+        n_collisions: how many titles had to be made unique.
+        items: the item table, in the same order.
+    """
+
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    paths: tuple[tuple[int, ...], ...]
+    tree: PrefixTree
+    index: dict[str, int]
+    n_collisions: int
+    items: pl.DataFrame
+
+    def __len__(self) -> int:
+        """Number of items N."""
+        return len(self.item_ids)
+
+    def find(self, title: str | None) -> str | None:
+        """Id of the item that is called this, white space folded; `None` when there is none."""
+        return None if title is None else self._by_title.get(" ".join(title.split()))
+
+    def indices(self, item_ids: list[str]) -> np.ndarray:
+        """Item indices of item ids.
+
+        Raises:
+            KeyError: an id is not in the catalog.
+        """
+        missing = [item_id for item_id in item_ids if item_id not in self.index]
+        if missing:
+            raise KeyError(f"item {missing[0]!r} is not in the catalog ({len(missing)} unknown of {len(item_ids)} items)")
+        return np.array([self.index[item_id] for item_id in item_ids], dtype=np.int64)
+
+    @cached_property
+    def _by_title(self) -> dict[str, str]:
+        return dict(zip(self.titles, self.item_ids, strict=True))
+
+
+def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
+    """Builds the catalog of an item table.
+
+    A title that collides with an earlier one, as text or as tokens, gets " (2)", " (3)", … appended. A title that is
+    empty once control tokens are taken out becomes "item <id>".
+
+    Args:
+        items: columns `item_id` and `title`, ids unique.
+        tokens: the tokenizer and its marker.
+
+    Raises:
+        ValueError: no item, or an id that occurs twice.
+    """
+    ids = items["item_id"].to_list()
+    if not ids:
+        raise ValueError("the catalog has no items; expected at least one row with item_id and title")
+    repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise ValueError(f"item_id {repeated[0]!r} occurs more than once ({len(repeated)} such ids); ids must be unique")
+
+    titles: list[str] = []
+    paths: dict[tuple[int, ...], str] = {}
+    n_collisions = 0
+    for item_id, raw in zip(ids, items["title"].to_list(), strict=True):
+        base = tokens.safe_text(raw or "") or f"item {tokens.safe_text(item_id)}"
+        title, copy = base, 1
+        path = tuple(tokens.item_ids(title))
+        while path in paths:
+            copy += 1
+            title = f"{base} ({copy})"
+            path = tuple(tokens.item_ids(title))
+        n_collisions += copy > 1
+        titles.append(title)
+        paths[path] = item_id
+    tree = build_tree(list(paths))
+    return Catalog(
+        item_ids=tuple(ids),
+        titles=tuple(titles),
+        paths=tuple(paths),
+        tree=tree,
+        index={item_id: i for i, item_id in enumerate(ids)},
+        n_collisions=n_collisions,
+        items=items,
+    )

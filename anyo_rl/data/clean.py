@@ -1,0 +1,248 @@
+"""Cleaning: every defect of a log has one defined outcome, counted in the report.
+
+Report keys, each a number of events unless said otherwise:
+
+| key | what happened |
+|---|---|
+| `events_read`, `events` | rows in the file, and those kept |
+| `users`, `items` | users and items kept (items: all of the item file) |
+| `null_key` | dropped: user, item or timestamp empty, null or NaN |
+| `unknown_item` | dropped: the item is not in the item file |
+| `duplicate_events` | dropped: the same user, item and timestamp again (the first is kept) |
+| `unsorted_events` | moved: stood after a later event of the same user |
+| `milliseconds` | 1 if the timestamps were finer than seconds and were converted |
+| `single_event_users` | users with one event: kept (they count for popularity), but give no example with a history |
+| `null_item_id`, `duplicate_items` | rows of the item file dropped (the first of a duplicate is kept) |
+| `empty_titles` | items without a title: the id stands in |
+| `cleaned_titles` | items whose title changed: markup, line breaks, control characters, the marker |
+| `truncated_titles` | items whose title was cut to `max_title_chars` |
+| `colliding_titles` | items with a title that an earlier item has; kept, since identity is by id |
+| `given_rows`, `given_dropped` | pre-made examples kept, and dropped (empty key, or unknown target) |
+| `given_history_dropped` | entries of their histories dropped (unknown item) |
+| `latin1_files`, `timestamps_from_row_order` | from the reader: files read as latin-1, rows without a timestamp |
+"""
+
+import functools
+
+import polars as pl
+
+from anyo_rl.data.schema import HISTORY, ITEM_ID, RATING, TARGET_ID, TIMESTAMP, TITLE, USER_ID, DataError, Interactions
+from anyo_rl.data.tables import Source, collect, column_names, reading
+from anyo_rl.data.text import MAX_TITLE_CHARS, clean_text, truncate_text
+
+_NULL_IDS = ("", "nan", "NaN", "null", "<NA>")
+_NULL_NUMBERS = (*_NULL_IDS, "NA", "None", "NULL", "NAN")
+# 1e11 seconds is the year 5138, 1e11 milliseconds 1973: between the units there is no doubt. Each step is 1000.
+_FINEST_SECONDS = 1e11
+_UNCUT = 1_000_000
+_REPORT_KEYS = (
+    "events_read",
+    "events",
+    "users",
+    "items",
+    "null_key",
+    "unknown_item",
+    "duplicate_events",
+    "unsorted_events",
+    "milliseconds",
+    "single_event_users",
+    "null_item_id",
+    "duplicate_items",
+    "empty_titles",
+    "cleaned_titles",
+    "truncated_titles",
+    "colliding_titles",
+    "given_rows",
+    "given_dropped",
+    "given_history_dropped",
+    "latin1_files",
+    "timestamps_from_row_order",
+)
+
+
+def clean_source(source: Source, name: str, max_title_chars: int = MAX_TITLE_CHARS) -> Interactions:
+    """Turn a log as found into a validated one; the module's docstring says what happens to each defect.
+
+    Raises:
+        DataError: for an empty log, a number that cannot be parsed, timestamps of mixed units, or a log none of whose
+            events is usable.
+    """
+    report = dict.fromkeys(_REPORT_KEYS, 0) | source.notes
+    items = _clean_items(source, max_title_chars, report)
+    frame = _clean_events(source, items, report)
+    given = None if source.given is None else _clean_given(source, items, report)
+    report["users"], report["items"] = frame[USER_ID].n_unique(), len(items)
+    report["events"] = len(frame)
+    return Interactions(frame, items, report, name, given)
+
+
+def _id(name: str, dtype: pl.DataType) -> pl.Expr:
+    column = pl.col(name)
+    if dtype.is_float():  # a data frame with a missing id turns the others into floats
+        column = column.cast(pl.Int64, strict=False)
+    column = column.cast(pl.String).str.strip_chars()
+    return pl.when(column.is_in(_NULL_IDS)).then(None).otherwise(column).alias(name)
+
+
+def _number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """The parsed number (null for NaN), and whether it could not be parsed."""
+    column = pl.col(name)
+    if dtype.is_temporal():
+        return (column.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Float64)).alias(name), pl.lit(False)
+    missing = column.is_null()
+    if dtype == pl.String:
+        column = column.str.strip_chars()
+        missing = column.is_null() | column.is_in(_NULL_NUMBERS)
+    number = column.cast(pl.Float64, strict=False)
+    bad = (number.is_null() | number.is_infinite()) & missing.not_()
+    return pl.when(missing | number.is_nan()).then(None).otherwise(number).alias(name), bad.fill_null(True)
+
+
+def _parse(table: pl.LazyFrame, source: Source, numbers: tuple[str, ...], ids: tuple[str, ...]) -> pl.DataFrame:
+    with reading(source.path):
+        schema = table.collect_schema()
+    parsed = {name: _number(name, schema[name]) for name in numbers}
+    rest = [name for name in schema.names() if name not in (*ids, *numbers)]
+    frame = collect(
+        table.select(
+            *(_id(name, schema[name]) for name in ids),
+            *(number for number, _ in parsed.values()),
+            *(bad.alias(f"bad {name}") for name, (_, bad) in parsed.items()),
+            *rest,
+        ),
+        source.path,
+    )
+    for name, (_, bad) in parsed.items():
+        if n_bad := int(frame[f"bad {name}"].sum()):
+            value = collect(table.filter(bad).select(name).head(1), source.path).item()
+            hint = "seconds or milliseconds since 1970" if name == TIMESTAMP else "a number"
+            raise DataError(
+                f"{source.path}: found {value!r} as {name} ({n_bad} of {len(frame)} rows), expected {hint}: convert "
+                "the column, or remove the rows"
+            )
+    return frame.drop(f"bad {name}" for name in parsed)
+
+
+def _clean_events(source: Source, items: pl.DataFrame, report: dict[str, int]) -> pl.DataFrame:
+    events = source.events
+    rated = RATING in column_names(events, source.path)
+    frame = _parse(events, source, (TIMESTAMP, RATING) if rated else (TIMESTAMP,), (USER_ID, ITEM_ID))
+    report["events_read"] = len(frame)
+    if frame.is_empty():
+        raise DataError(f"{source.path}: found no events, expected at least one row below the header: check the file")
+    if rated:
+        frame = frame.with_columns(pl.col(RATING).cast(pl.Float32))
+    kept = frame.drop_nulls([USER_ID, ITEM_ID, TIMESTAMP])
+    report["null_key"] = len(frame) - len(kept)
+    if kept.is_empty():
+        raise DataError(
+            f"{source.path}: found no event with user, item and timestamp ({len(frame)} rows): check the columns"
+        )
+    # Integers in place of text from here: 20 million rows sort and compare in seconds.
+    users = kept[USER_ID].unique().sort()
+    examples = kept[ITEM_ID].head(3).to_list()
+    frame = kept.with_columns(
+        pl.col(USER_ID).cast(pl.Enum(users)),
+        pl.col(ITEM_ID).cast(pl.Enum(items[ITEM_ID]), strict=False),
+        to_seconds(kept[TIMESTAMP], source, report),
+    )
+    kept = frame.drop_nulls(ITEM_ID)
+    report["unknown_item"] = len(frame) - len(kept)
+    if kept.is_empty():
+        raise DataError(
+            f"{source.path}: none of its items is in the item file: found ids like {examples}, expected ids like "
+            f"{items[ITEM_ID].head(3).to_list()}: check that both files name items the same way"
+        )
+    row = "row"
+    frame = kept.with_row_index(row).sort(USER_ID, TIMESTAMP, row)
+    same_user = pl.col(USER_ID) == pl.col(USER_ID).shift(1)
+    report["unsorted_events"] = int(frame.select((same_user & (pl.col(row) < pl.col(row).shift(1))).sum()).item())
+    # A duplicate stands in a run of the same user and time; only those runs need comparing.
+    same_moment = same_user & (pl.col(TIMESTAMP) == pl.col(TIMESTAMP).shift(1))
+    tied = (same_moment | same_moment.shift(-1)).fill_null(False)
+    ties = frame.filter(tied)
+    repeats = ties.filter(pl.struct(pl.col(USER_ID, ITEM_ID).to_physical(), TIMESTAMP).is_first_distinct().not_())[row]
+    if len(repeats):
+        frame = frame.filter(pl.col(row).is_in(repeats.implode()).not_())
+    report["duplicate_events"] = len(repeats)
+    report["single_event_users"] = int((frame[USER_ID].value_counts()["count"] == 1).sum())
+    return frame.select(pl.col(USER_ID, ITEM_ID).cast(pl.String), TIMESTAMP, *([RATING] if rated else []))
+
+
+def to_seconds(timestamps: pl.Series, source: Source, report: dict[str, int]) -> pl.Series:
+    """Timestamps as whole seconds (Int64); milli-, micro- and nanoseconds are known by their size.
+
+    Raises:
+        DataError: if some values are of another unit than the median's.
+    """
+    if timestamps.is_empty():
+        return timestamps.cast(pl.Int64)
+    divisor, median = 1.0, float(timestamps.median())  # type: ignore[arg-type]
+    while median / divisor >= _FINEST_SECONDS:
+        divisor *= 1000
+    report["milliseconds"] = int(divisor > 1)
+    high, low = float(timestamps.max()), float(timestamps.min())  # type: ignore[arg-type]
+    # A second-sized value among milliseconds (1e9 is 2001) would be a day in January 1970.
+    if high / divisor >= _FINEST_SECONDS or (divisor > 1 and 0 < low < _FINEST_SECONDS * divisor / 1000):
+        raise DataError(
+            f"{source.path}: found timestamps of mixed units, from {low:.0f} to {high:.0f}, expected all in seconds "
+            "or all in milliseconds since 1970: convert them to one unit"
+        )
+    return (timestamps / divisor).floor().cast(pl.Int64)
+
+
+def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.DataFrame:
+    raw = source.items
+    with reading(source.path):
+        items = raw.with_columns(_id(ITEM_ID, raw.schema[ITEM_ID]), pl.col(TITLE).cast(pl.String).fill_null(""))
+    kept = items.drop_nulls(ITEM_ID)
+    report["null_item_id"] = len(items) - len(kept)
+    items = kept.unique(ITEM_ID, keep="first", maintain_order=True)
+    report["duplicate_items"] = len(kept) - len(items)
+    if items.is_empty():
+        raise DataError(f"{source.path}: found no items in its item file, expected at least one with an id")
+    full = [clean_text(title, _UNCUT) for title in items[TITLE].to_list()]
+    folded = items[TITLE].str.strip_chars().to_list()
+    titles = [truncate_text(title, max_chars) for title in full]
+    report["cleaned_titles"] = sum(old != new for old, new in zip(folded, full, strict=True))
+    report["truncated_titles"] = sum(old != new for old, new in zip(full, titles, strict=True))
+    empty = [not title or title.lower() == "nan" for title in titles]
+    report["empty_titles"] = sum(empty)
+    # An id may carry control characters too.
+    named = zip(titles, empty, items[ITEM_ID].to_list(), strict=True)
+    titles = [(clean_text(item_id, max_chars) or "?") if bare else title for title, bare, item_id in named]
+    report["colliding_titles"] = len(titles) - len(set(titles))
+    attributes = [_clean_attribute(items[name]) for name in items.columns if name not in (ITEM_ID, TITLE)]
+    columns = [items[ITEM_ID], pl.Series(TITLE, titles, dtype=pl.String)]
+    return pl.DataFrame(columns + [attribute for attribute in attributes if attribute is not None])
+
+
+def _clean_attribute(values: pl.Series) -> pl.Series | None:
+    """Text and lists of text, sanitised as titles are; numbers become text; anything nested is left out."""
+    clean = functools.cache(clean_text)  # a brand or a genre stands on many items
+    if isinstance(values.dtype, pl.List) and values.dtype.inner == pl.String:
+        lists = [[text for text in map(clean, filter(None, row or [])) if text] for row in values.to_list()]
+        return pl.Series(values.name, lists, dtype=pl.List(pl.String))
+    if values.dtype.is_nested():
+        return None
+    texts = [clean(text) or None if text is not None else None for text in values.cast(pl.String).to_list()]
+    return pl.Series(values.name, texts, dtype=pl.String)
+
+
+def _clean_given(source: Source, items: pl.DataFrame, report: dict[str, int]) -> pl.DataFrame:
+    assert source.given is not None
+    raw = source.given
+    given = _parse(raw.lazy(), source, (TIMESTAMP,), (USER_ID, TARGET_ID))
+    known = pl.col(TARGET_ID).is_in(items[ITEM_ID].implode())
+    given = given.drop_nulls([USER_ID, TARGET_ID, TIMESTAMP]).filter(known)
+    if given.is_empty():
+        raise DataError(f"{source.path}: no pre-made example has a target in the item file: check that ids agree")
+    report["given_rows"], report["given_dropped"] = len(given), len(raw) - len(given)
+    before = int(given[HISTORY].list.len().sum())
+    element = pl.element()
+    given = given.with_columns(
+        pl.col(HISTORY).list.eval(element.filter(element.is_in(items[ITEM_ID].implode()))),
+        to_seconds(given[TIMESTAMP], source, dict(report)),
+    )
+    report["given_history_dropped"] = before - int(given[HISTORY].list.len().sum())
+    return given

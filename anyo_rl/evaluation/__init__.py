@@ -1,0 +1,1 @@
+"""One evaluator for teachers, baselines and students, and the report."""

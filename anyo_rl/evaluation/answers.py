@@ -1,0 +1,130 @@
+"""How a teacher answers held-out users: at once, after one greedy reasoning, or as a mixture over sampled paths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from anyo_rl.ranking.likelihood import LikelihoodRanker, rank_scores
+from anyo_rl.sampling.protocol import Sample, Sampler
+from anyo_rl.tokens import Tokens
+
+
+Mode = Literal["plain", "greedy", "mixture"]
+USERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a teacher, a baseline or an oracle answered to U users.
+
+    Attributes:
+        ranks_U: 1-based rank of each user's target.
+        top_ids_U_K: the best item ids of each user.
+        paths: rows of the paths table, without what the caller knows better (split, titles, model); empty for
+            answers without reasoning.
+    """
+
+    ranks_U: np.ndarray
+    top_ids_U_K: list[list[str]]
+    paths: list[dict[str, Any]]
+
+
+def marked_context(context: Sequence[int], sample: Sample, tokens: Tokens) -> list[int]:
+    """Context and reasoning up to the marker. Reasoning that never reached the marker is made to answer there."""
+    written = [token for token in sample.token_ids if token not in (tokens.marker_id, tokens.eos_id)]
+    return [*context, *written, tokens.marker_id]
+
+
+def answer(
+    rows: Sequence[dict[str, Any]],
+    ranker: LikelihoodRanker,
+    sampler: Sampler,
+    tokens: Tokens,
+    mode: Mode,
+    *,
+    n_paths: int = 8,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    mask_history: bool = False,
+    top_k: int = 20,
+) -> Answers:
+    """Lets a teacher answer users.
+
+    Args:
+        rows: U rows with prompt, history and target_id (`anyo_rl.task.Task.rows`).
+        ranker: the engine on the teacher's weights.
+        sampler: a sampler on the same weights.
+        tokens: the teacher's tokenizer and marker.
+        mode: `plain` asks for the item at once; `greedy` after one greedy reasoning; `mixture` averages the item
+            distributions after `n_paths` sampled reasonings.
+        n_paths: paths of the mixture.
+        temperature: at which the mixture's paths are sampled.
+        max_new_tokens: longest reasoning, the marker included.
+        seed: of the draws.
+        mask_history: whether items of the history are left out of the ranking (never the target).
+        top_k: items returned for each user.
+    """
+    ranks, top_ids, paths = [], [], []
+    for start in range(0, len(rows), USERS_AT_ONCE):
+        batch = rows[start : start + USERS_AT_ONCE]
+        contexts = [tokens.context_ids(row["prompt"]) for row in batch]
+        if mode == "plain":
+            samples = [[Sample((tokens.marker_id,), None, "stop")] for _ in batch]
+        else:
+            n, heat = (1, 0.0) if mode == "greedy" else (n_paths, temperature)
+            samples = sampler.sample(
+                contexts, n=n, temperature=heat, max_new_tokens=max_new_tokens, seed=seed + start
+            )
+        flat = [
+            marked_context(context, sample, tokens)
+            for context, of_user in zip(contexts, samples, strict=True)
+            for sample in of_user
+        ]
+        targets = [row["target_id"] for row in batch]
+        excluded = [row["history"] for row in batch] if mask_history else None
+        log_probs = ranker.log_probs(flat).view(len(batch), -1, len(ranker.catalog))
+        n_each = log_probs.shape[1]
+        mean = torch.logsumexp(log_probs, 1) - np.log(n_each)
+        ranking = rank_scores(ranker.catalog, mean.numpy(), targets, top_k=top_k, excluded_B=excluded)
+        ranks.append(ranking.ranks_B)
+        top_ids += ranking.top_ids_B_K
+        if mode != "plain":
+            single = rank_scores(
+                ranker.catalog,
+                log_probs.flatten(0, 1).numpy(),
+                [target for target in targets for _ in range(n_each)],
+                top_k=1,
+                excluded_B=[items for items in excluded for _ in range(n_each)] if excluded else None,
+            )
+            paths += _paths(batch, samples, single, tokens, seed + start)
+    return Answers(np.concatenate(ranks) if ranks else np.zeros(0, np.int64), top_ids, paths)
+
+
+def _paths(
+    batch: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]], single: Any, tokens: Tokens, seed: int
+) -> list[dict[str, Any]]:
+    rows, i = [], 0
+    for row, of_user in zip(batch, samples, strict=True):
+        for index, sample in enumerate(of_user):
+            rows.append(
+                {
+                    "example_id": row["example_id"],
+                    "sample_index": index,
+                    "user_id": row["user_id"],
+                    "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
+                    "completion": tokens.decode(sample.token_ids),
+                    "token_ids": list(sample.token_ids),
+                    "token_log_probs": list(sample.log_probs) if sample.log_probs is not None else None,
+                    "item_id": single.top_ids_B_K[i][0],
+                    "target_id": row["target_id"],
+                    "rank": int(single.ranks_B[i]),
+                    "finish_reason": sample.finish_reason,
+                    "seed": seed,
+                }
+            )
+            i += 1
+    return rows

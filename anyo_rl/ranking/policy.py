@@ -1,0 +1,89 @@
+"""What the engine asks of a causal LM: its decoder, the rows of its head, and attention over a tree."""
+
+from contextlib import contextmanager
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+TREE_ATTENTION = ("sdpa", "eager")
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal LM itself, without wrappers (DDP, PEFT); LoRA layers stay active inside it.
+
+    Raises:
+        TypeError: the model is not a causal LM of transformers.
+    """
+    model = getattr(model, "module", model)
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise TypeError(f"{type(model).__name__} is not a causal language model of transformers")
+    return model
+
+
+def check_tree_attention(model: PreTrainedModel) -> None:
+    """Refuses models whose layers cannot attend over a tree (each node to its context and ancestors only).
+
+    Raises:
+        ValueError: the attention implementation takes no 4D mask, or a layer is not full attention.
+    """
+    config = model.config.get_text_config()
+    implementation = config._attn_implementation
+    if implementation not in TREE_ATTENTION:
+        raise ValueError(
+            f"attention implementation {implementation!r} takes no tree mask; load the teacher with "
+            f"attn_implementation set to one of {TREE_ATTENTION}"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"{type(model).__name__} has layers of kind {sorted(kinds)}; ranking over the prefix tree needs full "
+            f"attention in every layer"
+        )
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, put back as it was afterwards: no dropout in a rank, and caches stay on."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of E (hidden state, token) pairs, by the head's rows only, in fp32.
+
+    Args:
+        model: the causal LM.
+        hidden: (B, M, H) last hidden states.
+        row: (E,) which of the M states.
+        tokens: (E,) which token.
+
+    Returns:
+        (B, E) float32 logits, as the model's own forward gives them.
+    """
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if type(head) is nn.Linear:
+        weight = head.weight[tokens].float()
+        logits = torch.einsum("beh,eh->be", hidden[:, row].float(), weight)
+        if head.bias is not None:
+            logits = logits + head.bias[tokens].float()
+    else:  # an adapted or quantised head: its rows are not plain weights
+        logits = head(hidden).float()[:, row, tokens]
+    scale = getattr(config, "logits_scaling", None)  # Granite divides
+    if scale:
+        logits = logits / scale
+    scale = getattr(config, "logit_scale", None)  # Cohere multiplies
+    if scale:
+        logits = logits * scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits

@@ -1,0 +1,1 @@
+"""Reasons: where the first rationales come from."""

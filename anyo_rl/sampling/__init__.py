@@ -1,0 +1,1 @@
+"""Sampling reasoning paths: prompts and sampling parameters in, completions with token ids out."""

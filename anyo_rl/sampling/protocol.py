@@ -1,0 +1,49 @@
+"""The contract of a sampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion.
+
+    Attributes:
+        token_ids: what was generated, the stop token included.
+        log_probs: log-probability of each token under the sampled distribution; `None` where not asked for.
+        finish_reason: `stop` when the marker or end-of-sequence was written, `length` when it was cut off.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...] | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Sampler(Protocol):
+    """Samples completions that stop at the marker."""
+
+    def sample(
+        self,
+        contexts_B: Sequence[Sequence[int]],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+    ) -> list[list[Sample]]:
+        """Samples n completions of each context; temperature 0 is greedy.
+
+        Args:
+            contexts_B: token ids of the prompts.
+            n: completions of each.
+            temperature: 0 or more.
+            top_p: nucleus, in (0, 1].
+            max_new_tokens: most tokens, the marker included.
+            seed: of the draws.
+
+        Returns:
+            B lists of n samples.
+        """
+        ...

@@ -1,0 +1,135 @@
+"""The only place where context, marker and item become token ids, for SFT, RL, the engine and vLLM alike.
+
+A sequence is `context + reasoning + marker + item path`. The context comes from the prompt exactly as TRL tokenises
+it, so that ids agree inside and outside the trainer; reasoning and path are tokenised apart and joined at the marker,
+which is one token that no text is merged across. An item path ends with the end-of-sequence token, so that no path is
+the beginning of another ("Alien" and "Alien 3").
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from anyo_rl.completion import MARKER, render
+
+
+THINK_END = "</think>"
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer together with its marker.
+
+    Attributes:
+        tokenizer: any Hugging Face tokenizer with an end-of-sequence token.
+        marker_id: id of the one existing token that stands for `->`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    marker_id: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, marker_token: str | None = None) -> "Tokens":
+        """Finds the marker's token: the one named, else `->`, else `</think>`.
+
+        Raises:
+            ValueError: there is no such token, it is not one token, or there is no end-of-sequence token.
+        """
+        names = [marker_token] if marker_token else [MARKER, THINK_END]
+        # Only added tokens are safe: text is never merged across them, and they are never produced by merging text.
+        added = tokenizer.get_added_vocab()
+        found = next((added[name] for name in names if name in added), None)
+        if found is None:
+            raise ValueError(
+                f"the tokenizer has no added token {' or '.join(map(repr, names))} to serve as the marker; set "
+                f"marker_token to an unused one of {sorted(added)[:20]}"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token; item paths need one to end on")
+        if found == tokenizer.eos_token_id:
+            raise ValueError(f"marker_token {names[0]!r} is the end-of-sequence token; take another one")
+        return cls(tokenizer, found)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Everything in a text that the tokenizer would read as a control token, and the marker people see."""
+        control = {MARKER, *self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
+        return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end-of-sequence token, which ends every item path."""
+        return self.tokenizer.eos_token_id
+
+    def safe_text(self, text: str) -> str:
+        """Takes control tokens and markers out of text that comes from data: it must never act as one."""
+        return " ".join(self._control.sub(" ", text).split())
+
+    def context_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt (plain text or chat messages), as TRL's trainers make them."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(text=prompt)["input_ids"])
+        encoded = self.tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    def n_text_tokens(self, text: str) -> int:
+        """How many tokens a piece of text takes in a prompt; remembered, for titles come again and again."""
+        counts = self._counts
+        if text not in counts:
+            counts[text] = len(self.tokenizer.encode(text, add_special_tokens=False))
+        return counts[text]
+
+    def reasoning_ids(self, steps: Iterable[str]) -> list[int]:
+        """Token ids of the steps, the marker included; without steps the marker alone.
+
+        Raises:
+            ValueError: a step holds the marker or a control token.
+        """
+        steps = list(steps)
+        render(steps)
+        ids = self.tokenizer.encode("\n".join(steps), add_special_tokens=False) if steps else []
+        if self.marker_id in ids or self.eos_id in ids:
+            raise ValueError(f"a step of {steps!r} holds a control token; clean steps with Tokens.safe_text")
+        return [*ids, self.marker_id]
+
+    def item_ids(self, title: str) -> list[int]:
+        """An item path: tok(marker + " " + title) minus the marker, then the end-of-sequence token.
+
+        Raises:
+            ValueError: the title has no token, or the tokenizer merges text into the marker.
+        """
+        first, *ids = self.tokenizer.encode(
+            f"{self.tokenizer.convert_ids_to_tokens(self.marker_id)} {title}", add_special_tokens=False
+        )
+        if first != self.marker_id:
+            raise ValueError(f"the tokenizer does not keep the marker apart before {title!r}")
+        if not ids or self.marker_id in ids or self.eos_id in ids:
+            raise ValueError(f"title {title!r} is empty or holds a control token; clean titles with Tokens.safe_text")
+        return [*ids, self.eos_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of completion ids as people see it: the marker as ` -> `, control tokens left out.
+
+        Only the marker's token ends a reasoning: the characters `->` spelled out by other tokens are shown as `→`, so
+        that `anyo_rl.completion.parse` agrees with the ids.
+        """
+        ids = list(ids)
+        if self.marker_id not in ids:
+            return self.tokenizer.decode(ids, skip_special_tokens=True).replace(MARKER, "→").strip()
+        cut = ids.index(self.marker_id)
+        # The marker's own text may be anything (`</think>`): it is left out of the item and shown as `->` once.
+        answer = [token for token in ids[cut + 1 :] if token != self.marker_id]
+        reasoning = self.tokenizer.decode(ids[:cut], skip_special_tokens=True).replace(MARKER, "→").strip()
+        item = self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return f"{reasoning} {MARKER} {item}".strip()

@@ -1,0 +1,1 @@
+"""Training the teacher: supervised start, and reinforcement on ranks, over TRL's trainers."""

@@ -1,0 +1,179 @@
+"""The reasoner trainer: TRL's GRPO on reasoning tokens, with ranks by the engine and an item loss for the answer.
+
+The sampled completion stops at the marker: the reasoning is the action. Ranking happens once per batch, before the
+rewards, and reaches them as columns. What TRL hooks are used: `_calculate_rewards` (columns in, errors exchanged),
+`_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.metrics.gains import ndcg
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.protocol import Ranking
+from anyo_rl.tokens import Tokens
+from anyo_rl.training.objectives import ItemLoss, item_weights, path_log_prob
+from anyo_rl.training.reward_check import DeferredErrors
+from anyo_rl.training.validation import Validation, run_validation
+
+
+class ReasonerTrainer(GRPOTrainer):
+    """GRPO on the reasoning, with the answer read off by the engine and trained by an item loss.
+
+    Rewards get these columns besides the dataset's own (`None` for a completion without a marker, save `n_items`):
+    `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first), `log_prob` (log p(target | path)), `n_items`.
+    The model must stop at the marker: see `anyo_rl.teacher.stop_at_marker`.
+
+    Args:
+        catalog: the catalog.
+        tokens: the teacher's tokenizer and marker.
+        validation: what is measured at each evaluation.
+        item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
+        item_loss_weight: its weight beside the policy loss.
+        mask_history: whether items of the history are left out of the ranking.
+        reward_funcs: reward callables (DESIGN: TRL's contract). An error in one stops all processes and names it.
+        *args, **kwargs: as TRL's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        catalog: Catalog,
+        tokens: Tokens,
+        validation: Validation,
+        reward_funcs: Sequence[Callable[..., Any]],
+        item_loss: ItemLoss = "best",
+        item_loss_weight: float = 0.1,
+        mask_history: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.catalog = catalog
+        self.tokens = tokens
+        self.validation = validation
+        self.item_loss = item_loss
+        self.item_loss_weight = item_loss_weight
+        self.mask_history = mask_history
+        self._reward_errors = DeferredErrors()
+        super().__init__(
+            *args,
+            reward_funcs=[self._reward_errors.defer(f) for f in reward_funcs],
+            # The trainer insists on an evaluation set; `evaluate` measures ranks instead and never reads it.
+            eval_dataset=kwargs["train_dataset"].select([0]),
+            **kwargs,
+        )
+        if tokens.marker_id not in self.eos_token_ids:
+            raise ValueError("the teacher does not stop at the marker; call stop_at_marker before making the trainer")
+        self._log_probs_B = torch.empty(0)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """See `anyo_rl.training.validation.run_validation`."""
+        return run_validation(self, self.validation, metric_key_prefix)
+
+    def _rank(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
+        """Ranks each completion's target; a completion without a marker is ranked as if it had ended there."""
+        contexts = [
+            [*self.tokens.context_ids(row["prompt"]), *(t for t in ids if t != self.tokens.marker_id), self.tokens.marker_id]
+            for row, ids in zip(inputs, completion_ids, strict=True)
+        ]
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            return LikelihoodRanker(self.catalog, model).rank(
+                contexts,
+                [row["target_id"] for row in inputs],
+                top_k=1,
+                excluded_B=[row["history"] for row in inputs] if self.mask_history else None,
+            )
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        ranking = self._rank(inputs, completion_ids_list)
+        marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
+        gains = ndcg(ranking.ranks_B)
+        ranked = [
+            {
+                **row,
+                "rank": int(ranking.ranks_B[i]) if marked[i] else None,
+                "gain": float(gains[i]) if marked[i] else None,
+                "item_id": ranking.top_ids_B_K[i][0] if marked[i] else None,
+                "log_prob": float(ranking.log_probs_B[i]) if marked[i] else None,
+                "n_items": len(self.catalog),
+            }
+            for i, row in enumerate(inputs)
+        ]
+        self._log_probs_B = torch.tensor(
+            [log_p if ok else torch.nan for log_p, ok in zip(ranking.log_probs_B, marked, strict=True)],
+            device=self.accelerator.device,
+        )
+        # TRL decodes without control tokens, and so without the marker; rewards see what people see.
+        texts = [self.tokens.decode(ids) for ids in completion_ids_list]
+        if not isinstance(completions[0], str):
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        rewards = super()._calculate_rewards(ranked, prompts, texts, completion_ids_list)
+        self._reward_errors.raise_together(self.accelerator)
+
+        self._log_metric("parsed_share", float(np.mean(marked)))
+        self._log_metric("rank/mean", float(ranking.ranks_B.mean()))
+        self._log_metric("rank/gain", float(gains.mean()))
+        self._log_completion_extra("rank", ranking.ranks_B.tolist())
+        return rewards
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.item_loss != "none":
+            group_size = self.num_generations if self.model.training else self.num_generations_eval
+            everyone = self.accelerator.gather(self._log_probs_B)  # a group may lie on several processes
+            weights = item_weights(everyone, group_size, self.item_loss)
+            start = self.accelerator.process_index * len(inputs)
+            output["item_weight"] = weights[start : start + len(inputs)]
+            targets = self.catalog.indices([row["target_id"] for row in inputs])
+            output["item_index"] = torch.from_numpy(targets).to(self.accelerator.device)
+        return output
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        if self.item_loss == "none" or not self.model.training:
+            return loss
+        item_loss = self._item_loss(model, inputs)
+        self._metrics["train"]["item_loss"].append(self.accelerator.gather(item_loss.detach()).mean().item())
+        return loss + self.item_loss_weight * item_loss / self.current_gradient_accumulation_steps
+
+    def _item_loss(self, model, inputs) -> torch.Tensor:
+        """Mean over prompts of the weighted −log p(target | path), by one forward over the paths that take part."""
+        weights = inputs["item_weight"]
+        rows = weights.nonzero().flatten().tolist() or [0]  # every process must take part in the forward
+        tree = self.catalog.tree
+        sequences, paths = [], []
+        for row in rows:
+            prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
+            reasoning = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist()
+            path = self.catalog.paths[int(inputs["item_index"][row])]
+            sequences.append([*prompt, *reasoning, *path])
+            paths.append(path)
+        width, length = max(map(len, sequences)), max(map(len, paths))
+        device = weights.device
+        pad = self.tokens.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=device)
+        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
+        with self.accelerator.autocast():
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                logits_to_keep=length + 1,
+                use_cache=False,
+            ).logits[:, :-1]
+        path_B_L = torch.tensor([[-100] * (length - len(p)) + list(p) for p in paths], device=device)
+        allowed = torch.zeros(logits.shape, dtype=torch.bool)
+        for b, path in enumerate(paths):
+            node = 0
+            for position, token in enumerate(path, start=length - len(path)):
+                children = tree.children(node)
+                allowed[b, position, torch.from_numpy(tree.token[children])] = True
+                node = children.start + int(np.searchsorted(tree.token[children], token))
+        log_p = path_log_prob(logits, path_B_L, allowed.to(device))
+        n_groups = len(weights) / self.num_generations
+        return -(weights[rows] * log_p).sum() / n_groups

@@ -1,0 +1,67 @@
+"""The supervised start: token ids from `anyo_rl.tokens`, TRL's `SFTTrainer`, validation by rank."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTTrainer
+
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.tokens import Tokens
+from anyo_rl.training.validation import Validation, run_validation
+
+
+IGNORED = -100
+
+
+def sft_dataset(
+    rows: Sequence[Mapping[str, Any]],
+    catalog: Catalog,
+    tokens: Tokens,
+    rationales: Mapping[str, Sequence[str]] | None,
+) -> Dataset:
+    """Examples as token ids with labels on the completion: reasoning, marker and item path.
+
+    Args:
+        rows: training examples (`anyo_rl.task.Task.rows`).
+        catalog: the catalog.
+        tokens: the teacher's tokenizer and marker.
+        rationales: example id to steps; examples without are left out. `None` for the `direct` teacher, which
+            learns to answer at once from every example.
+
+    Returns:
+        A dataset with `input_ids` and `labels`, as TRL's SFT trainer takes it.
+
+    Raises:
+        ValueError: no example has a rationale.
+    """
+    chosen = [row for row in rows if rationales is None or row["example_id"] in rationales]
+    if not chosen:
+        raise ValueError(
+            f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a direct teacher"
+        )
+    encoded = []
+    for row in chosen:
+        context = tokens.context_ids(row["prompt"])
+        steps = () if rationales is None else [tokens.safe_text(step) for step in rationales[row["example_id"]]]
+        completion = [*tokens.reasoning_ids(steps), *catalog.paths[catalog.index[row["target_id"]]]]
+        encoded.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
+    return Dataset.from_list(encoded)
+
+
+class TeacherSFTTrainer(SFTTrainer):
+    """TRL's SFT trainer with validation by rank in place of an evaluation loss.
+
+    Args:
+        validation: what is measured at each evaluation.
+        *args, **kwargs: as TRL's.
+    """
+
+    def __init__(self, *args: Any, validation: Validation, **kwargs: Any) -> None:
+        self.validation = validation
+        # The trainer insists on an evaluation set; `evaluate` measures ranks instead and never reads it.
+        super().__init__(*args, eval_dataset=kwargs["train_dataset"].select([0]), **kwargs)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """See `anyo_rl.training.validation.run_validation`."""
+        return run_validation(self, self.validation, metric_key_prefix)
