@@ -1,0 +1,58 @@
+"""Whether a completion keeps to the format: enough steps, none of them padding, then the marker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyo_rl.completion import Completion, parse
+
+
+class FormatReward:
+    """1.0 for a completion in the format, 0.0 for any other. There is no partial credit to collect.
+
+    In the format means: the marker was written; there are `min_steps` to `max_steps` steps before it; no step is
+    longer than `max_step_chars`; and no step says what an earlier one said (upper and lower case and spacing apart),
+    since repeated lines are the cheapest way to fill a quota.
+
+    Args:
+        min_steps: fewest steps; 0 accepts an answer without reasoning.
+        max_steps: most steps.
+        max_step_chars: longest step, in characters.
+        item: ask for an item after the marker as well. Leave it off where the text stops at the marker (the
+            `likelihood` ranker reads the answer off), turn it on for `match` and `embedding`.
+
+    Raises:
+        ValueError: when no completion could pass.
+
+    >>> FormatReward()(completions=["wants tea ->", "wants tea", "wants tea\\nWants tea ->"])
+    [1.0, 0.0, 0.0]
+    """
+
+    def __init__(self, min_steps: int = 1, max_steps: int = 16, max_step_chars: int = 400, item: bool = False) -> None:
+        if min_steps < 0 or max_steps < min_steps:
+            raise ValueError(f"expected 0 <= min_steps <= max_steps, found {min_steps} and {max_steps}")
+        if max_step_chars < 1:
+            raise ValueError(f"max_step_chars must be 1 or more, found {max_step_chars}")
+        self.min_steps = min_steps
+        self.max_steps = max_steps
+        self.max_step_chars = max_step_chars
+        self.item = item
+        self.__name__ = "format"
+
+    def __call__(self, completions: list[str] | list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
+        """One reward per completion, given as text or as TRL's list of one message."""
+        return [float(self._passes(parse(_text(completion)))) for completion in completions]
+
+    def _passes(self, completion: Completion) -> bool:
+        steps = [" ".join(step.split()).casefold() for step in completion.steps]
+        return (
+            completion.marked
+            and (completion.item is not None or not self.item)
+            and self.min_steps <= len(steps) <= self.max_steps
+            and len(set(steps)) == len(steps)
+            and all(len(step) <= self.max_step_chars for step in completion.steps)
+        )
+
+
+def _text(completion: str | list[dict[str, str]]) -> str:
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
