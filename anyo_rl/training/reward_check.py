@@ -72,11 +72,8 @@ def check_reward_output(name: str, values: Any, n: int, sample: Mapping[str, Any
         )
     checked: list[float | None] = []
     for row, value in enumerate(values):
-        if hasattr(value, "item"):  # a NumPy number or a tensor of one
-            try:
-                value = value.item()
-            except (ValueError, RuntimeError):
-                pass
+        if getattr(value, "ndim", None) == 0:  # a NumPy number or a tensor of one
+            value = value.item()
         if value is not None and not isinstance(value, numbers.Real):
             raise RewardError(
                 f"reward '{name}' returned {_a(value)} for completion {row}, expected a number, or None where it does "
@@ -182,8 +179,7 @@ class _Guard(_Base):
             if inspect.iscoroutine(values):
                 values.close()
                 raise RewardError(
-                    f"reward '{self.__name__}' returned a coroutine without being declared `async def`: declare it so, "
-                    "or await inside it"
+                    f"reward '{self.__name__}' returned a coroutine without being declared `async def`: declare it so"
                 )
             return check_reward_output(self.__name__, values, n, _used(self.reward_fn, columns))
         except RewardError as error:
@@ -213,7 +209,7 @@ def _columns(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The columns of the batch: lists with a value per completion."""
     n = _count(columns)
     return {
-        name: value
+        name: list(value)
         for name, value in columns.items()
         if name not in _NOT_COLUMNS and isinstance(value, (list, tuple)) and len(value) == n
     }
@@ -267,10 +263,9 @@ def _explain(
 ) -> RewardError:
     n = _count(columns)
     row = _failing_row(reward_fn, error, columns) if search else None
+    shown = _show(_used(reward_fn, columns), row or 0)
     which = f"completion {row} of {n}" if row is not None else f"a batch of {n} completions (the first is shown)"
-    return RewardError(
-        f"reward '{name}' raised {type(error).__name__}: {error}, on {which}{_show(_used(reward_fn, columns), row or 0)}"
-    )
+    return RewardError(f"reward '{name}' raised {type(error).__name__}: {error}, on {which}{shown}")
 
 
 def _failing_row(reward_fn: Callable[..., Any], error: Exception, columns: Mapping[str, Any]) -> int | None:
