@@ -1,0 +1,66 @@
+"""The column names of the data tables, the cleaned log, and the one error that bad data raises."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+# Interactions, and items (an items table may have more columns: attributes, str or list[str]).
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"
+RATING = "rating"
+TITLE = "title"
+
+# Examples.
+EXAMPLE_ID = "example_id"
+HISTORY = "history"
+TARGET_ID = "target_id"
+SPLIT = "split"
+COLD_ITEM = "cold_item"
+COLD_USER = "cold_user"
+
+TRAIN = "train"
+VALIDATION = "validation"
+TEST = "test"
+SPLITS = (TRAIN, VALIDATION, TEST)
+
+EXAMPLES_SCHEMA: dict[str, pl.DataType] = {
+    EXAMPLE_ID: pl.String(),
+    USER_ID: pl.String(),
+    HISTORY: pl.List(pl.String()),
+    TARGET_ID: pl.String(),
+    TIMESTAMP: pl.Int64(),
+    SPLIT: pl.String(),
+    COLD_ITEM: pl.Boolean(),
+    COLD_USER: pl.Boolean(),
+}
+
+
+class DataError(ValueError):
+    """Data that cannot be used: says what was found, what was expected, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """A cleaned interaction log.
+
+    Attributes:
+        frame: `user_id` str, `item_id` str, `timestamp` Int64 (seconds) and, where the log has one, `rating` Float32;
+            sorted by user, then time, then the order in the file.
+        items: `item_id` str (unique), `title` str (clean, not empty), and attribute columns (str or list[str]).
+        report: what cleaning found; the keys are described in `anyo_rl.data.clean`.
+        name: the data set's name.
+        given: pre-made examples (`user_id`, `history`, `target_id`, `timestamp`, `split`) where the source has them,
+            for `make_examples(method="given")`; else None.
+    """
+
+    frame: pl.DataFrame
+    items: pl.DataFrame
+    report: dict[str, int]
+    name: str
+    given: pl.DataFrame | None = None
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Item id to title."""
+        return dict(zip(self.items[ITEM_ID].to_list(), self.items[TITLE].to_list(), strict=True))

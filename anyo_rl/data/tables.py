@@ -1,0 +1,215 @@
+"""Reading text tables without a traceback from inside the reader: every failure is one `DataError`."""
+
+import gzip
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from anyo_rl.data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DataError
+
+REQUIRED = (USER_ID, ITEM_ID, TIMESTAMP)
+_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar", "::": "'::'"}
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A log as it was found, before cleaning.
+
+    Attributes:
+        events: lazy `user_id`, `item_id`, `timestamp` and perhaps `rating`, of any type.
+        items: `item_id`, `title` and attributes, text as it is in the file.
+        path: the file that errors name.
+        notes: counts that the reader adds to the report.
+        given: pre-made examples, or None.
+    """
+
+    events: pl.LazyFrame
+    items: pl.DataFrame
+    path: Path
+    notes: dict[str, int] = field(default_factory=dict)
+    given: pl.DataFrame | None = None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn any reader's failure on `path` into one `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, UnicodeError) as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    else:
+        return
+    if "utf-8" in reason or "utf8" in reason:
+        raise DataError(f"{path}: is not UTF-8 ({reason}): convert it, e.g. `iconv -f latin1 -t utf-8`")
+    raise DataError(
+        f"{path}: cannot be read ({reason}): expected a table with the same number of fields on each line; mend or "
+        "remove the lines that differ"
+    )
+
+
+def open_text(path: Path) -> bytes:
+    """The whole of a small file, unzipped where it ends in .gz."""
+    with reading(path):
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def first_line(path: Path) -> str:
+    """The first line, for detection: undecodable bytes are replaced.
+
+    Raises:
+        DataError: if the file does not exist or is empty.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: check the path")
+    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        line = file.readline(1_000_000)
+    if not line.strip():
+        raise DataError(f"{path}: the file is empty: expected a table of interactions or items")
+    return line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
+
+
+def scan_text_table(
+    path: Path,
+    separator: str,
+    names: Sequence[str] | None = None,
+    quoted: bool = True,
+) -> pl.LazyFrame:
+    """Scan a text table lazily, every column as text.
+
+    Args:
+        path: the file, perhaps .gz.
+        separator: one character.
+        names: column names where the file has no header.
+        quoted: whether fields may stand in double quotes.
+
+    Raises:
+        DataError: if the file is missing or empty, or has another separator.
+    """
+    line = first_line(path)
+    fields = line.split(separator)
+    if len(fields) == 1 or (names is not None and len(fields) != len(names)):
+        other = next(
+            (f"; the line looks separated by {n}" for s, n in _SEPARATORS.items() if s != separator and s in line), ""
+        )
+        expected = f"{len(names)} fields" if names is not None else "a header with several fields"
+        raise DataError(
+            f"{path}: found {len(fields)} field(s) in the first line {line[:80]!r}, expected {expected} separated by "
+            f"{_SEPARATORS.get(separator, repr(separator))}{other}: convert the file, or name its separator"
+        )
+    with reading(path):
+        return pl.scan_csv(
+            path,
+            separator=separator,
+            has_header=names is None,
+            new_columns=list(names) if names is not None else None,
+            infer_schema=False,
+            quote_char='"' if quoted else None,
+        )
+
+
+def read_latin1_lines(path: Path) -> tuple[list[str], bool]:
+    """The lines of a small file in UTF-8 or else latin-1, and whether it was latin-1."""
+    first_line(path)
+    raw = open_text(path)
+    try:
+        text, latin1 = raw.decode("utf-8-sig"), False
+    except UnicodeDecodeError:
+        text, latin1 = raw.decode("latin-1"), True
+    # splitlines would also split at the rarer line breaks of Unicode.
+    return io.StringIO(text, newline=None).read().split("\n"), latin1
+
+
+def column_names(events: pl.LazyFrame, path: Path) -> list[str]:
+    """The column names of a lazy table."""
+    with reading(path):
+        return events.collect_schema().names()
+
+
+def pick_events(
+    table: pl.LazyFrame,
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> pl.LazyFrame:
+    """Rename to the project's column names and keep those only.
+
+    Args:
+        table: the log.
+        path: for errors.
+        columns: our name to the file's name, by the user: has to be there.
+        defaults: the same, by the format.
+
+    Raises:
+        DataError: if a column is missing.
+    """
+    found = column_names(table, path)
+    columns = dict(columns or {})
+    unknown = sorted(set(columns) - {*REQUIRED, RATING})
+    if unknown:
+        raise DataError(f"columns names {unknown}: expected some of {[*REQUIRED, RATING]}")
+    wanted = {name: (defaults or {}).get(name, name) for name in (*REQUIRED, RATING)} | columns
+    missing = [wanted[name] for name in wanted if wanted[name] not in found and (name != RATING or name in columns)]
+    if missing:
+        mapping = ", ".join(f"{name!r}: ..." for name in wanted if wanted[name] in missing)
+        raise DataError(
+            f"{path}: found the columns {found[:20]}, expected {[wanted[name] for name in REQUIRED]}; missing "
+            f"{missing}: rename them, or pass columns={{{mapping}}}"
+        )
+    return table.select(pl.col(source).alias(name) for name, source in wanted.items() if source in found)
+
+
+def pick_items(
+    table: pl.DataFrame,
+    path: Path,
+    columns: Mapping[str, str] | None,
+    id_names: Sequence[str],
+    title_names: Sequence[str],
+) -> pl.DataFrame:
+    """Put an item table's id and title under our names; other columns stay as they are.
+
+    Raises:
+        DataError: if there is no id or no title.
+    """
+    columns = dict(columns or {})
+
+    def find(name: str, candidates: Sequence[str]) -> str:
+        candidates = [columns[name]] if name in columns else candidates
+        for candidate in candidates:
+            if candidate in table.columns:
+                return candidate
+        raise DataError(
+            f"{path}: found the columns {table.columns[:20]}, expected one of {list(candidates)} for {name!r}: rename "
+            f"it, or pass item_columns={{{name!r}: ...}}"
+        )
+
+    item_id, title = find(ITEM_ID, id_names), find("title", title_names)
+    rest = [name for name in table.columns if name not in (item_id, title, ITEM_ID, "title")]
+    return table.select(pl.col(item_id).alias(ITEM_ID), pl.col(title).alias("title"), *rest)
+
+
+def collect(table: pl.LazyFrame, path: Path) -> pl.DataFrame:
+    """Read a lazy table in batches."""
+    with reading(path):
+        return table.collect(engine="streaming")
+
+
+def only(paths: Sequence[Path], folder: Path, what: str, prefer: Callable[[Path], bool] = lambda _: False) -> Path:
+    """The only one of `paths`, or the preferred one.
+
+    Raises:
+        DataError: if there are none or several.
+    """
+    chosen = [path for path in paths if prefer(path)] or list(paths)
+    if len(chosen) == 1:
+        return chosen[0]
+    names = [path.name for path in chosen]
+    raise DataError(
+        f"{folder}: found {len(names)} files {names[:10]} that may be the {what}, expected one: name the file"
+    )

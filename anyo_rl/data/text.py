@@ -1,0 +1,81 @@
+"""Text from data, made safe to stand in a prompt.
+
+Titles and attributes come from strangers. `clean_text` is the one place where they are sanitised, at load time, so
+that no title can end its line, close the list it stands in, write the marker that ends the reasoning, or imitate a
+chat template's special token.
+"""
+
+import html
+import re
+import unicodedata
+
+MAX_TITLE_CHARS = 300
+MARKER = "->"
+MARKER_STAND_IN = "→"
+ELLIPSIS = "…"
+
+# Longer text is cut before anything else, so that a hostile title costs no time.
+_MAX_RAW_CHARS = 20_000
+
+_HTML_NAMES = (
+    "a|abbr|b|big|blockquote|body|br|button|center|code|div|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input|li|"
+    "link|meta|ol|p|pre|script|small|span|strong|style|sub|sup|svg|table|tbody|td|th|thead|title|tr|tt|u|ul"
+)
+_CHAT_NAMES = (
+    "s|bos|eos|pad|unk|mask|cls|sep|think|thinking|answer|history|system|user|assistant|tool|tools|tool_call|"
+    "tool_response|start_of_turn|end_of_turn|start_of_image|end_of_text|endoftext|extra_id_\\d+|unused\\d+"
+)
+# Known tags only: "<3" or "<a_60>" is text, not markup.
+_TAGS = re.compile(rf"</?(?:{_HTML_NAMES}|{_CHAT_NAMES})(?:\s[^<>]*)?/?>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_SPECIAL_TOKENS = re.compile(
+    # The fullwidth bars and the low block are those of DeepSeek's tokens.
+    r"<[|\uff5c][^<>]{0,64}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]",
+    re.IGNORECASE,
+)
+_WHITESPACE = re.compile(r"\s+")
+# Joiners and variation selectors hold emoji together; every other invisible character goes.
+_KEEP_INVISIBLE = frozenset("\u200c\u200d")
+_STRIP = " \u200c\u200d"
+
+
+def clean_text(text: str, max_chars: int = MAX_TITLE_CHARS) -> str:
+    """Return `text` on one line, without markup, special tokens, control characters or the marker `->`.
+
+    HTML entities are unescaped, known HTML tags and chat-template tokens removed, `->` becomes `→`, whitespace (line
+    breaks too) is folded to single spaces, and invisible or direction-changing characters are removed; emoji stay.
+    What is longer than `max_chars` is cut at a word boundary and ends with `…`. Cleaning twice gives the same as once.
+
+    Args:
+        text: any text; what lies after 20,000 characters is ignored.
+        max_chars: the greatest length of the result, in characters, at least 2.
+    """
+    text = text[:_MAX_RAW_CHARS]
+    # Removing one token may join the halves of another, so go on until nothing changes; each pass but the last one
+    # shortens the text or brings it nearer to its normal form.
+    while True:
+        before = text
+        text = unicodedata.normalize("NFC", html.unescape(text))
+        text = _WHITESPACE.sub(" ", text)
+        text = "".join(filter(_is_visible, text)) if not text.isascii() or not text.isprintable() else text
+        text = _SPECIAL_TOKENS.sub(" ", _TAGS.sub(" ", text))
+        text = text.replace(MARKER, MARKER_STAND_IN)
+        text = _WHITESPACE.sub(" ", text).strip(_STRIP)
+        if text == before:
+            return truncate_text(text, max_chars)
+
+
+def truncate_text(text: str, max_chars: int) -> str:
+    """Cut `text` at the last word boundary within `max_chars` characters, `…` included; short text stays as it is.
+
+    A single word that is too long is cut inside.
+    """
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars - 1]
+    if text[max_chars - 1] != " " and " " in head:
+        head = head[: head.rindex(" ")]
+    return head.rstrip() + ELLIPSIS
+
+
+def _is_visible(char: str) -> bool:
+    return char in _KEEP_INVISIBLE or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
