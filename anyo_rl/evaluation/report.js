@@ -97,7 +97,7 @@
     }
     parts.push(titles(recent, example.earlier + older.length + 1));
     const paths = example.paths.filter((path) => !stage.value || path.policy === stage.value);
-    paths.sort((a, b) => policies.indexOf(a.policy) - policies.indexOf(b.policy) || a.sample - b.sample);
+    paths.sort((a, b) => policies.indexOf(a.policy) - policies.indexOf(b.policy)); // stable: samples stay in order
     parts.push(...paths.map((path) => pathCard(path)));
     detail.replaceChildren(...parts);
     detail.scrollTop = 0;
@@ -115,7 +115,7 @@
     const header = make("header");
     header.append(make("span", path.policy, "policy"));
     header.append(make("span", path.rank === null ? "no rank" : `target at rank ${path.rank.toLocaleString("en")}`, "rank"));
-    const aside = [`sample ${path.sample}`, path.ranker, path.cap && `cap ${path.cap}`, path.finish].filter(Boolean);
+    const aside = [path.sample, path.ranker, path.cap && `cap ${path.cap}`, path.finish].filter(Boolean);
     header.append(make("span", aside.join(" · "), "aside"));
     card.append(header);
     if (path.steps.length) {

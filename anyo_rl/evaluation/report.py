@@ -27,12 +27,15 @@ GUARD_RAILS = (
     ("parsed_share", "Completions that parse", "should be near 1"),
     ("completions/clipped_ratio", "Cut at the length limit", "should be near 0"),
     ("completions/mean_length", "Tokens per completion", "sudden growth or collapse is a warning"),
+    ("rank/mean", "Mean rank of the target", "over sampled completions"),
     ("reward_std", "Spread of the reward", "within groups"),
     ("kl", "KL to the start", "distance from the reference policy"),
     ("grad_norm", "Gradient norm", "spikes are a warning"),
     ("item_loss", "Item loss", "−log p(target)"),
     ("loss", "Loss", "of the stage's objective"),
 )
+
+ACCENTED = ("grpo", "ppo")  # what was trained on the rank stands out
 
 
 @dataclass
@@ -112,7 +115,8 @@ def render(run: Run, run_dir: Path) -> str:
     """The page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    keys, files, unreadable = report_paths.read_keys(run_dir, run.evaluation.get("split"))
+    split = str(run.evaluation.get("split", "test")).split(" ")[0]  # the name may go on with how it was split
+    keys, files, unreadable = report_paths.read_keys(run_dir, split)
     if unreadable:
         run.notes.append(f"{len(unreadable)} shards of paths could not be read: {', '.join(unreadable[:5])}.")
     examples = report_paths.load_examples(run_dir, keys, files)
@@ -192,7 +196,7 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
     """NDCG by stage, share of the oracle, ranks before and after, true intents: those that there are data for."""
     found = []
     rows = [row for row in table.rows(evaluation) if table.MAIN_METRIC in row.metrics]
-    accents = [row.stage in ("grpo", "ppo") for row in rows]
+    accents = [row.stage in ACCENTED for row in rows]
     labels = [row.stage if row.mode == "plain" else f"{row.stage} · {row.mode}" for row in rows]
     if rows:
         values = [row.metrics[table.MAIN_METRIC] for row in rows]
@@ -215,16 +219,20 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
         names, numbers, marks = zip(*shares, strict=True)
         svg = plots.bar_plot(names, numbers, marks, "p-oracle", "% of the oracle's NDCG@10")
         found.append(Plot("Share of the oracle", "100% is the best that the visible history allows.", svg))
+    one_each = keys.filter(pl.col("mode") == "greedy")
+    if one_each["policy"].n_unique() == keys["policy"].n_unique():
+        keys = one_each
     ranks = {
         policy: keys.filter((pl.col("policy") == policy) & (pl.col("rank") >= 1))["rank"].to_numpy()
         for policy in (report_paths.BEFORE, report_paths.AFTER)
     }
     ranks = {policy: values for policy, values in ranks.items() if len(values)}
     if ranks:
-        note = "Share of paths; each bin is twice as wide as the one before."
+        kind = "greedy paths" if keys is one_each else "paths"
+        note = f"Share of {kind}; each bin is twice as wide as the one before."
         found.append(Plot("Rank of the target, before and after", note, plots.rank_plot(ranks, "p-ranks")))
     true = {name: table.read_value(raw) for name, raw in evaluation.get("true_intent", {}).items()}
-    known = [(name, value.mean, name in ("grpo", "ppo")) for name, value in true.items() if value is not None]
+    known = [(name, value.mean, name in ACCENTED) for name, value in true.items() if value is not None]
     if known:
         names, numbers, marks = zip(*known, strict=True)
         svg = plots.bar_plot(names, numbers, marks, "p-intent", "% of stated intents")
@@ -235,13 +243,14 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
 def training_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
     """Reward and validation NDCG over steps."""
     found = []
-    reward = {stage: points for stage in _stages(metrics) if (points := _points(metrics, stage, ["reward"]))}
+    stages = sorted(_stages(metrics), key=lambda stage: stage in ACCENTED)  # the last line has the accent
+    reward = {stage: points for stage in stages if (points := _points(metrics, stage, ["reward"]))}
     if reward:
         svg = plots.line_plot(reward, "p-reward", "mean reward", smooth=True)
         found.append(Plot("Reward over steps", "Each batch (faint) and its running mean.", svg))
     names = sorted({key for row in metrics for key in row if "ndcg@10" in key and ("val" in key or "eval" in key)})
     series = {}
-    for stage in _stages(metrics):
+    for stage in stages:
         for key in names:
             if points := _points(metrics, stage, [key]):
                 series[stage if len(names) == 1 else f"{stage} · {key}"] = points

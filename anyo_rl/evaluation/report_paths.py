@@ -13,6 +13,7 @@ import polars as pl
 
 BEFORE, AFTER = "sft", "grpo"
 KEYS = ("example_id", "sample_index", "policy", "split", "rank")
+MODES = ("greedy", "mixture", "plain")  # a file `<stage>.<mode>.parquet` has the paths of one mode
 MAX_TEXT, MAX_HISTORY, MAX_TOKENS = 300, 40, 600
 
 
@@ -24,8 +25,9 @@ def read_keys(run_dir: Path, split: str | None = None) -> tuple[pl.DataFrame, li
         split: keep this split only, where the run has any path of it.
 
     Returns:
-        A frame with the columns of KEYS and `file`, `row` (where the path is), one row a path: of a path that was
-        written twice the last counts. Then the files that `file` counts in, and the names of those not readable.
+        A frame with the columns of KEYS, `mode` (empty where the file's name has none) and `file`, `row` (where the
+        path is), one row a path: of a path that was written twice the last counts. Then the files that `file` counts
+        in, and the names of those not readable.
     """
     files, unreadable, frames = [], [], []
     for file in sorted((run_dir / "paths").glob("**/*.parquet")):
@@ -38,12 +40,16 @@ def read_keys(run_dir: Path, split: str | None = None) -> tuple[pl.DataFrame, li
             unreadable.append(file.name)
             continue
         files.append(file)
-        frames.append(frame.with_row_index("row").with_columns(file=pl.lit(len(files) - 1, pl.Int64)))
+        mode = file.stem.rpartition(".")[2]
+        place = {"file": pl.lit(len(files) - 1, pl.Int64), "mode": pl.lit(mode if mode in MODES else "")}
+        frames.append(frame.with_row_index("row").with_columns(**place))
     if not frames:
-        empty = {"row": pl.UInt32, "example_id": pl.String, "policy": pl.String, "split": pl.String}
-        empty |= {"sample_index": pl.Int64, "rank": pl.Int64, "file": pl.Int64}
+        empty: dict[str, Any] = {"row": pl.UInt32} | dict.fromkeys(("sample_index", "rank", "file"), pl.Int64)
+        empty |= dict.fromkeys(("example_id", "policy", "split", "mode"), pl.String)
         return pl.DataFrame(schema=empty), files, unreadable
-    keys = pl.concat(frames).unique(["example_id", "sample_index", "policy"], keep="last", maintain_order=True)
+    # The greedy path and the mixture's first sample are two paths with one sample index.
+    key = ["example_id", "sample_index", "policy", "mode"]
+    keys = pl.concat(frames).unique(key, keep="last", maintain_order=True)
     if split is not None and (keys["split"] == split).any():
         keys = keys.filter(pl.col("split") == split)
     return keys, files, unreadable
@@ -52,11 +58,12 @@ def read_keys(run_dir: Path, split: str | None = None) -> tuple[pl.DataFrame, li
 def choose_paths(keys: pl.DataFrame, limit: int = 200, seed: int = 0) -> pl.DataFrame:
     """At most `limit` paths: examples with the biggest gains and losses of AFTER over BEFORE, and a seeded sample.
 
-    Examples are kept whole as far as the limit goes: first one path of each policy, then further samples. A gain is
-    measured by NDCG between the first samples of the two policies. The column `why` says how the example came in:
-    `gain`, `loss` or `sample`.
+    Examples are kept whole as far as the limit goes: first one path of each policy (the greedy one where there is
+    one), then further samples. A gain is measured by NDCG between these first paths of the two policies. The column
+    `why` says how the example came in: `gain`, `loss` or `sample`.
     """
-    first = keys.sort("sample_index").unique(["example_id", "policy"], keep="first", maintain_order=True)
+    keys = keys.sort(pl.col("mode") != "greedy", "sample_index", "mode")
+    first = keys.unique(["example_id", "policy"], keep="first", maintain_order=True)
     n_examples = max(1, limit // max(1, first["policy"].n_unique()))
     ranks = {policy: first.filter(pl.col("policy") == policy) for policy in (BEFORE, AFTER)}
     pairs = ranks[AFTER].join(ranks[BEFORE], on="example_id", suffix="_before").drop_nulls(["rank", "rank_before"])
@@ -78,8 +85,8 @@ def choose_paths(keys: pl.DataFrame, limit: int = 200, seed: int = 0) -> pl.Data
     order = pl.DataFrame(
         {"example_id": list(why), "why": list(why.values())}, schema={"example_id": pl.String, "why": pl.String}
     )
-    chosen = keys.join(order.with_row_index("place"), on="example_id")
-    nth = pl.col("sample_index").rank("ordinal").over("example_id", "policy")
+    chosen = keys.join(order.with_row_index("place"), on="example_id", maintain_order="left")
+    nth = pl.int_range(pl.len()).over("example_id", "policy")
     return chosen.with_columns(nth=nth).sort("nth", "place", "policy").head(limit).sort("place", "nth", "policy")
 
 
@@ -96,7 +103,7 @@ def load_examples(run_dir: Path, keys: pl.DataFrame, files: list[Path], limit: i
         rows |= {(file, row["__row"]): row for row in frame.iter_rows(named=True)}
     tokenizers: dict[str, Any] = {}
     examples: dict[str, dict[str, Any]] = {}
-    for example_id, file, row, why in chosen.select("example_id", "file", "row", "why").iter_rows():
+    for example_id, file, row, why, mode in chosen.select("example_id", "file", "row", "why", "mode").iter_rows():
         path = rows[file, row]
         if example_id not in examples:
             history = [cut(title) for title in path.get("history") or []]
@@ -112,7 +119,7 @@ def load_examples(run_dir: Path, keys: pl.DataFrame, files: list[Path], limit: i
         policy = str(path["policy"])
         if policy not in tokenizers:
             tokenizers[policy] = _tokenizer(run_dir, policy)
-        examples[example_id]["paths"].append(_path(path, tokenizers[policy]))
+        examples[example_id]["paths"].append(_path(path, mode, tokenizers[policy]))
     return list(examples.values())
 
 
@@ -128,7 +135,7 @@ def safe_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _path(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _path(row: dict[str, Any], mode: str, tokenizer: Any) -> dict[str, Any]:
     rewards = row.get("rewards")
     if isinstance(rewards, str):
         try:
@@ -141,7 +148,7 @@ def _path(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     item = row.get("item_title") or row.get("item_id")
     return {
         "policy": str(row["policy"]),
-        "sample": row.get("sample_index"),
+        "sample": mode if mode and mode != "mixture" else f"sample {row.get('sample_index')}",
         "rank": row.get("rank"),
         "steps": [cut(step) for step in (row.get("steps") or [])[:50]],
         "values": row.get("step_values"),

@@ -262,3 +262,22 @@ def test_running_mean_does_not_sag_at_the_ends():
 
 def test_safe_json_writes_numbers_that_are_not_numbers_as_null():
     assert json.loads(report_paths.safe_json([math.nan, math.inf, 1.0, "a"])) == [None, None, 1.0, "a"]
+
+
+def test_greedy_and_mixture_paths_of_one_index_are_two_paths_and_greedy_comes_first(tmp_path):
+    for policy, greedy, mixture in (("sft", 50, 1), ("grpo", 2, 60)):
+        write_paths(tmp_path, [path_row("1", 0, policy, greedy)], f"{policy}.greedy.parquet")
+        write_paths(tmp_path, [path_row("1", n, policy, mixture) for n in range(2)], f"{policy}.mixture.parquet")
+    keys, files, _ = report_paths.read_keys(tmp_path)
+    assert keys.height == 6
+    example = report_paths.load_examples(tmp_path, keys, files)[0]
+    assert example["why"] == "gain"
+    shown = [(path["policy"], path["sample"], path["rank"]) for path in example["paths"]]
+    assert shown[:2] == [("grpo", "greedy", 2), ("sft", "greedy", 50)]
+    assert sorted(shown[2:]) == [
+        ("grpo", "sample 0", 60), ("grpo", "sample 1", 60), ("sft", "sample 0", 1), ("sft", "sample 1", 1)
+    ]  # fmt: skip
+    (tmp_path / "evaluation.json").write_text('{"split": "test (leave one out)"}')
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Share of greedy paths" in html
+    assert "6 of 6 paths" in html
