@@ -72,7 +72,9 @@ def load_rewards(
         FileNotFoundError: as `load_reward`.
     """
     kwargs = dict(reward_kwargs or {})
-    for name in kwargs:
+    for name, parameters in kwargs.items():
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise ValueError(f"reward_kwargs of {name!r} is {parameters!r}, expected a mapping of parameters")
         if name not in reward_funcs:
             raise ValueError(
                 f"reward_kwargs has {name!r}, which is not among reward_funcs: {_choices(name, reward_funcs)}"

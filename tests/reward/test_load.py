@@ -154,6 +154,9 @@ def test_an_error_inside_the_file_is_shown_as_it_is(tmp_path):
 def test_load_rewards_errors(file):
     with pytest.raises(ValueError, match=r"reward_kwargs has 'formt', which is not among reward_funcs.*'format'"):
         load_rewards(["format"], {"formt": {}})
+    with pytest.raises(ValueError, match=r"reward_kwargs of 'format' is 3, expected a mapping"):
+        load_rewards(["format"], {"format": 3})
+    assert load_rewards(["format"], {"format": None})[0].min_steps == 1
     with pytest.raises(ValueError, match=r"both called 'ndcg', and their metrics would be mixed"):
         load_rewards(["ndcg", "reward.rank.RankReward"])
 

@@ -1,0 +1,74 @@
+"""What docs/rewards.md shows is what happens."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anyo_rl.training.reward_check import RewardError, guard
+from reward.load import SHORT_NAMES, load_reward, load_rewards
+from reward.rank import RankReward
+
+DOCS = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+BATCH = {
+    "prompts": ["p"] * 3,
+    "completion_ids": [[1]] * 3,
+    "completions": ["a\nb ->", "a\nb\nc\nd\n->", [{"role": "assistant", "content": "a"}]],
+    "rank": [2, 4, None],
+}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", DOCS, flags=re.DOTALL)
+
+
+@pytest.fixture
+def my_reward(tmp_path):
+    (tmp_path / "my_reward.py").write_text(blocks("python")[0], encoding="utf-8")
+    return f"{tmp_path}/my_reward.py:my_reward"
+
+
+def test_your_own_reward_works_as_it_is_printed(my_reward):
+    # 1/2; 1/4 less two lines beyond the third; no rank.
+    assert guard(load_reward(my_reward))(**BATCH) == pytest.approx([0.5, 0.25 - 2 * 0.05, 0.0])
+    cheap = load_reward({"name": my_reward, "kwargs": {"price_per_line": 0.01}})
+    assert guard(cheap)(**BATCH) == pytest.approx([0.5, 0.25 - 2 * 0.01, 0.0])
+    assert [reward.__name__ for reward in load_rewards([my_reward, "format"])] == ["my_reward", "format"]
+
+
+def test_it_is_as_short_as_promised():
+    assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 10
+
+
+def test_the_yaml_loads():
+    config = yaml.safe_load(blocks("yaml")[0])
+    rewards = load_rewards(config["reward_funcs"], config["reward_kwargs"])
+    assert len(rewards) == len(config["reward_weights"])
+    assert (rewards[0].floor, rewards[1].max_steps) == (-0.1, 6)
+
+
+def test_every_short_name_is_in_the_table():
+    table = re.findall(r"^\| `([a-z]+)(?:@\d+)?` \|", DOCS, flags=re.MULTILINE)
+    assert set(SHORT_NAMES) <= set(table)
+
+
+def test_the_numbers_in_the_text():
+    for gain, printed in (("ndcg", [0.121, 0.116]), ("log", [0.174, 0.133])):
+        assert RankReward(gain)(rank=[300, 400], n_items=1000) == pytest.approx(printed, abs=6e-4)
+        assert all(f"{value:.3f}".lstrip("0") in DOCS for value in printed)
+    assert math.isclose(RankReward()(rank=[3])[0], 0.5)
+
+
+def test_the_errors_read_as_printed(my_reward):
+    with pytest.raises(RewardError) as caught:
+        guard(load_reward(my_reward))(**{**BATCH, "rank": [1, 0, 2]})
+    printed = next(block for block in blocks("text") if "ZeroDivisionError" in block)
+    # Each line of the message has its line in the docs, up to where the values differ.
+    for line in ("reward 'my_reward' raised ZeroDivisionError: division by zero, on completion ", "  rank: 0"):
+        assert line in str(caught.value)
+        assert line in printed
+    with pytest.raises(ValueError, match="unknown reward 'ndgc'") as wrong:
+        load_reward("ndgc")
+    assert str(wrong.value).split("; or a dotted path")[0] in DOCS
