@@ -14,7 +14,6 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-
 FloatArray = NDArray[np.float64]
 
 
@@ -25,7 +24,7 @@ def _checked(rank: Any) -> FloatArray:
         found = ranks[wrong].ravel()[0]
         raise ValueError(
             f"found a rank of {found:g}, expected 1 or more (ranks are 1-based): "
-            f"add 1 to 0-based positions, and give `inf` for an item that was not ranked ({wrong.sum()} of {ranks.size})"
+            f"add 1 to 0-based positions, give `inf` for an item that was not ranked ({wrong.sum()} of {ranks.size})"
         )
     return ranks
 

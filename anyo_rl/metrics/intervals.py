@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 _CHUNK = 2_000_000  # draws held at once: 16 MB of indices
 
 

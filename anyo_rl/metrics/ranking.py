@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from anyo_rl.metrics.gains import hit, mrr, ndcg
 
-
 CUTOFFS = (1, 5, 10, 20)
 
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from anyo_rl.metrics import hit, log_gain, mrr, ndcg
 
-
 ranks_and_size = st.integers(1, 5000).flatmap(
     lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(1, n), st.none() | st.integers(1, 2 * n))
 )

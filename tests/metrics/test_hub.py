@@ -5,7 +5,6 @@ import pytest
 
 from anyo_rl import metrics
 
-
 evaluate = pytest.importorskip("evaluate")
 
 FOLDER = Path(metrics.__file__).parent / "hub" / "ranking"

@@ -8,7 +8,6 @@ import evaluate
 
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, mean_metrics, per_user_metrics
 
-
 _DESCRIPTION = """
 Hit rate, NDCG and reciprocal rank of one target per user, averaged over users (NaN when there are none).
 """

@@ -1,0 +1,278 @@
+"""The baselines that every table shows: popularity and a sequence-aware item-kNN, tuned on validation only.
+
+Both are fitted on training sequences of item indices (0..N-1, oldest first, repeats allowed) and score whole
+histories. The similarity is sparse; the only dense array is the (B, N) float32 block of scores that is asked for.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from anyo_rl.metrics import ndcg, target_ranks
+
+Histories = Sequence[Sequence[int]]
+Scores = NDArray[np.float32]
+
+# What `choose_on_validation` tries for item-kNN: 36 fits.
+ITEM_KNN_GRID: Mapping[str, Sequence[Any]] = {
+    "history_decay": (0.6, 0.8, 0.95),
+    "gap_decay": (0.6, 0.8, 0.95),
+    "backward": (0.0, 0.5),
+    "source_power": (0.3, 0.5),
+}
+
+
+class Scorer(Protocol):
+    """Whatever scores every item after a history, such as [`ItemKNN`] or a student."""
+
+    def scores(self, histories: Histories) -> Any:
+        """(B, N) float scores, numpy or torch."""
+
+
+def _events(sequences: Histories, n_items: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The items of all sequences in one array, and the length of each sequence."""
+    lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    items = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
+    wrong = (items < 0) | (items >= n_items)
+    if wrong.any():
+        raise ValueError(
+            f"found item index {items[wrong][0]} in `{name}`, expected 0 to {n_items - 1}: "
+            "give indices of the catalog, and drop or add the items that it lacks"
+        )
+    return items, lengths
+
+
+def _user_counts(items: NDArray[np.int64], lengths: NDArray[np.int64], n_items: int) -> NDArray[np.float64]:
+    """Number of users who have each item, (N,): a user who buys an item ten times is one user."""
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    pairs = np.unique(users * n_items + items)
+    return np.bincount(pairs % n_items, minlength=n_items).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Scores every item by the number of training users who have it, `counts` (N,), whatever the history."""
+
+    counts: NDArray[np.float64]
+
+    def scores(self, histories: Histories) -> Scores:
+        """Scores (B, N) float32: the same row for each history."""
+        return np.tile(self.counts.astype(np.float32), (len(histories), 1))
+
+
+def fit_popularity(sequences: Histories, n_items: int) -> Popularity:
+    """Count the users of each item in the training sequences.
+
+    Raises:
+        ValueError: If an item index is outside the catalog.
+    """
+    return Popularity(_user_counts(*_events(sequences, n_items, "sequences"), n_items))
+
+
+def popularity_scores(sequences: Histories, histories: Histories, *, n_items: int) -> Scores:
+    """Scores (B, N) float32 by popularity in training; to score in batches, fit once and call `scores` on each."""
+    return fit_popularity(sequences, n_items).scores(histories)
+
+
+@dataclass(frozen=True)
+class ItemKNN:
+    """A fitted item-kNN: `similarity[i, j]` is what item i in a history says for item j as the next one.
+
+    Attributes:
+        similarity: (N, N) sparse, at most `neighbours` entries a row.
+        popularity: (N,) number of training users of each item; breaks ties, far below any similarity.
+        history_decay: Weight of an item in the history, per item that came after it.
+    """
+
+    similarity: sparse.csr_array
+    popularity: NDArray[np.float64]
+    history_decay: float
+
+    def scores(self, histories: Histories) -> Scores:
+        """Scores (B, N) float32 after each history; an item that is there twice counts once, where it was last.
+
+        An empty history, and all items that no neighbour speaks for, are ordered by popularity.
+
+        Raises:
+            ValueError: If an item index is outside the catalog.
+        """
+        n_items = self.similarity.shape[0]
+        items, lengths = _events(histories, n_items, "histories")
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        ages = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(items)) - 1
+        # The first of each (row, item) from the end of the array is where the item was last.
+        _, last = np.unique((rows * n_items + items)[::-1], return_index=True)
+        kept = len(items) - 1 - last
+        weights = np.power(self.history_decay, ages[kept].astype(np.float64))
+        weights_B_N = sparse.csr_array((weights, (rows[kept], items[kept])), shape=(len(lengths), n_items))
+        scores: Scores = (weights_B_N @ self.similarity).toarray().astype(np.float32)
+        scores += _tie_break(self.similarity, self.popularity)
+        return scores
+
+
+def _tie_break(similarity: sparse.csr_array, counts: NDArray[np.float64]) -> Scores:
+    """Popularity, scaled to less than a thousandth of the smallest similarity."""
+    smallest = float(similarity.data.min()) if similarity.nnz else 1.0
+    return (counts / max(float(counts.max(initial=0.0)), 1.0) * smallest * 1e-3).astype(np.float32)
+
+
+def _co_occurrence(
+    items: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    n_items: int,
+    *,
+    gap_decay: float,
+    backward: float,
+    window: int,
+) -> sparse.csr_array:
+    """C[i, j]: over each user's pairs of i before j in the window, the sum of gap_decay**(items between them).
+
+    And `backward` times the same for j before i.
+    """
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    counts = sparse.csr_array((n_items, n_items), dtype=np.float64)
+    for gap in range(1, min(window, int(lengths.max(initial=1)) - 1) + 1):
+        weight = gap_decay ** (gap - 1)
+        if weight < 1e-4:
+            break
+        same_user = users[:-gap] == users[gap:]
+        pairs = (items[:-gap][same_user], items[gap:][same_user])
+        # One gap at a time: the pairs held at once are never more than the events.
+        counts = counts + sparse.csr_array((np.full(len(pairs[0]), weight), pairs), shape=(n_items, n_items))
+    return sparse.csr_array(counts + backward * counts.T) if backward else counts
+
+
+def _keep_largest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
+    """The `k` largest entries of each row; of equal ones, those of the lower column."""
+    matrix.sort_indices()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    place = np.arange(len(order)) - matrix.indptr[:-1].repeat(np.diff(matrix.indptr))
+    kept = order[place < k]
+    return sparse.csr_array((matrix.data[kept], (rows[kept], matrix.indices[kept])), shape=matrix.shape)
+
+
+def fit_item_knn(
+    sequences: Histories,
+    n_items: int,
+    *,
+    neighbours: int = 200,
+    history_decay: float = 0.8,
+    gap_decay: float = 0.8,
+    backward: float = 0.5,
+    source_power: float = 0.5,
+    target_power: float = 0.0,
+    shrinkage: float = 0.0,
+    window: int = 50,
+) -> ItemKNN:
+    """Item-kNN on decayed, directed co-occurrence, normalised by item counts.
+
+    similarity[i, j] = C[i, j] / ((n_i + shrinkage)**source_power * (n_j + shrinkage)**target_power), where n is how
+    many users have an item and C counts pairs of one user's events, those close together more. Both powers at 0.5,
+    `gap_decay` 1 and `backward` 1 give the cosine; `source_power` 1 gives the conditional probability, and
+    `target_power` what it holds against popular items (Deshpande & Karypis 2004). Direction and decay are those of
+    sequential rules (Ludewig & Jannach 2018). An item bought again is its own neighbour.
+
+    Args:
+        sequences: Training sequences of item indices, one per user, oldest first.
+        n_items: Size of the catalog N.
+        neighbours: Most entries kept per item.
+        history_decay: Weight in (0, 1] of a history's item, per item after it; near 0 only the last item counts.
+        gap_decay: Weight in (0, 1] of a pair, per item between the two.
+        backward: Weight in [0, 1] of "j before i" as a reason for j after i; 0 counts in the order of time only.
+        source_power: Exponent in [0, 1] on the count of the item in the history.
+        target_power: Exponent in [0, 1] on the count of the item that is scored.
+        shrinkage: Added to the counts, so that rare items need more than one witness.
+        window: Most positions between the two items of a pair: bounds time and memory on long histories.
+
+    Raises:
+        ValueError: If a setting is out of range or an item index is outside the catalog.
+    """
+    shares = {"backward": backward, "source_power": source_power, "target_power": target_power}
+    decays = {"history_decay": history_decay, "gap_decay": gap_decay}
+    wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value <= 1]
+    wrong += [f"{name}={value}" for name, value in decays.items() if not 0 < value <= 1]
+    if wrong or neighbours < 1 or window < 1 or shrinkage < 0:
+        raise ValueError(
+            f"found {', '.join(wrong) or f'neighbours={neighbours}, window={window}, shrinkage={shrinkage}'}, "
+            "expected powers and `backward` in [0, 1], decays in (0, 1], neighbours and window >= 1, shrinkage >= 0"
+        )
+    items, lengths = _events(sequences, n_items, "sequences")
+    counts = _user_counts(items, lengths, n_items)
+    similarity = _co_occurrence(items, lengths, n_items, gap_decay=gap_decay, backward=backward, window=window)
+    scale = np.maximum(counts, 1.0) + shrinkage  # an item without events has no pairs: its scale is never used
+    similarity = sparse.diags_array(scale**-source_power) @ similarity @ sparse.diags_array(scale**-target_power)
+    return ItemKNN(_keep_largest(sparse.csr_array(similarity), neighbours), counts, history_decay)
+
+
+def item_knn_scores(sequences: Histories, histories: Histories, *, n_items: int, **settings: Any) -> Scores:
+    """Scores (B, N) float32 of every item after each history; `settings` are those of [`fit_item_knn`].
+
+    To score in batches, fit once and call `scores` on each.
+    """
+    return fit_item_knn(sequences, n_items, **settings).scores(histories)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a grid search on validation chose.
+
+    Attributes:
+        settings: The best settings; of equal ones, the first that was tried.
+        value: Their mean NDCG@10.
+        trials: All settings that were tried, in order, with their values.
+    """
+
+    settings: dict[str, Any]
+    value: float
+    trials: list[tuple[dict[str, Any], float]]
+
+
+def choose_on_validation(
+    fit: Callable[..., Scorer],
+    grid: Mapping[str, Sequence[Any]],
+    validation: tuple[Histories, Sequence[int]],
+    *,
+    k: int = 10,
+    mask_history: bool = False,
+    batch_size: int = 512,
+) -> Choice:
+    """Fit every combination in the grid and choose the one with the best NDCG@k on validation.
+
+    Args:
+        fit: Called with one combination as keyword arguments: `functools.partial(fit_item_knn, sequences, n_items)`.
+        grid: The values to try of each setting.
+        validation: Histories and targets. Never the test set.
+        k: Cut-off of the NDCG.
+        mask_history: Whether items of the history leave the ranking, as in the evaluation that follows.
+        batch_size: Histories scored at once: bounds memory.
+
+    Raises:
+        ValueError: If the grid has no combination or there are no validation histories.
+    """
+    histories, targets = validation
+    if not histories or len(histories) != len(targets):
+        raise ValueError(
+            f"found {len(histories)} histories and {len(targets)} targets, expected as many and at least one"
+        )
+    trials: list[tuple[dict[str, Any], float]] = []
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        scorer = fit(**settings)
+        total = 0.0
+        for start in range(0, len(histories), batch_size):
+            batch = histories[start : start + batch_size]
+            ranks = target_ranks(
+                scorer.scores(batch), targets[start : start + batch_size], batch if mask_history else None
+            )
+            total += float(ndcg(ranks, k).sum())
+        trials.append((settings, total / len(histories)))
+    if not trials:
+        raise ValueError("found a grid with no combination, expected one value or more for each setting")
+    best, value = max(trials, key=lambda trial: trial[1])
+    return Choice(best, value, trials)
