@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,12 +55,31 @@ PartialState().destroy_process_group()
 """
 
 
-def launch(flags: list[str], script: str, folder: Path, script_flags: list[str]) -> subprocess.CompletedProcess[str]:
+def launch(flags: list[str], script: str, folder: Path, script_flags: list[str]) -> tuple[int, str]:
     path = folder / "script.py"
     path.write_text(script)
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(path), str(folder), *script_flags]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    # DeepSpeed compiles into a folder of our own: a build that was killed leaves a lock behind, on which the next one
+    # waits for ever, and only here is it known to be nobody's.
+    extensions = ROOT / ".pytest_cache" / "torch_extensions"
+    for lock in extensions.rglob("lock"):
+        lock.unlink()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(extensions)}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher alone would leave its workers behind
+        raise
+    return process.returncode, output
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -91,8 +111,8 @@ def test_two_processes_train_together(
         if shutil.which("g++") is None:
             pytest.skip("DeepSpeed builds its CPU communication with g++, which is not installed")
     config_path = ROOT / "accelerate_configs" / config
-    result = launch(["--config_file", str(config_path), *flags], SCRIPT, tmp_path, script_flags)
-    assert result.returncode == 0, result.stderr[-4000:]
+    code, output = launch(["--config_file", str(config_path), *flags], SCRIPT, tmp_path, script_flags)
+    assert code == 0, output[-4000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["num_processes"] == second["num_processes"] == 2
     assert first["distributed_type"] == second["distributed_type"] == distributed_type
