@@ -34,7 +34,6 @@ _NULL_IDS = ("", "nan", "NaN", "null", "<NA>")
 _NULL_NUMBERS = (*_NULL_IDS, "NA", "None", "NULL", "NAN")
 # 1e11 seconds is the year 5138, 1e11 milliseconds 1973: between the units there is no doubt. Each step is 1000.
 _FINEST_SECONDS = 1e11
-_UNCUT = 1_000_000
 _REPORT_KEYS = (
     "events_read",
     "events",
@@ -201,7 +200,7 @@ def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.D
     report["duplicate_items"] = len(kept) - len(items)
     if items.is_empty():
         raise DataError(f"{source.path}: found no items in its item file, expected at least one with an id")
-    full = [clean_text(title, _UNCUT) for title in items[TITLE].to_list()]
+    full = [clean_text(title, max_chars=None) for title in items[TITLE].to_list()]
     folded = items[TITLE].str.strip_chars().to_list()
     titles = [truncate_text(title, max_chars) for title in full]
     report["cleaned_titles"] = sum(old != new for old, new in zip(folded, full, strict=True))

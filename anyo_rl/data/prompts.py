@@ -5,6 +5,7 @@ it that no title can leave its line or its list.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal, overload
 
 from anyo_rl.data.schema import DataError
@@ -20,9 +21,14 @@ CHAT_HEADER = "The user chose these items, oldest first:"
 CHAT_FOOTER = "Which item does the user choose next?"
 
 
+@lru_cache(maxsize=1 << 16)  # the same titles stand in thousands of histories
+def _line(title: str) -> str:
+    return clean_text(title, max_chars=None) or "?"
+
+
 def history_lines(titles: Sequence[str]) -> list[str]:
     """One clean line per title; a title that cleans to nothing becomes `?`, so that no item is lost."""
-    return [clean_text(title) or "?" for title in titles]
+    return [_line(title) for title in titles]
 
 
 @overload

@@ -44,14 +44,12 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, UnicodeError) as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    else:
-        return
-    if "utf-8" in reason or "utf8" in reason:
-        raise DataError(f"{path}: is not UTF-8 ({reason}): convert it, e.g. `iconv -f latin1 -t utf-8`")
-    raise DataError(
-        f"{path}: cannot be read ({reason}): expected a table with the same number of fields on each line; mend or "
-        "remove the lines that differ"
-    )
+        if "utf-8" in reason or "utf8" in reason:
+            raise DataError(f"{path}: is not UTF-8 ({reason}): convert it, e.g. `iconv -f latin1 -t utf-8`") from None
+        raise DataError(
+            f"{path}: cannot be read ({reason}): expected a table with the same number of fields on each line; mend "
+            "or remove the lines that differ"
+        ) from None
 
 
 def open_text(path: Path) -> bytes:

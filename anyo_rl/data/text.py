@@ -15,7 +15,7 @@ MARKER_STAND_IN = "→"
 ELLIPSIS = "…"
 
 # Longer text is cut before anything else, so that a hostile title costs no time.
-_MAX_RAW_CHARS = 20_000
+_MAX_RAW_CHARS = 4_000
 
 _HTML_NAMES = (
     "a|abbr|b|big|blockquote|body|br|button|center|code|div|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input|li|"
@@ -26,19 +26,21 @@ _CHAT_NAMES = (
     "tool_response|start_of_turn|end_of_turn|start_of_image|end_of_text|endoftext|extra_id_\\d+|unused\\d+"
 )
 # Known tags only: "<3" or "<a_60>" is text, not markup.
-_TAGS = re.compile(rf"</?(?:{_HTML_NAMES}|{_CHAT_NAMES})(?:\s[^<>]*)?/?>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(rf"</?(?:{_HTML_NAMES}|{_CHAT_NAMES})(?:\s[^<>]*)?/?>|<!--", re.IGNORECASE)
 _SPECIAL_TOKENS = re.compile(
     # The fullwidth bars and the low block are those of DeepSeek's tokens.
     r"<[|\uff5c][^<>]{0,64}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]",
     re.IGNORECASE,
 )
+# ASCII without & < > [ and control characters: most titles have nothing else.
+_PLAIN = re.compile(r"[ -%'-;=?-Z\\-~]*")
 _WHITESPACE = re.compile(r"\s+")
 # Joiners and variation selectors hold emoji together; every other invisible character goes.
 _KEEP_INVISIBLE = frozenset("\u200c\u200d")
 _STRIP = " \u200c\u200d"
 
 
-def clean_text(text: str, max_chars: int = MAX_TITLE_CHARS) -> str:
+def clean_text(text: str, max_chars: int | None = MAX_TITLE_CHARS) -> str:
     """Return `text` on one line, without markup, special tokens, control characters or the marker `->`.
 
     HTML entities are unescaped, known HTML tags and chat-template tokens removed, `->` becomes `→`, whitespace (line
@@ -46,10 +48,15 @@ def clean_text(text: str, max_chars: int = MAX_TITLE_CHARS) -> str:
     What is longer than `max_chars` is cut at a word boundary and ends with `…`. Cleaning twice gives the same as once.
 
     Args:
-        text: any text; what lies after 20,000 characters is ignored.
-        max_chars: the greatest length of the result, in characters, at least 2.
+        text: any text; what lies after 4,000 characters is ignored.
+        max_chars: the greatest length of the result, in characters, at least 1; None for no limit.
     """
     text = text[:_MAX_RAW_CHARS]
+    clean = " ".join(text.split()) if _PLAIN.fullmatch(text) else _clean_rest(text)
+    return clean if max_chars is None else truncate_text(clean, max_chars)
+
+
+def _clean_rest(text: str) -> str:
     # Removing one token may join the halves of another, so go on until nothing changes; each pass but the last one
     # shortens the text or brings it nearer to its normal form.
     while True:
@@ -61,7 +68,7 @@ def clean_text(text: str, max_chars: int = MAX_TITLE_CHARS) -> str:
         text = text.replace(MARKER, MARKER_STAND_IN)
         text = _WHITESPACE.sub(" ", text).strip(_STRIP)
         if text == before:
-            return truncate_text(text, max_chars)
+            return text
 
 
 def truncate_text(text: str, max_chars: int) -> str:
