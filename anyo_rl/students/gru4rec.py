@@ -68,7 +68,8 @@ class GRU4Rec(nn.Module):
         to_right_B_T = (steps_T - n_padding_B[:, None]) % n_time
         hidden_B_T_H, _ = self.gru(self.dropout(self.items(items_B_T.gather(1, to_left_B_T))))
         index = to_right_B_T[:, :, None].expand(-1, -1, hidden_B_T_H.shape[2])
-        hidden_B_T_H = hidden_B_T_H.gather(1, index)
+        # Padding leaves the state at its start: an empty history scores alike whatever it was padded to.
+        hidden_B_T_H = hidden_B_T_H.gather(1, index) * (items_B_T != self.n_items)[:, :, None]
         return self.final_norm(self.project(self.dropout(hidden_B_T_H)))
 
     def item_logits(self, hidden_D: Tensor) -> Tensor:
