@@ -7,7 +7,6 @@ ends the reasoning. People always see the marker as `->`; which token stands for
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 MARKER = "->"
 
 
@@ -61,5 +60,7 @@ def render(steps: Iterable[str], item: str | None = None) -> str:
     steps = list(steps)
     for part in [*steps, *([] if item is None else [item])]:
         if MARKER in part or len(part.splitlines()) > 1:
-            raise ValueError(f"{part!r} holds the marker {MARKER!r} or a line break; one step or item is one line of text")
+            raise ValueError(
+                f"{part!r} holds the marker {MARKER!r} or a line break; one step or item is one line of text"
+            )
     return f"{chr(10).join(steps)} {MARKER} {item or ''}".strip()

@@ -13,16 +13,15 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.data.load import load_interactions
 from anyo_rl.data.prompts import fit_history, render_prompt
 from anyo_rl.data.schema import Interactions
-from anyo_rl.data.load import load_interactions
 from anyo_rl.data.splits import k_core as keep_k_core
 from anyo_rl.data.splits import make_examples
 from anyo_rl.data.toy import ToyConfig, ToyWorld, make_toy_world
 from anyo_rl.data.toy_routines import LONGEST_LAP
 from anyo_rl.rationale.attributes import attribute_steps, item_attributes
 from anyo_rl.tokens import Tokens
-
 
 TOY = "toy"
 Row = dict[str, Any]
@@ -57,9 +56,9 @@ class DataArguments:
         default_factory=lambda: ["keywords"], metadata={"help": "Item attributes that rationales speak of."}
     )
     toy_users: int = field(default=3000, metadata={"help": "Users of the toy world."})
-    toy_categories: int = field(default=12, metadata={"help": "Categories of the toy world."})
+    toy_categories: int = field(default=9, metadata={"help": "Categories of the toy world."})
     toy_noise: float = field(default=0.1, metadata={"help": "Share of random events in the toy world."})
-    data_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,15 @@ class Task:
         frame = self.examples.filter(pl.col("split") == name)
         if limit is None or limit >= len(frame):
             return frame
-        chosen = np.random.default_rng(self.args.data_seed).choice(len(frame), limit, replace=False)
+        chosen = np.random.default_rng(self.args.split_seed).choice(len(frame), limit, replace=False)
         return frame[np.sort(chosen)]
 
     def prompt(self, history: Sequence[str], catalog: Catalog, tokens: Tokens) -> Any:
         """What the teacher reads for a history of item ids: the newest titles that fit the budget."""
         titles = [catalog.titles[catalog.index[item]] for item in history]
-        kept = fit_history(titles, lambda lines: [tokens.n_text_tokens(line) for line in lines], self.args.history_tokens)
+        kept = fit_history(
+            titles, lambda lines: [tokens.n_text_tokens(line) for line in lines], self.args.history_tokens
+        )
         return render_prompt(kept, self.args.prompt_style)
 
     def rows(self, examples: pl.DataFrame, catalog: Catalog, tokens: Tokens) -> list[Row]:
@@ -132,7 +133,7 @@ def load_task(args: DataArguments) -> Task:
                 n_categories=args.toy_categories,
                 noise=args.toy_noise,
                 rationale_share=args.rationale_share,
-                seed=args.data_seed,
+                seed=args.split_seed,
             )
         )
         interactions = world.interactions
@@ -149,7 +150,7 @@ def load_task(args: DataArguments) -> Task:
         ratios=tuple(args.split_ratios),
         min_history=args.min_history,
         max_history=args.max_history,
-        seed=args.data_seed,
+        seed=args.split_seed,
     )
     return Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)
 
@@ -167,7 +168,7 @@ def _rationales(
             and (position := int(row["example_id"].rsplit(":", 1)[1])) >= LONGEST_LAP
         }
     users = np.array(train["user_id"].unique(maintain_order=True).to_list())
-    drawn = np.random.default_rng(args.data_seed).permutation(users)[: round(args.rationale_share * len(users))]
+    drawn = np.random.default_rng(args.split_seed).permutation(users)[: round(args.rationale_share * len(users))]
     chosen = set(drawn.tolist())
     attributes = item_attributes(interactions.items, args.rationale_attributes)
     return {

@@ -23,7 +23,6 @@ from trl import ModelConfig, get_quantization_config
 from anyo_rl.completion import MARKER
 from anyo_rl.tokens import Tokens
 
-
 PAD, EOS = "<pad>", "<eos>"
 
 
@@ -46,7 +45,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(MARKER, normalized=False)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -98,23 +101,16 @@ def load_teacher(model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTo
         ValueError: the path holds no model.
     """
     path = model_args.model_name_or_path
-    options: dict = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": model_args.trust_remote_code,
-    }
-    quantization = get_quantization_config(model_args)
-    if quantization is not None:
-        options["quantization_config"] = quantization
+    revision = model_args.model_revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=model_args.model_revision, trust_remote_code=model_args.trust_remote_code, padding_side="left"
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
             path,
+            revision=revision,
             dtype=model_args.dtype,
             attn_implementation=model_args.attn_implementation or "sdpa",
+            quantization_config=get_quantization_config(model_args),
             use_safetensors=True,
-            **options,
         )
     except OSError as error:
         raise ValueError(
@@ -136,10 +132,12 @@ def stop_at_marker(model: PreTrainedModel, tokens: Tokens) -> None:
 
 
 def save_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Saves a teacher where `is_saved` finds it, complete or not at all.
+    """Saves a teacher, complete or not at all: written beside the folder first and renamed.
 
-    Written beside the folder first and renamed, so a kill never leaves half a teacher behind.
+    LoRA adapters are merged, so that every later stage loads a plain model.
     """
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
     partial = folder.with_name(folder.name + ".partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

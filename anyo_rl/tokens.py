@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from anyo_rl.completion import MARKER, render
 
-
 THINK_END = "</think>"
 
 Prompt = str | list[dict[str, str]]

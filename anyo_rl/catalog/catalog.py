@@ -49,7 +49,9 @@ class Catalog:
         """
         missing = [item_id for item_id in item_ids if item_id not in self.index]
         if missing:
-            raise KeyError(f"item {missing[0]!r} is not in the catalog ({len(missing)} unknown of {len(item_ids)} items)")
+            raise KeyError(
+                f"item {missing[0]!r} is not in the catalog ({len(missing)} unknown of {len(item_ids)} items)"
+            )
         return np.array([self.index[item_id] for item_id in item_ids], dtype=np.int64)
 
     @cached_property
@@ -75,7 +77,9 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
         raise ValueError("the catalog has no items; expected at least one row with item_id and title")
     repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
     if repeated:
-        raise ValueError(f"item_id {repeated[0]!r} occurs more than once ({len(repeated)} such ids); ids must be unique")
+        raise ValueError(
+            f"item_id {repeated[0]!r} occurs more than once ({len(repeated)} such ids); ids must be unique"
+        )
 
     titles: list[str] = []
     paths: dict[tuple[int, ...], str] = {}

@@ -2,13 +2,13 @@
 
 Items are categories x styles x grades with titles such as "lamp oak 3" (`TITLE`). A user follows a hidden routine
 (`anyo_rl.data.toy_routines`): two or three categories in runs of one or two events, for ever. Within a category the
-grade climbs by one at each event and wraps to 1 after the top grade. The style is the user's favourite with
+grade rises by the user's own climb at each event, and goes round after the top grade. The style is the favourite with
 probability `style_fidelity`, else one of the others. With probability `noise` the event is replaced by an item drawn
 uniformly from the catalog; the routine goes on as if nothing had happened, and so does the grade.
 
-Example, without noise, for the routine "tea x2, lamp" and the favourite style oak:
+Example, without noise, for the routine "tea x2, lamp", start 2, climb 3 of 8 grades, and the favourite style oak:
 
-    tea oak 1, tea moss 2, lamp oak 1, tea oak 3, tea oak 4, lamp oak 2, tea oak 5, ...
+    tea oak 2, tea moss 5, lamp oak 2, tea oak 8, tea oak 3, lamp oak 5, tea oak 6, ...
 
 Because the world is known, `ToyWorld.oracle_scores` is the best that anyone can do from the visible history and
 `ToyWorld.intent_scores` the best of one who knows the intent; `anyo_rl.data.toy_oracle` has the arithmetic. Users buy
@@ -51,7 +51,7 @@ class ToyConfig:
         max_events: most events of a user; the length is uniform in between.
         n_categories: 3 to 12 categories.
         n_styles: 2 to 7 styles.
-        n_grades: 1 to 9 grades.
+        n_grades: 2 to 9 grades.
         noise: share of events replaced by an item drawn uniformly from the catalog, in [0, 1].
         style_fidelity: probability of the favourite style, in [0, 1].
         rationale_share: share of users who have rationales, in [0, 1].
@@ -61,9 +61,9 @@ class ToyConfig:
     n_users: int = 2400
     min_events: int = 9
     max_events: int = 16
-    n_categories: int = 12
+    n_categories: int = 9
     n_styles: int = 7
-    n_grades: int = 6
+    n_grades: int = 8
     noise: float = 0.1
     style_fidelity: float = 0.7
     rationale_share: float = 0.2
@@ -75,7 +75,7 @@ class ToyConfig:
             "min_events": (1, self.max_events),
             "n_categories": (3, len(CATEGORIES)),
             "n_styles": (2, len(STYLES)),
-            "n_grades": (1, MAX_GRADES),
+            "n_grades": (2, MAX_GRADES),
             "noise": (0, 1),
             "style_fidelity": (0, 1),
             "rationale_share": (0, 1),
@@ -96,6 +96,7 @@ class Intent:
         style: the user's favourite style.
         previous_category: wanted category of the position before; None at the first.
         previous_grade: last wanted grade of the same category; None at its first visit.
+        climb: by how much the user's grades rise.
         run_index: number of this event in its run, from 1.
         run_length: length of this run, 1 or 2.
     """
@@ -105,6 +106,7 @@ class Intent:
     style: str
     previous_category: str | None
     previous_grade: str | None
+    climb: str
     run_index: int
     run_length: int
 
@@ -153,6 +155,7 @@ class ToyWorld:
             style=STYLES[self._favourite_U[user]],
             previous_category=CATEGORIES[categories[position - 1]] if position else None,
             previous_grade=str(grades[earlier[-1]] + 1) if earlier else None,
+            climb=str(self._table.routines[routine].climb),
             run_index=int(self._table.run_index_R_T[routine, position]),
             run_length=int(self._table.run_length_R_T[routine, position]),
         )
@@ -178,11 +181,12 @@ class ToyWorld:
             )
         wanted, last = self.truth(user_id, position), self.truth(user_id, position - 1)
         routine = self._table.routines[self._routine_U[self._users[user_id]]]
-        places = [CATEGORIES[place.category] + (" x2" if place.run_length == 2 else "") for place in routine]
+        places = [CATEGORIES[place.category] + (" x2" if place.run_length == 2 else "") for place in routine.places]
         return (
             f"routine: {', '.join(places)}",
             f"last: {last.category}, {last.run_index} of {last.run_length}",
             f"next: {wanted.category}",
+            f"climb: {wanted.climb}",
             f"grade: {wanted.previous_grade or 'none'} then {wanted.grade}",
             f"style: {wanted.style}",
         )

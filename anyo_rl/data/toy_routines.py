@@ -1,13 +1,14 @@
 """All routines that a user of the toy world can have, and what each of them intends at each position.
 
 A *routine* is a tuple of places `(a, b)` or `(a, b, complement(b))`, each place a category with a run length of 1 or
-2 events. The user starts at the first place and goes around for ever. The grade of a category starts at 1 and climbs
-by one at each event of that category; after the top grade it wraps to 1. So a routine fixes the whole sequence of
-intended (category, grade) pairs, and the table below simply lists these sequences. Categories, grades and styles are
-numbers from 0 here; the words are in `anyo_rl.data.toy`.
+2 events, with a *start* and a *climb*. The user starts at the first place and goes around for ever. The grade of each
+category begins at the user's start and rises by the user's climb at each event of that category, modulo the number of
+grades. So a routine fixes the whole sequence of intended (category, grade) pairs, and the table below simply lists
+these sequences. Categories, grades and styles are numbers from 0 here; the words are in `anyo_rl.data.toy`.
 
 Prior of a routine: two or three places with probability 1/2 each; then (a, b) uniform over the pairs that are allowed
-(a != b, and a != complement(b) where there are three places); then each run length 1 or 2 with probability 1/2.
+(a != b, and a != complement(b) where there are three places); then each run length 1 or 2 with probability 1/2; start
+and climb (1 to the number of grades less 1) uniform.
 """
 
 from dataclasses import dataclass
@@ -38,10 +39,19 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Routine:
+    """The places a user goes around, the grade (0-based) that each category begins at, and how it rises."""
+
+    places: tuple[Place, ...]
+    start: int
+    climb: int
+
+
+@dataclass(frozen=True)
 class RoutineTable:
     """Every routine with its prior and its intended sequence. Axes: `_R` routines, `_T` positions from 0."""
 
-    routines: tuple[tuple[Place, ...], ...]
+    routines: tuple[Routine, ...]
     prior_R: np.ndarray
     category_R_T: np.ndarray
     grade_R_T: np.ndarray
@@ -62,23 +72,33 @@ def routine_table(n_categories: int, n_grades: int, n_positions: int) -> Routine
     pairs = [(a, b) for a, b in product(range(n_categories), repeat=2) if a != b]
     two = [[a, b] for a, b in pairs]
     three = [[a, b, complement(b, n_categories)] for a, b in pairs if complement(b, n_categories) != a]
-    routines, prior = [], []
+    ways, prior = [], []
     for kind in (two, three):
         runs = list(product(RUN_LENGTHS, repeat=len(kind[0])))
         for categories, lengths in product(kind, runs):
-            routines.append(tuple(Place(c, length) for c, length in zip(categories, lengths, strict=True)))
+            ways.append(tuple(Place(c, length) for c, length in zip(categories, lengths, strict=True)))
             prior.append(0.5 / (len(kind) * len(runs)))
-    unrolled = np.array([_unroll(routine, n_grades, n_positions) for routine in routines], dtype=np.int16)
-    category, grade, run_index, run_length = np.moveaxis(unrolled, 2, 0)
-    return RoutineTable(tuple(routines), np.array(prior), category, grade, run_index, run_length)
+    unrolled = np.array([_unroll(places, n_positions) for places in ways], dtype=np.int16)
+    ladders = list(product(range(n_grades), range(1, max(n_grades, 2))))  # (start, climb)
+    category, visits, run_index, run_length = (np.repeat(x, len(ladders), axis=0) for x in np.moveaxis(unrolled, 2, 0))
+    start, climb = np.tile(np.array(ladders, dtype=np.int16), (len(ways), 1)).T
+    return RoutineTable(
+        routines=tuple(Routine(places, *ladder) for places in ways for ladder in ladders),
+        prior_R=np.repeat(np.array(prior) / len(ladders), len(ladders)),
+        category_R_T=category,
+        grade_R_T=(start[:, None] + climb[:, None] * visits) % n_grades,
+        run_index_R_T=run_index,
+        run_length_R_T=run_length,
+    )
 
 
-def _unroll(routine: tuple[Place, ...], n_grades: int, n_positions: int) -> list[tuple[int, int, int, int]]:
-    lap = [(place, run_index) for place in routine for run_index in range(1, place.run_length + 1)]
-    visits = {place.category: 0 for place in routine}
+def _unroll(places: tuple[Place, ...], n_positions: int) -> list[tuple[int, int, int, int]]:
+    """(category, earlier events of the category, number in the run, length of the run) at each position."""
+    lap = [(place, run_index) for place in places for run_index in range(1, place.run_length + 1)]
+    visits = {place.category: 0 for place in places}
     rows = []
     for position in range(n_positions):
         place, run_index = lap[position % len(lap)]
-        rows.append((place.category, visits[place.category] % n_grades, run_index, place.run_length))
+        rows.append((place.category, visits[place.category], run_index, place.run_length))
         visits[place.category] += 1
     return rows

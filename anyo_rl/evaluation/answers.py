@@ -11,7 +11,6 @@ from anyo_rl.ranking.likelihood import LikelihoodRanker, rank_scores
 from anyo_rl.sampling.protocol import Sample, Sampler
 from anyo_rl.tokens import Tokens
 
-
 Mode = Literal["plain", "greedy", "mixture"]
 USERS_AT_ONCE = 256
 
@@ -76,9 +75,7 @@ def answer(
             samples = [[Sample((tokens.marker_id,), None, "stop")] for _ in batch]
         else:
             n, heat = (1, 0.0) if mode == "greedy" else (n_paths, temperature)
-            samples = sampler.sample(
-                contexts, n=n, temperature=heat, max_new_tokens=max_new_tokens, seed=seed + start
-            )
+            samples = sampler.sample(contexts, n=n, temperature=heat, max_new_tokens=max_new_tokens, seed=seed + start)
         flat = [
             marked_context(context, sample, tokens)
             for context, of_user in zip(contexts, samples, strict=True)

@@ -83,7 +83,9 @@ class LikelihoodRanker:
         nodes = np.flatnonzero(needed)
         nodes = nodes[np.lexsort((tree.depth[nodes], tree.leaf_start[nodes]))]
         chunks = [nodes[i : i + nodes_per_forward] for i in range(0, len(nodes), nodes_per_forward)]
-        self._root_edges = np.arange(*tree.children(0).indices(tree.n_nodes)[:2]) if branching[0] else np.array([], int)
+        self._root_edges = (
+            np.arange(*tree.children(0).indices(tree.n_nodes)[:2]) if branching[0] else np.array([], int)
+        )
         edge_nodes = [self._root_edges]
         self._blocks: list[_Block] = []
         n_edges = len(self._root_edges)
@@ -163,7 +165,9 @@ class LikelihoodRanker:
         longest = max(map(len, contexts), default=0) + int(self.catalog.tree.depth.max())
         limit = causal_lm(self.model).config.get_text_config().max_position_embeddings
         if longest > limit:
-            raise ValueError(f"a context and its item take {longest} tokens, the model {limit}; shorten the history budget")
+            raise ValueError(
+                f"a context and its item take {longest} tokens, the model {limit}; shorten the history budget"
+            )
         if any(not context for context in contexts):
             raise ValueError("a context is empty; it must hold at least the marker")
 

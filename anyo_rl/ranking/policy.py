@@ -1,12 +1,11 @@
 """What the engine asks of a causal LM: its decoder, the rows of its head, and attention over a tree."""
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-
 
 TREE_ATTENTION = ("sdpa", "eager")
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-
 _WORD = re.compile(r"[a-z]{3,}")
-_STOP_WORDS = frozenset("and for the with pack per size box count inch inches each set".split())
+_STOP_WORDS = {"and", "for", "the", "with", "pack", "per", "size", "box", "count", "inch", "inches", "each", "set"}
 
 
 def item_attributes(items: pl.DataFrame, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:

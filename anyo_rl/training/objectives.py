@@ -1,9 +1,11 @@
-"""Objectives as pure tensor functions. Axes: _B completions of a batch in groups of G, _L path tokens, _V vocabulary."""
+"""Objectives as pure tensor functions.
+
+Axes: _B completions of a batch in groups of G, _L path tokens, _V vocabulary.
+"""
 
 from typing import Literal
 
 import torch
-
 
 ItemLoss = Literal["none", "best", "all", "mixture"]
 

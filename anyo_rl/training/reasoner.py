@@ -19,7 +19,7 @@ from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.objectives import ItemLoss, item_weights, path_log_prob
-from anyo_rl.training.reward_check import DeferredErrors
+from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
 
 
@@ -78,7 +78,11 @@ class ReasonerTrainer(GRPOTrainer):
     def _rank(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
         """Ranks each completion's target; a completion without a marker is ranked as if it had ended there."""
         contexts = [
-            [*self.tokens.context_ids(row["prompt"]), *(t for t in ids if t != self.tokens.marker_id), self.tokens.marker_id]
+            [
+                *self.tokens.context_ids(row["prompt"]),
+                *(t for t in ids if t != self.tokens.marker_id),
+                self.tokens.marker_id,
+            ]
             for row, ids in zip(inputs, completion_ids, strict=True)
         ]
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -90,7 +94,12 @@ class ReasonerTrainer(GRPOTrainer):
             )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        ranking = self._rank(inputs, completion_ids_list)
+        ranking, error = None, None
+        try:
+            ranking = self._rank(inputs, completion_ids_list)
+        except Exception as caught:  # on this process only, perhaps: the others must not wait in the gather below
+            error = caught
+        raise_together(error, self.accelerator)
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
         ranked = [

@@ -10,7 +10,6 @@ from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.validation import Validation, run_validation
 
-
 IGNORED = -100
 
 
@@ -38,7 +37,8 @@ def sft_dataset(
     chosen = [row for row in rows if rationales is None or row["example_id"] in rationales]
     if not chosen:
         raise ValueError(
-            f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a direct teacher"
+            f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a "
+            f"direct teacher"
         )
     encoded = []
     for row in chosen:

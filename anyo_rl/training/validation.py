@@ -17,7 +17,6 @@ from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 
-
 METRIC = "ndcg@10"
 
 

@@ -1,0 +1,109 @@
+"""What recipes are told, beside TRL's own arguments, and how it is parsed: YAML with flags on top, strictly."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from trl import TrlParser
+
+from anyo_rl.evaluation.answers import Mode
+from anyo_rl.training.objectives import ItemLoss
+
+
+@dataclass
+class TeacherArguments:
+    """How the teacher is made (where no path is given), validated and evaluated."""
+
+    tiny_hidden_size: int = field(default=128, metadata={"help": "Width of a teacher made from scratch."})
+    tiny_layers: int = field(default=4, metadata={"help": "Layers of a teacher made from scratch."})
+    tiny_vocab_size: int = field(default=600, metadata={"help": "Tokens of a tokenizer made from scratch."})
+    marker_token: str | None = field(
+        default=None, metadata={"help": "The added token that serves as the marker; `->` or `</think>` if unset."}
+    )
+    max_reasoning_tokens: int = field(
+        default=64, metadata={"help": "Longest reasoning, the marker included (GRPO's max_completion_length)."}
+    )
+    eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
+    n_paths: int = field(default=8, metadata={"help": "Paths of the mixture."})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Stop after this many validations without a gain; 0 trains to the end."}
+    )
+
+
+@dataclass
+class ReasonerArguments:
+    """What GRPO rewards and what trains the answer."""
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["ndcg"],
+        metadata={"help": "Short names, dotted paths or path/to/file.py:name; docs/rewards.md lists what there is."},
+    )
+    reward_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Parameters of rewards: name to a mapping (in YAML)."}
+    )
+    item_loss: ItemLoss = field(
+        default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
+    )
+    item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
+    min_gain_spread: float = field(
+        default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
+    )
+    sft_config: str | None = field(
+        default=None, metadata={"help": "SFT recipe config of the warm start, beside this config or from here."}
+    )
+    train_direct: bool = field(
+        default=True, metadata={"help": "Also train the same teacher without reasoning, to compare with."}
+    )
+    baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+
+
+def parse(
+    dataclass_types: Sequence[type], default_config: Path | None = None, args: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Parses flags on top of the YAML file of `--config`, or on top of the default file where none is named.
+
+    Returns:
+        One instance of each dataclass, then the path of the config file (`None` where there is none).
+
+    Raises:
+        SystemExit: an unknown key or flag, a value of the wrong kind, or a file that is not there; says which.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if "--config" not in args and default_config is not None:
+        args = ["--config", str(default_config), *args]
+    config = Path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
+    if config is not None and not config.is_file():
+        sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
+    try:
+        parsed = TrlParser(list(dataclass_types)).parse_args_and_config(args)
+        for instance in parsed:
+            _check_choices(instance)
+        return (*parsed, config)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        sys.exit(f"{config or 'command line'}: {error}")
+
+
+def _check_choices(instance: Any) -> None:
+    """Checks values against `Literal` types: argparse does so for flags, but not for what comes from YAML."""
+    for item in dataclasses.fields(instance):
+        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
+        value = getattr(instance, item.name)
+        if choices and value not in choices:
+            raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(map(str, choices))}")
+
+
+def sft_config_path(named: str, config: Path | None) -> Path:
+    """The warm start's config: beside the recipe's own, or from the current folder.
+
+    Raises:
+        SystemExit: it is in neither place.
+    """
+    places = [*([config.parent / named] if config else []), Path(named)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        sys.exit(f"no sft_config {named!r}; looked at {', '.join(map(str, places))}")
+    return found

@@ -1,0 +1,82 @@
+"""Keeping the best, going on after a kill, and writing down what is logged."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+
+from anyo_rl.training.validation import METRIC
+
+
+def keep_best(args: TrainingArguments, stage_dir: Path) -> TrainingArguments:
+    """A copy of the arguments for a stage: its folder, and the checkpoint with the best validation NDCG@10 is kept."""
+    args = copy.copy(args)  # `replace` would run checks again that refuse values which they derived themselves
+    args.output_dir = str(stage_dir)
+    args.load_best_model_at_end = True
+    args.metric_for_best_model = f"eval_{METRIC}"
+    args.greater_is_better = True
+    return args
+
+
+def stopping(patience: int) -> list[TrainerCallback]:
+    """Early stopping after `patience` validations without a gain; none for 0."""
+    return [EarlyStoppingCallback(patience)] if patience else []
+
+
+def latest_checkpoint(stage_dir: Path) -> Path | None:
+    """The newest complete checkpoint; half-written ones are removed.
+
+    A checkpoint's `trainer_state.json` is written last: without it, or with half of it, a kill came in between.
+    """
+    complete = []
+    for folder in stage_dir.glob("checkpoint-*"):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text())
+            complete.append((int(state["global_step"]), folder))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return max(complete)[1] if complete else None
+
+
+class MetricsFile(TrainerCallback):
+    """Appends what the trainer logs to the run's `metrics.jsonl`, with the stage and the step.
+
+    A resumed stage drops the lines after the checkpoint that it goes on from, so no step is there twice.
+    """
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self.stage = stage
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops this stage's lines from the current step on."""
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        lines = []
+        for line in self.path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last line of a killed run
+                continue
+            if row["stage"] != self.stage or row["step"] <= state.global_step > 0:
+                lines.append(line)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in lines))
+        partial.replace(self.path)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Appends one line."""
+        if not state.is_world_process_zero or not logs:
+            return
+        numbers = {}
+        for key, value in logs.items():
+            try:
+                numbers[key] = float(value)
+            except (TypeError, ValueError):
+                continue
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": self.stage, "step": state.global_step, **numbers}) + "\n")
