@@ -126,7 +126,7 @@ def fit_next_item(
     validation: tuple[Histories, Sequence[int]] | None = None,
     max_epochs: int = 200,
     patience: int = 10,
-    batch_size: int = 128,
+    batch_size: int = 32,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
