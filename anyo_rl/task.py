@@ -46,6 +46,9 @@ class DataArguments:
     k_core: int = field(default=0, metadata={"help": "Keep users and items with at least this many events."})
     min_history: int = field(default=LONGEST_LAP, metadata={"help": "Shortest history of an example, in events."})
     max_history: int = field(default=50, metadata={"help": "Longest history of an example, in events."})
+    train_targets: int | None = field(
+        default=None, metadata={"help": "Most (latest) training examples of a user; all if unset."}
+    )
     history_tokens: int = field(default=256, metadata={"help": "Token budget of a history; the newest items stay."})
     prompt_style: Literal["text", "chat"] = field(default="text", metadata={"help": "Plain text or chat messages."})
     mask_history: bool = field(default=False, metadata={"help": "Leave items of the history out of rankings."})
@@ -150,6 +153,7 @@ def load_task(args: DataArguments) -> Task:
         ratios=tuple(args.split_ratios),
         min_history=args.min_history,
         max_history=args.max_history,
+        train_targets=args.train_targets or "all",
         seed=args.split_seed,
     )
     return Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)

@@ -14,7 +14,7 @@ from trl import ModelConfig
 from anyo_rl.config import TeacherArguments, parse
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.task import DataArguments, load_task
-from anyo_rl.training.stages import evaluate_run, teacher_folder
+from anyo_rl.stages import evaluate_run, teacher_folder
 
 CONFIGS = Path(__file__).parent / "configs"
 STAGES = ("sft", "grpo", "direct")

@@ -19,7 +19,7 @@ from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, sft_confi
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.launch import check_launch
 from anyo_rl.task import DataArguments, load_task
-from anyo_rl.training.stages import evaluate_run, start_run, train_grpo, train_sft
+from anyo_rl.stages import evaluate_run, start_run, train_grpo, train_sft
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"

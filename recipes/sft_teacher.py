@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.config import TeacherArguments, parse
 from anyo_rl.launch import check_launch
 from anyo_rl.task import DataArguments, load_task
-from anyo_rl.training.stages import start_run, train_sft
+from anyo_rl.stages import start_run, train_sft
 
 CONFIGS = Path(__file__).parent / "configs"
 
