@@ -59,7 +59,7 @@ def render(steps: Iterable[str], item: str | None = None) -> str:
     """
     steps = list(steps)
     for part in [*steps, *([] if item is None else [item])]:
-        if MARKER in part or len(part.splitlines()) > 1:
+        if MARKER in part or part.splitlines() not in ([], [part]):
             raise ValueError(
                 f"{part!r} holds the marker {MARKER!r} or a line break; one step or item is one line of text"
             )

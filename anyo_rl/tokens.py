@@ -113,7 +113,7 @@ class Tokens:
         )
         if first != self.marker_id:
             raise ValueError(f"the tokenizer does not keep the marker apart before {title!r}")
-        if not ids or self.marker_id in ids or self.eos_id in ids:
+        if not title.strip() or self.marker_id in ids or self.eos_id in ids:
             raise ValueError(f"title {title!r} is empty or holds a control token; clean titles with Tokens.safe_text")
         return [*ids, self.eos_id]
 
