@@ -83,15 +83,18 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
 
     titles: list[str] = []
     paths: dict[tuple[int, ...], str] = {}
+    copies: dict[str, int] = {}  # how often each title came before: a thousand alike must not be tried one by one
     n_collisions = 0
     for item_id, raw in zip(ids, items["title"].to_list(), strict=True):
         base = tokens.safe_text(raw or "") or f"item {tokens.safe_text(item_id)}"
-        title, copy = base, 1
+        copy = copies.get(base, 0) + 1
+        title = base if copy == 1 else f"{base} ({copy})"
         path = tuple(tokens.item_ids(title))
         while path in paths:
             copy += 1
             title = f"{base} ({copy})"
             path = tuple(tokens.item_ids(title))
+        copies[base] = copy
         n_collisions += copy > 1
         titles.append(title)
         paths[path] = item_id
