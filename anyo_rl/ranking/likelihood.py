@@ -146,8 +146,8 @@ class LikelihoodRanker:
         Raises:
             ValueError: a context is empty, or longer with its item than the model's positions.
         """
-        if len(self.catalog) == 1:
-            return torch.zeros(len(contexts), 1)
+        if len(self.catalog) == 1 or not contexts:
+            return torch.zeros(len(contexts), len(self.catalog))
         unique = list(dict.fromkeys(tuple(context) for context in contexts))
         self._check(unique)
         rows: dict[tuple[int, ...], torch.Tensor] = {}

@@ -37,7 +37,9 @@ def check_tree_attention(model: PreTrainedModel) -> None:
             f"attention implementation {implementation!r} takes no tree mask; load the teacher with "
             f"attn_implementation set to one of {TREE_ATTENTION}"
         )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # Mistral names no layer types and has a window all the same.
+    windowed = getattr(config, "sliding_window", None) is not None
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(
             f"{type(model).__name__} has layers of kind {sorted(kinds)}; ranking over the prefix tree needs full "
