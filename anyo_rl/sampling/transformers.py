@@ -38,7 +38,6 @@ class TransformersSampler:
         seed: int = 0,
     ) -> list[list[Sample]]:
         """See `anyo_rl.sampling.protocol.Sampler`."""
-        # Explicit and complete: a checkpoint's own generation config (top_k, temperature) must not leak in.
         config = GenerationConfig(
             do_sample=temperature > 0,
             temperature=temperature if temperature > 0 else None,
@@ -67,7 +66,12 @@ class TransformersSampler:
         pad = self.tokens.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=model.device)
         mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=model.device)
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        # What is not set here, `generate` would take from the checkpoint (top_k, repetition_penalty, beams).
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        finally:
+            model.generation_config = own
         new = output.sequences[:, width:]
         log_probs = None
         if self.with_log_probs:  # raw logits: the policy's own numbers at this temperature
