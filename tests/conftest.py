@@ -26,8 +26,13 @@ _HF_HOME = tempfile.mkdtemp(prefix="anyo_rl_tests_")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = _HF_HOME
 
+import polars as pl  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from anyo_rl.catalog.catalog import Catalog, build_catalog  # noqa: E402
+from anyo_rl.teacher import make_tiny_teacher, train_tokenizer  # noqa: E402
+from anyo_rl.tokens import Tokens  # noqa: E402
 
 torch.set_num_threads(1)
 # Deadlines would measure how busy the machine is.
@@ -50,3 +55,43 @@ def data_folder() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"ANYO_RL_DATA names {folder}, which is not a folder")
     return Path(folder)
+
+
+SMALL_TITLES = [
+    *("Alien", "Alien 3", "Aliens", "Toy Story", "Toy Story 2", "Toys", "lamp oak 1", "lamp oak 2", "lamp blue 1"),
+    "mug",
+]
+
+
+@pytest.fixture(scope="session")
+def small_tokens() -> Tokens:
+    """A byte-level BPE tokenizer of a few hundred tokens, with `->` as its marker."""
+    return Tokens.of(train_tokenizer([f" {title}" for title in SMALL_TITLES] * 3, vocab_size=300))
+
+
+@pytest.fixture(scope="session")
+def small_catalog(small_tokens: Tokens) -> Catalog:
+    """Ten items, ids `i0` to `i9`, some titles beginning like others."""
+    ids = [f"i{index}" for index in range(len(SMALL_TITLES))]
+    return build_catalog(pl.DataFrame({"item_id": ids, "title": SMALL_TITLES}), small_tokens)
+
+
+@pytest.fixture
+def small_teacher(small_tokens: Tokens):
+    """A fresh two-layer teacher of 32 dimensions, its weights scaled so that its answers are far from uniform."""
+    model = make_tiny_teacher(small_tokens.tokenizer, hidden_size=32, n_layers=2, n_heads=2, max_length=256)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokens() -> Tokens:
+    """SmolLM2's tokenizer, with a spare control token as its marker; skipped where ANYO_RL_SMOLLM2 is not set."""
+    folder = os.environ.get("ANYO_RL_SMOLLM2")
+    if not folder:
+        pytest.skip("ANYO_RL_SMOLLM2 is not set: it names a folder with SmolLM2's tokenizer")
+    from transformers import AutoTokenizer
+
+    return Tokens.of(AutoTokenizer.from_pretrained(folder, padding_side="left"), "<file_sep>")
