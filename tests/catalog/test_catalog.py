@@ -1,0 +1,110 @@
+import time
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyo_rl.catalog.catalog import Catalog, build_catalog
+from anyo_rl.completion import parse
+from anyo_rl.tokens import Tokens
+
+
+def catalog_of(tokens: Tokens, titles, ids=None) -> Catalog:
+    ids = [f"i{index}" for index in range(len(titles))] if ids is None else ids
+    return build_catalog(
+        pl.DataFrame({"item_id": ids, "title": titles}, schema={"item_id": pl.String, "title": pl.String}), tokens
+    )
+
+
+def check(catalog: Catalog, tokens: Tokens) -> None:
+    """What holds for every catalog: titles and paths unique, each path reads back as its title and finds its item."""
+    assert len(set(catalog.titles)) == len(set(catalog.paths)) == len(catalog)
+    for index, (item_id, title, path) in enumerate(zip(catalog.item_ids, catalog.titles, catalog.paths, strict=True)):
+        assert catalog.index[item_id] == index
+        assert catalog.tree.walk(path) == catalog.tree.leaf[index]
+        assert catalog.find(title) == item_id
+        assert catalog.find(parse(tokens.decode([tokens.marker_id, *path])).item) == item_id
+        assert path[-1] == tokens.eos_id
+
+
+titles = st.text(max_size=20) | st.sampled_from(["", " ", "Alien", "Alien  3", "Alien 3", "a->b", "a b", "x (2)", "x"])
+
+
+@settings(max_examples=50)
+@given(st.lists(titles, min_size=1, max_size=12))
+def test_every_catalog_is_reversible(small_tokens, titles):
+    check(catalog_of(small_tokens, titles), small_tokens)
+
+
+def test_collisions_are_made_unique_and_counted(small_tokens):
+    catalog = catalog_of(small_tokens, ["A", "B", "A", " A ", "A (2)", "A->", "a"])
+    assert catalog.titles == ("A", "B", "A (2)", "A (3)", "A (2) (2)", "A (4)", "a")
+    assert catalog.n_collisions == 4
+    check(catalog, small_tokens)
+    assert catalog_of(small_tokens, ["A (2)", "A", "A"]).titles == ("A (2)", "A", "A (3)")
+
+
+def test_many_equal_titles_take_no_square_time(small_tokens):
+    start = time.process_time()
+    catalog = catalog_of(small_tokens, ["Gift Card"] * 2000)
+    assert time.process_time() - start < 10  # one by one it would be two million tokenisations
+    assert catalog.n_collisions == 1999
+    assert catalog.titles[-1] == "Gift Card (2000)"
+
+
+def test_empty_titles_go_by_their_id(small_tokens):
+    catalog = catalog_of(small_tokens, ["", None, "  ", "->", "<eos>", "item i0"])
+    assert catalog.titles == ("item i0", "item i1", "item i2", "item i3", "item i4", "item i0 (2)")
+    assert catalog.n_collisions == 1
+    check(catalog, small_tokens)
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["<b>Tea</b> &amp; mug", "🙂👩‍👩‍👧", "日本語", "x" * 10_000, "rtl \u202e abc", "-", "3", "don't", '"', "\\"],
+)
+def test_hard_titles(small_tokens, title):
+    check(catalog_of(small_tokens, [title, "Alien", title]), small_tokens)
+
+
+def test_a_catalog_of_one(small_tokens):
+    catalog = catalog_of(small_tokens, ["Alien"])
+    assert len(catalog) == 1
+    check(catalog, small_tokens)
+
+
+def test_smollm2_catalog(smollm2_tokens):
+    catalog = catalog_of(
+        smollm2_tokens, ["Alien", "Alien 3", "Aliens", "<file_sep>", "<|im_end|>", "日本語", "x" * 500]
+    )
+    assert catalog.titles[3:5] == ("item i3", "item i4")
+    check(catalog, smollm2_tokens)
+
+
+def test_no_items_and_repeated_ids_are_refused(small_tokens):
+    with pytest.raises(ValueError, match="the catalog has no items"):
+        catalog_of(small_tokens, [])
+    with pytest.raises(ValueError, match=r"item_id 'b' occurs more than once \(2 such ids\)"):
+        catalog_of(small_tokens, ["1", "2", "3", "4", "5"], ids=["a", "b", "b", "c", "c"])
+
+
+def test_find_folds_white_space_and_knows_nothing_else(small_catalog):
+    assert small_catalog.find("  Toy \n Story ") == "i3"
+    assert small_catalog.find("Alien 3") == "i1"
+    for unknown in (None, "", "alien", "Alien 33"):
+        assert small_catalog.find(unknown) is None
+
+
+def test_indices(small_catalog):
+    assert small_catalog.indices(["i3", "i0", "i3"]).tolist() == [3, 0, 3]
+    assert small_catalog.indices([]).tolist() == []
+    with pytest.raises(KeyError, match=r"item 'x' is not in the catalog \(2 unknown of 3 items\)"):
+        small_catalog.indices(["i0", "x", "y"])
+
+
+def test_items_keep_their_order_and_columns(small_tokens):
+    items = pl.DataFrame({"item_id": ["z", "a"], "title": ["Alien", "mug"], "year": ["1979", None]})
+    catalog = build_catalog(items, small_tokens)
+    assert catalog.item_ids == ("z", "a")
+    assert catalog.items.equals(items)
