@@ -62,7 +62,7 @@ class LikelihoodRanker:
         self.tokens_per_forward = tokens_per_forward
         policy = causal_lm(model)
         check_tree_attention(policy)
-        vocabulary = policy.get_input_embeddings().num_embeddings
+        vocabulary = policy.config.get_text_config().vocab_size
         if catalog.tree.token.max() >= vocabulary:
             raise ValueError(
                 f"the catalog has token {catalog.tree.token.max()} but the model knows {vocabulary} tokens; build the "
