@@ -40,7 +40,7 @@ class TransformersSampler:
         """See `anyo_rl.sampling.protocol.Sampler`."""
         config = GenerationConfig(
             do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else None,
+            temperature=float(temperature) if temperature > 0 else None,
             top_p=top_p if temperature > 0 else None,
             top_k=0 if temperature > 0 else None,
             max_new_tokens=max_new_tokens,

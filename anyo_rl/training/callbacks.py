@@ -18,6 +18,9 @@ def keep_best(args: TrainingArguments, stage_dir: Path) -> TrainingArguments:
     args.load_best_model_at_end = True
     args.metric_for_best_model = f"eval_{METRIC}"
     args.greater_is_better = True
+    if args.save_total_limit == 1:
+        args.save_total_limit = 2  # with 1 the last checkpoint is deleted before the teacher is saved
+    args.restore_callback_states_from_checkpoint = True  # else early stopping forgets how long it has waited
     return args
 
 
@@ -36,7 +39,7 @@ def latest_checkpoint(stage_dir: Path) -> Path | None:
         try:
             state = json.loads((folder / "trainer_state.json").read_text())
             complete.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(folder, ignore_errors=True)
     return max(complete)[1] if complete else None
 
