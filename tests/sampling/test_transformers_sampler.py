@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.tokens import Tokens
+
+
+@pytest.fixture
+def contexts(small_tokens: Tokens) -> list[list[int]]:
+    return [small_tokens.context_ids(text) for text in ("History:\nAlien\nNext:\n", "x", "Toys\nmug\n")]
+
+
+def greedy_by_hand(model, context: list[int], stops: set[int], most: int) -> tuple[int, ...]:
+    """Greedy decoding without `generate`, one context at a time."""
+    written: list[int] = []
+    while len(written) < most and not (written and written[-1] in stops):
+        with torch.no_grad():
+            written.append(int(model(torch.tensor([context + written])).logits[0, -1].argmax()))
+    return tuple(written)
+
+
+@pytest.mark.parametrize("own", [{}, {"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"num_beams": 3}])
+def test_greedy_is_greedy_whatever_the_checkpoint_says(small_teacher, small_tokens, contexts, own):
+    config = small_teacher.generation_config
+    config.do_sample, config.top_k, config.temperature, config.top_p = True, 5, 0.6, 0.9
+    config.suppress_tokens = [int(small_teacher(torch.tensor([contexts[0]])).logits[0, -1].argmax())] if own else None
+    config.update(**own)
+    before = config.to_dict()
+    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=2)
+    found = sampler.sample(contexts, temperature=0, max_new_tokens=8)
+    stops = {small_tokens.eos_id, small_tokens.marker_id}
+    assert [row[0].token_ids for row in found] == [greedy_by_hand(small_teacher, c, stops, 8) for c in contexts]
+    assert small_teacher.generation_config is config
+    assert config.to_dict() == before
+
+
+def test_sampling_takes_no_top_k_from_the_checkpoint(small_teacher, small_tokens, contexts):
+    small_teacher.generation_config.top_k = 1
+    small_teacher.generation_config.min_p = 0.99
+    rows = TransformersSampler(small_teacher, small_tokens).sample(contexts[:1], n=50, temperature=3, max_new_tokens=1)
+    assert len({sample.token_ids for sample in rows[0]}) > 10
+
+
+def prefer(model, token: int) -> None:
+    """Makes the model write one token above all others."""
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    head.bias.data[token] = 50.0
+    model.lm_head = head
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_stops_at_the_marker_and_at_the_end(small_teacher, small_tokens, contexts, temperature):
+    sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
+    for stop in (small_tokens.marker_id, small_tokens.eos_id):
+        prefer(small_teacher, stop)
+        for row in sampler.sample(contexts, n=2, temperature=temperature, max_new_tokens=5):
+            assert [(s.token_ids, s.finish_reason) for s in row] == [((stop,), "stop")] * 2
+            assert row[0].log_probs == pytest.approx((0.0,), abs=1e-6)
+    prefer(small_teacher, 7)
+    for row in sampler.sample(contexts, temperature=temperature, max_new_tokens=5):
+        assert row[0].token_ids == (7,) * 5
+        assert row[0].finish_reason == "length"
+        assert len(row[0].log_probs) == 5
+
+
+def test_no_tokens_after_the_stop_of_a_shorter_neighbour(small_teacher, small_tokens, contexts):
+    stops = {small_tokens.eos_id, small_tokens.marker_id}
+    sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
+    samples = [s for row in sampler.sample(contexts, n=40, temperature=4, max_new_tokens=200) for s in row]
+    assert len({len(s.token_ids) for s in samples}) > 3
+    for sample in samples:
+        assert len(sample.log_probs) == len(sample.token_ids)
+        assert not stops & set(sample.token_ids[:-1])
+        assert (sample.finish_reason == "stop") == (sample.token_ids[-1] in stops)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
+def test_log_probs_are_those_of_a_teacher_forced_forward(small_teacher, small_tokens, contexts, temperature):
+    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=4, with_log_probs=True)
+    for context, row in zip(
+        contexts, sampler.sample(contexts, n=3, temperature=temperature, max_new_tokens=6), strict=True
+    ):
+        for sample in row:
+            with torch.no_grad():
+                logits = small_teacher(torch.tensor([[*context, *sample.token_ids]])).logits[0]
+            log_p = torch.log_softmax(logits[len(context) - 1 : -1] / (temperature or 1.0), -1)
+            expected = log_p.gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0].tolist()
+            assert sample.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_seeds_repeat_and_leave_other_draws_alone(small_teacher, small_tokens, contexts):
+    sampler = TransformersSampler(small_teacher, small_tokens)
+    torch.manual_seed(7)
+    untouched = torch.rand(3)
+    torch.manual_seed(7)
+    small_teacher.train()
+    first = sampler.sample(contexts, n=4, seed=1, max_new_tokens=6)
+    assert torch.equal(torch.rand(3), untouched)
+    assert small_teacher.training
+    torch.manual_seed(8)
+    assert sampler.sample(contexts, n=4, seed=1, max_new_tokens=6) == first
+    assert sampler.sample(contexts, n=4, seed=2, max_new_tokens=6) != first
+    assert len({sample.token_ids for sample in first[0]}) > 1  # the draws of one prompt are not copies
+
+
+def test_samples_come_back_in_the_order_of_their_contexts(small_teacher, small_tokens, contexts):
+    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=1)
+    together = TransformersSampler(small_teacher, small_tokens).sample(contexts, n=2, temperature=0, max_new_tokens=4)
+    assert together == sampler.sample(contexts, n=2, temperature=0, max_new_tokens=4)
+    assert together[::-1] == sampler.sample(contexts[::-1], n=2, temperature=0, max_new_tokens=4)
+    assert [len(row) for row in together] == [2, 2, 2]
+    assert sampler.sample([], n=2) == []
+    assert together[0][0].log_probs is None
