@@ -73,6 +73,9 @@ def parse(
         SystemExit: an unknown key or flag, a value of the wrong kind, or a file that is not there; says which.
     """
     args = list(sys.argv[1:] if args is None else args)
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if args[-1:] == ["--config"]:
+        sys.exit("--config has no path after it; the shipped configs are in recipes/configs")
     if "--config" not in args and default_config is not None:
         args = ["--config", str(default_config), *args]
     config = Path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
