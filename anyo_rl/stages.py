@@ -17,9 +17,12 @@ import numpy as np
 import polars as pl
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config
+from trl.models import unwrap_model_for_generation
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.config import ReasonerArguments, TeacherArguments
@@ -55,32 +58,53 @@ def finish_stage(trainer: Trainer, stage_dir: Path) -> None:
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         checkpoint = latest_checkpoint(stage_dir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state = accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(trainer.model_wrapped)
-        if state is not None:
-            model.load_state_dict(state)
-        save_teacher(model, trainer.processing_class, teacher_folder(stage_dir))
+    if checkpoint and training_is_over(checkpoint):
+        load_best(trainer, checkpoint)
+    else:
+        if checkpoint:
+            trainer.args.eval_on_start = False  # measured and written down before the kill
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model:  # gathers weights under ZeRO-3
+        if accelerator.is_main_process:
+            save_teacher(model, trainer.processing_class, teacher_folder(stage_dir))
     accelerator.wait_for_everyone()
 
 
+def training_is_over(checkpoint: Path) -> bool:
+    """Whether a checkpoint was the last one; resumed from it, the trainer would take one step too many."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    control = state["stateful_callbacks"]["TrainerControl"]["args"]
+    return state["global_step"] >= state["max_steps"] or control["should_training_stop"]
+
+
+def load_best(trainer: Trainer, checkpoint: Path) -> None:
+    """Loads the best weights, as the trainer does at the end of training, without training."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint
+    trainer.state.best_model_checkpoint = best if best and Path(best).is_dir() else str(checkpoint)
+    trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False  # nothing is wrapped: plain weights, plain load
+    trainer._load_best_model()
+
+
 def start_run(run_dir: Path, arguments: Mapping[str, Any]) -> None:
-    """Writes what is needed to repeat the run: every resolved argument and the versions of the packages it leans on.
+    """Writes what is needed to repeat the run: every argument, versions of packages, and how it was launched.
 
     Secrets are never arguments here: tokens come from the environment and are not written.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    secret = ("token", "key", "secret", "password")
+    secret = ("hub_token", "_key", "_secret", "password")
     resolved = {
-        name: {k: v for k, v in values.items() if not any(word in k.split("_") for word in secret)}
-        for name, values in arguments.items()
+        name: {k: v for k, v in values.items() if not k.endswith(secret)} for name, values in arguments.items()
     }
     (run_dir / "config.yaml").write_text(
         yaml.safe_dump(json.loads(json.dumps(resolved, default=str)), sort_keys=False)
     )
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    (run_dir / "versions.json").write_text(json.dumps({"python": platform.python_version(), **versions}, indent=2))
+    state = PartialState()
+    launch = {"num_processes": state.num_processes, "distributed_type": state.distributed_type.value}
+    (run_dir / "versions.json").write_text(
+        json.dumps({"python": platform.python_version(), **versions, **launch}, indent=2)
+    )
 
 
 def make_teacher(
@@ -132,6 +156,7 @@ def train_sft(
         )
     training_args = keep_best(training_args, run_dir / stage)
     stop_at_marker(model, tokens)
+    AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
     trainer = TeacherSFTTrainer(
         model=model,
         args=training_args,
@@ -185,6 +210,7 @@ def train_grpo(
     training_args = keep_best(training_args, stage_dir)
     training_args.max_completion_length = teacher_args.max_reasoning_tokens
     stop_at_marker(model, tokens)
+    AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
     trainer = ReasonerTrainer(
         model=model,
         args=training_args,
