@@ -2,7 +2,8 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,9 @@ from typing import Any, Literal
 import yaml
 from trl import TrlParser
 
+from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
+from anyo_rl.launch import LaunchError
 from anyo_rl.training.objectives import ItemLoss
 
 
@@ -88,6 +91,25 @@ def parse(
         return (*parsed, config)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         sys.exit(f"{config or 'command line'}: {error}")
+
+
+@contextmanager
+def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the program with the message alone where the user can mend the cause; also a decorator.
+
+    Everything else keeps its traceback: it is a bug, ours or a reward's.
+
+    Args:
+        *kinds: errors whose message says all there is to say; data and launch errors if none are named.
+
+    Raises:
+        SystemExit: in place of such an error, with its message and exit status 1.
+    """
+    caught = kinds or (DataError, LaunchError)
+    try:
+        yield
+    except caught as error:
+        sys.exit(f"error: {error}")
 
 
 def _check_choices(instance: Any) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from trl import ModelConfig
 
-from anyo_rl.config import TeacherArguments, parse
+from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.task import DataArguments, load_task
 from anyo_rl.stages import evaluate_run, teacher_folder
+from anyo_rl.task import DataArguments, load_task
 
 CONFIGS = Path(__file__).parent / "configs"
 STAGES = ("sft", "grpo", "direct")
@@ -29,6 +29,7 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "Of draws and intervals."})
 
 
+@plain_errors()
 def main() -> None:
     """Parse, evaluate, report."""
     args, data_args, model_args, teacher_args, _ = parse(

@@ -15,16 +15,17 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, sft_config_path
+from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, plain_errors, sft_config_path
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.launch import check_launch
-from anyo_rl.task import DataArguments, load_task
 from anyo_rl.stages import evaluate_run, start_run, train_grpo, train_sft
+from anyo_rl.task import DataArguments, load_task
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
+@plain_errors()
 def main() -> None:
     """Parse, build, train, evaluate, save."""
     data_args, model_args, teacher_args, reasoner_args, training_args, config = parse(
@@ -33,7 +34,8 @@ def main() -> None:
     )
     logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
     check_launch()
-    rewards = load_rewards(reasoner_args.reward_funcs, reasoner_args.reward_kwargs)
+    with plain_errors(ValueError, OSError):
+        rewards = load_rewards(reasoner_args.reward_funcs, reasoner_args.reward_kwargs)
     task = load_task(data_args)
     run_dir = Path(training_args.output_dir)
     if PartialState().is_main_process:
@@ -46,7 +48,8 @@ def main() -> None:
     teachers: dict[str, Path | str] = {}
     start: Path | str | None = model_args.model_name_or_path
     if reasoner_args.sft_config:
-        # The warm start shares everything with this run but the trainer's own settings.
+        # The warm start shares everything with this run but the trainer's own settings. Where it runs is shared too:
+        # parsing trainer settings sets the processes up anew.
         *_, sft_teacher, sft_args, _ = parse(
             (DataArguments, ModelConfig, TeacherArguments, SFTConfig),
             args=[
@@ -54,6 +57,8 @@ def main() -> None:
                 str(sft_config_path(reasoner_args.sft_config, config)),
                 "--seed",
                 str(training_args.seed),
+                "--use_cpu",
+                str(training_args.use_cpu),
             ],
         )
         warm = (run_dir, task, model_args, sft_teacher, sft_args)
@@ -67,6 +72,9 @@ def main() -> None:
     teachers["grpo"] = train_grpo(
         run_dir, task, start, model_args, teacher_args, reasoner_args, training_args, rewards
     )
+    # The others go home: waiting for the evaluation would end in a time-out.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
     if PartialState().is_main_process:
         summary = evaluate_run(
             run_dir,
@@ -79,8 +87,6 @@ def main() -> None:
         )
         print(console_table(summary))
         print(f"report: {run_dir / 'report.html'}")
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import ModelConfig, SFTConfig
 
-from anyo_rl.config import TeacherArguments, parse
+from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.launch import check_launch
-from anyo_rl.task import DataArguments, load_task
 from anyo_rl.stages import start_run, train_sft
+from anyo_rl.task import DataArguments, load_task
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -27,6 +27,7 @@ class SFTRecipeArguments:
     reasoning: bool = field(default=True, metadata={"help": "Reason before the answer, or answer at once (direct)."})
 
 
+@plain_errors()
 def main() -> None:
     """Parse, build, train, save."""
     recipe_args, data_args, model_args, teacher_args, training_args, _ = parse(
