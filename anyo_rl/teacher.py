@@ -112,7 +112,7 @@ def load_teacher(model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTo
             quantization_config=get_quantization_config(model_args),
             use_safetensors=True,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a folder without a tokenizer is a ValueError
         raise ValueError(
             f"no teacher at {path!r}: expected a model folder with config.json, model.safetensors and a tokenizer, or "
             f"a model id that can be downloaded ({error})"
