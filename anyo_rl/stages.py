@@ -122,11 +122,11 @@ def make_teacher(
 
 def train_sft(
     run_dir: Path,
-    stage: str,
     task: Task,
     model_args: ModelConfig,
     teacher_args: TeacherArguments,
     training_args: SFTConfig,
+    stage: str,
     *,
     reasoning: bool,
 ) -> Path:

@@ -10,6 +10,7 @@ users, the same teacher without reasoning, baselines, and a report. Run again, i
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -48,24 +49,19 @@ def main() -> None:
     teachers: dict[str, Path | str] = {}
     start: Path | str | None = model_args.model_name_or_path
     if reasoner_args.sft_config:
-        # The warm start shares everything with this run but the trainer's own settings. Where it runs is shared too:
+        # Parsed for its trainer settings and its patience; all else is this run's. Where it runs is passed on, since
         # parsing trainer settings sets the processes up anew.
+        path = str(sft_config_path(reasoner_args.sft_config, config))
+        shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
         *_, sft_teacher, sft_args, _ = parse(
-            (DataArguments, ModelConfig, TeacherArguments, SFTConfig),
-            args=[
-                "--config",
-                str(sft_config_path(reasoner_args.sft_config, config)),
-                "--seed",
-                str(training_args.seed),
-                "--use_cpu",
-                str(training_args.use_cpu),
-            ],
+            (DataArguments, ModelConfig, TeacherArguments, SFTConfig), args=["--config", path, *shared]
         )
-        warm = (run_dir, task, model_args, sft_teacher, sft_args)
-        start = train_sft(*warm[:1], "sft", *warm[1:], reasoning=True)
-        teachers["sft"] = start
+        patience = sft_teacher.early_stopping_patience
+        sft_teacher = dataclasses.replace(teacher_args, early_stopping_patience=patience)
+        warm_start = partial(train_sft, run_dir, task, model_args, sft_teacher, sft_args)
+        start = teachers["sft"] = warm_start("sft", reasoning=True)
         if reasoner_args.train_direct:
-            teachers["direct"] = train_sft(*warm[:1], "direct", *warm[1:], reasoning=False)
+            teachers["direct"] = warm_start("direct", reasoning=False)
     if start is None:
         raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
     teachers.setdefault("sft", start)

@@ -43,7 +43,7 @@ def main() -> None:
         arguments = {type(a).__name__: dataclasses.asdict(a) for a in resolved}
         start_run(run_dir, {**arguments, "SFTConfig": training_args.to_dict()})
     stage = "sft" if recipe_args.reasoning else "direct"
-    teacher = train_sft(run_dir, stage, task, model_args, teacher_args, training_args, reasoning=recipe_args.reasoning)
+    teacher = train_sft(run_dir, task, model_args, teacher_args, training_args, stage, reasoning=recipe_args.reasoning)
     if PartialState().is_main_process:
         print(f"teacher: {teacher}")
     PartialState().destroy_process_group()

@@ -4,6 +4,7 @@ They are set before torch and transformers are imported, since both read them on
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -55,6 +56,26 @@ def data_folder() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"ANYO_RL_DATA names {folder}, which is not a folder")
     return Path(folder)
+
+
+@pytest.fixture
+def deepspeed_ready(repo_root: Path, monkeypatch: pytest.MonkeyPatch):
+    """DeepSpeed can build what it needs, in a folder of our own that no other test uses meanwhile.
+
+    A build that was killed leaves a lock behind, on which the next one waits for ever; only here is it known to be
+    nobody's.
+    """
+    pytest.importorskip("deepspeed", reason="needs the `deepspeed` extra")
+    if shutil.which("g++") is None:
+        pytest.skip("DeepSpeed builds its CPU communication with g++, which is not installed")
+    extensions = repo_root / ".pytest_cache" / "torch_extensions"
+    extensions.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
+    with (extensions.parent / "torch_extensions.lock").open("w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        for lock in extensions.rglob("lock"):
+            lock.unlink()
+        yield
 
 
 SMALL_TITLES = [

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -59,12 +58,7 @@ def launch(flags: list[str], script: str, folder: Path, script_flags: list[str])
     path = folder / "script.py"
     path.write_text(script)
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(path), str(folder), *script_flags]
-    # DeepSpeed compiles into a folder of our own: a build that was killed leaves a lock behind, on which the next one
-    # waits for ever, and only here is it known to be nobody's.
-    extensions = ROOT / ".pytest_cache" / "torch_extensions"
-    for lock in extensions.rglob("lock"):
-        lock.unlink()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(extensions)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -104,12 +98,15 @@ def test_all_configs_are_there():
     ],
 )
 def test_two_processes_train_together(
-    tmp_path: Path, config: str, flags: list[str], script_flags: list[str], distributed_type: str
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    config: str,
+    flags: list[str],
+    script_flags: list[str],
+    distributed_type: str,
 ):
     if distributed_type == "DEEPSPEED":
-        pytest.importorskip("deepspeed", reason="needs the `deepspeed` extra")
-        if shutil.which("g++") is None:
-            pytest.skip("DeepSpeed builds its CPU communication with g++, which is not installed")
+        request.getfixturevalue("deepspeed_ready")
     config_path = ROOT / "accelerate_configs" / config
     code, output = launch(["--config_file", str(config_path), *flags], SCRIPT, tmp_path, script_flags)
     assert code == 0, output[-4000:]

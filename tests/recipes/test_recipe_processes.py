@@ -1,0 +1,50 @@
+"""Recipes on two processes: DDP and DeepSpeed's ZeRO-2, both on the CPU."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = Path(__file__).parent / "configs"
+ZERO2 = {"config": "zero2.yaml", "launch_flags": ("--mixed_precision", "no", "--main_process_port", "0")}
+DDP = {"config": "cpu_2.yaml"}
+
+pytestmark = pytest.mark.slow
+
+
+def short_warm_start(tmp_path: Path) -> Path:
+    config = tmp_path / "sft.yaml"
+    steps = {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
+    config.write_text(yaml.safe_dump(yaml.safe_load((SMOKE / "sft.yaml").read_text()) | steps))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("launch", "flags", "distributed_type"),
+    [(DDP, ("--use_cpu",), "MULTI_CPU"), (ZERO2, (), "DEEPSPEED")],
+    ids=["ddp", "zero2"],
+)
+def test_two_processes_train_one_teacher(request, launcher, tmp_path, launch, flags, distributed_type):
+    if distributed_type == "DEEPSPEED":
+        request.getfixturevalue("deepspeed_ready")
+    run = tmp_path / "run"
+    least = "--max_steps 2 --eval_steps 2 --save_steps 2 --train_direct false --baselines false --max_test 8"
+    warm = ("--config", SMOKE / "grpo.yaml", "--sft_config", short_warm_start(tmp_path))
+    output = launcher.finish("grpo_teacher", *warm, *least.split(), "--output_dir", run, *flags, **launch)
+
+    versions = json.loads((run / "versions.json").read_text())
+    assert (versions["num_processes"], versions["distributed_type"]) == (2, distributed_type)
+    # One process writes: each step once, each part of the evaluation once.
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("sft", "grpo"):
+        assert [row["step"] for row in rows if row["stage"] == stage and "loss" in row] == [1, 2]
+    assert output.count("evaluating grpo (greedy)") == 1
+    before, after = (load_file(run / stage / "teacher" / "model.safetensors") for stage in ("sft", "grpo"))
+    assert all(np.isfinite(after[name]).all() for name in before)
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    stages = json.loads((run / "evaluation.json").read_text())["stages"]
+    assert set(stages) == {"sft", "grpo"}

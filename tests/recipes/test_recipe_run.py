@@ -1,0 +1,174 @@
+"""What a finished run of grpo_teacher leaves behind, and the recipes that start from it."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+SMOKE = Path(__file__).parent / "configs"
+SECRET = "sentinel-of-a-secret"
+PATH_COLUMNS = (
+    *("example_id", "sample_index", "policy", "split", "user_id", "history", "prompt", "completion", "token_ids"),
+    *("token_log_probs", "steps", "item_id", "item_title", "target_id", "target_title", "rank", "ranker", "cap"),
+    *("rewards", "step_values", "finish_reason", "model", "seed"),
+)
+
+pytestmark = pytest.mark.slow
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "teacher" / "model.safetensors")
+
+
+def evaluation(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_every_stage_is_evaluated_with_intervals(finished_run):
+    summary = evaluation(finished_run.folder)
+    modes = {stage: set(found) for stage, found in summary["stages"].items()}
+    reasoning, plain = {"greedy", "mixture"}, {"plain"}
+    assert modes.pop("sft") == modes.pop("grpo") == reasoning
+    assert modes == dict.fromkeys(("direct", "popularity", "item_knn", "sasrec", "oracle"), plain)
+    assert set(summary["differences"]) == {"grpo-sft", "grpo-direct"}
+    assert (summary["dataset"], summary["n_users"], summary["n_paths"]) == ("toy", 20, 2)
+    for section in ("stages", "differences"):
+        for found in summary[section].values():
+            for numbers in found.values():
+                value = numbers["ndcg@10"]
+                assert value["low"] <= value["mean"] <= value["high"]
+                assert value["n"] == 20
+    for stage in ("sft", "grpo"):
+        assert 0 <= summary["true_intent"][stage] <= 1
+    ndcg = {stage: found[mode]["ndcg@10"]["mean"] for stage, found in summary["stages"].items() for mode in found}
+    assert ndcg["oracle"] == max(ndcg.values())
+    assert "popularity" in finished_run.output  # the table is printed
+    assert "grpo" in (finished_run.folder / "evaluation.md").read_text()
+
+
+def test_the_report_needs_no_other_file(finished_run):
+    page = (finished_run.folder / "report.html").read_text()
+    assert "<html" in page
+    assert not re.search(r"https?://", page)
+    assert "@import" not in page
+
+
+def test_metrics_have_every_stage_and_every_reward(finished_run):
+    rows = metrics(finished_run.folder)
+    for stage, n_steps in (("sft", 6), ("direct", 6), ("grpo", 4)):
+        steps = [row["step"] for row in rows if row["stage"] == stage and "loss" in row]
+        assert steps == list(range(1, n_steps + 1))
+        assert [row["step"] for row in rows if row["stage"] == stage and "eval_ndcg@10" in row][-1] == n_steps
+    for row in rows:
+        if row["stage"] == "grpo" and "loss" in row:
+            assert 0 <= row["rewards/my_reward/mean"] <= 1
+            assert 0 <= row["rewards/ndcg/mean"] <= 1
+            assert row["item_loss"] >= 0
+            assert {"parsed_share", "rank/mean", "rank/gain"} <= set(row)
+
+
+def test_paths_have_every_column_of_the_schema(finished_run):
+    for stage in ("sft", "grpo"):
+        for mode, n_paths in (("greedy", 1), ("mixture", 2)):
+            frame = pl.read_parquet(finished_run.folder / "paths" / f"{stage}.{mode}.parquet")
+            assert set(PATH_COLUMNS) <= set(frame.columns)
+            assert len(frame) == 20 * n_paths
+            assert not frame.select("example_id", "sample_index").is_duplicated().any()
+            n_tokens = frame["token_ids"].list.len().to_numpy()
+            assert (n_tokens <= 16).all()
+            assert (frame["token_log_probs"].list.len().to_numpy() == n_tokens).all()
+            assert frame["rank"].is_between(1, evaluation(finished_run.folder)["n_items"]).all()
+
+
+def test_what_repeats_the_run_is_written_and_no_secret_is(finished_run):
+    config = yaml.safe_load((finished_run.folder / "config.yaml").read_text())
+    assert config["GRPOConfig"]["learning_rate"] == 1e-3
+    assert config["TeacherArguments"]["max_reasoning_tokens"] == 16
+    assert "marker_token" in config["TeacherArguments"]
+    versions = json.loads((finished_run.folder / "versions.json").read_text())
+    assert {"python", "torch", "trl", "transformers", "anyo-rl"} <= set(versions)
+    assert versions["num_processes"] == 1
+    for file in finished_run.folder.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+
+
+def test_grpo_moved_the_weights(finished_run):
+    before, after = weights(finished_run.folder / "sft"), weights(finished_run.folder / "grpo")
+    assert before.keys() == after.keys()
+    assert all(np.isfinite(after[name]).all() for name in after)
+    assert sum(not np.array_equal(before[name], after[name]) for name in after) > len(after) / 2
+
+
+def test_run_again_nothing_is_redone(finished_run, launcher, tmp_path):
+    # As if the run had been killed after its last step, before the teacher was saved and evaluated.
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.folder, run)
+    shutil.rmtree(run / "grpo" / "teacher")
+    (run / "evaluation.json").unlink()
+    output = launcher.finish("grpo_teacher", *finished_run.flags, "--output_dir", run)
+    assert "'loss'" not in output
+    assert "evaluating" not in output
+    assert metrics(run) == metrics(finished_run.folder)
+    assert evaluation(run) == evaluation(finished_run.folder)
+    again, first = weights(run / "grpo"), weights(finished_run.folder / "grpo")
+    assert all(np.array_equal(again[name], first[name]) for name in first)
+
+
+def test_a_reward_that_raises_stops_the_run_and_is_named(finished_run, launcher, tmp_path):
+    reward = tmp_path / "broken.py"
+    reward.write_text("def broken(rank, **kwargs):\n    raise KeyError('the lost key')\n")
+    flags = finished_run.short_flags("--reward_funcs", f"{reward}:broken", "--output_dir", tmp_path / "run")
+    done = launcher.start("grpo_teacher", *flags).wait()
+    assert done.process.returncode != 0
+    assert "reward 'broken'" in done.output
+    assert "the lost key" in done.output
+    assert "sample 0:" in done.output
+    assert "target_id:" in done.output
+    assert not (tmp_path / "run" / "grpo" / "teacher").exists()
+
+
+def test_direct_teacher_and_evaluate(finished_run, launcher, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--config", SMOKE / "sft.yaml", "--max_steps", 2, "--output_dir", run)
+    output = launcher.finish("sft_teacher", *flags, "--reasoning", "false")
+    assert f"teacher: {run / 'direct' / 'teacher'}" in output
+    assert {row["stage"] for row in metrics(run)} == {"direct"}
+    # Its reasoning sister is there already: evaluate compares what it finds.
+    shutil.copytree(finished_run.folder / "sft" / "teacher", run / "sft" / "teacher")
+    shutil.copytree(finished_run.folder / "answers", run / "answers", ignore=shutil.ignore_patterns("[dg]*"))
+    keys = ("toy_users", "toy_categories", "rationale_share", "max_validation", "max_test", "max_reasoning_tokens")
+    smoke = yaml.safe_load((SMOKE / "sft.yaml").read_text())
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(yaml.safe_dump({"dataset": "toy", "n_paths": 2} | {key: smoke[key] for key in keys}))
+    launcher.finish("evaluate", "--config", config, "--run_dir", run, "--seed", 42)  # the trainers' default
+    found, expected = evaluation(run)["stages"], evaluation(finished_run.folder)["stages"]
+    assert set(found) == {"sft", "direct", "popularity", "item_knn", "sasrec", "oracle"}
+    assert found["sft"] == expected["sft"]
+    assert (run / "report.html").exists()
+
+
+def test_reasoning_teacher_by_its_own_recipe(launcher, tmp_path):
+    launcher.finish("sft_teacher", "--config", SMOKE / "sft.yaml", "--max_steps", 2, "--output_dir", tmp_path / "run")
+    assert {row["stage"] for row in metrics(tmp_path / "run")} == {"sft"}
+    assert set(weights(tmp_path / "run" / "sft"))
+
+
+def test_repeat_runs_the_recipe_for_each_seed(finished_run, launcher, tmp_path):
+    command = launcher.command("grpo_teacher", *finished_run.short_flags("--output_dir", tmp_path / "runs"))
+    done = launcher.run_command([sys.executable, "-m", "anyo_rl.repeat", "--seeds", "0", "1", "--", *command]).wait()
+    assert done.process.returncode == 0, done.output
+    summary = json.loads((tmp_path / "runs" / "repeat.json").read_text())
+    assert summary["seeds"] == [0, 1]
+    assert summary["stages"]["grpo"]["greedy"]["ndcg@10"]["n"] == 2
+    assert evaluation(tmp_path / "runs" / "seed-1")["seed"] == 1
