@@ -1,28 +1,31 @@
 """A small world with a known answer: hidden routines, readable items, true rationales, exact oracles.
 
 Items are categories x styles x grades with titles such as "lamp oak 3" (`TITLE`). A user follows a hidden routine
-(`anyo_rl.data.toy_routines`): two or three categories in runs of one or two events, for ever. Within a category the
-grade rises by the user's own climb at each event, and goes round after the top grade. The style is the favourite with
-probability `style_fidelity`, else one of the others. With probability `noise` the event is replaced by an item drawn
-uniformly from the catalog; the routine goes on as if nothing had happened, and so does the grade.
+(`anyo_rl.data.toy_routines`): two or three categories in runs of one or two events, for ever. In each category the
+grade begins at the user's start (1, unless `n_starts` allows others), rises by the user's own climb at each event of
+that category, and goes round after the top grade. The style is the favourite with probability `style_fidelity`, else
+one of the others. With probability `noise` the event is replaced by an item drawn uniformly from the catalog; the
+routine goes on as if nothing had happened, and so does the grade.
 
-Example, without noise, for the routine "tea x2, lamp", start 2, climb 3 of 8 grades, and the favourite style oak:
+Example, without noise, for the routine "tea x2, lamp", start 1, climb 3, 8 grades, and the favourite style oak:
 
-    tea oak 2, tea moss 5, lamp oak 2, tea oak 8, tea oak 3, lamp oak 5, tea oak 6, ...
+    tea oak 1, tea moss 4, lamp oak 1, tea oak 7, tea oak 2, lamp oak 4, tea oak 5, ...
 
 Because the world is known, `ToyWorld.oracle_scores` is the best that anyone can do from the visible history and
 `ToyWorld.intent_scores` the best of one who knows the intent; `anyo_rl.data.toy_oracle` has the arithmetic. Users buy
 the same item again when a grade wraps, so evaluate this world without history masking.
 
 Rationales are what a strong model would write: they state the true hidden state before the event, and never look at
-the event itself. They exist from position `LONGEST_LAP` on, where every place of the routine has been visited (noise
-may hide one: the rationale then still tells the truth). A world is a function of its config alone, and the events of a
-user depend on the seed and the user's number, not on `n_users`: a smaller world has the same first users.
+the event itself. They exist from position `LONGEST_LAP` on, where every place of the routine has been visited, and one
+of them twice, which shows the climb (noise may hide an event: the rationale then still tells the truth). A world is a
+function of its config alone, and the events of a user depend on the seed and the user's number, not on `n_users`: a
+smaller world has the same first users (but fewer digits in their ids, and its own draw of who has rationales).
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -52,6 +55,7 @@ class ToyConfig:
         n_categories: 3 to 12 categories.
         n_styles: 2 to 7 styles.
         n_grades: 2 to 9 grades.
+        n_starts: how many grades a user may start at, from grade 1 up: 1 to n_grades; more hide more.
         noise: share of events replaced by an item drawn uniformly from the catalog, in [0, 1].
         style_fidelity: probability of the favourite style, in [0, 1].
         rationale_share: share of users who have rationales, in [0, 1].
@@ -64,6 +68,7 @@ class ToyConfig:
     n_categories: int = 9
     n_styles: int = 7
     n_grades: int = 8
+    n_starts: int = 1
     noise: float = 0.1
     style_fidelity: float = 0.7
     rationale_share: float = 0.2
@@ -76,6 +81,7 @@ class ToyConfig:
             "n_categories": (3, len(CATEGORIES)),
             "n_styles": (2, len(STYLES)),
             "n_grades": (2, MAX_GRADES),
+            "n_starts": (1, self.n_grades),
             "noise": (0, 1),
             "style_fidelity": (0, 1),
             "rationale_share": (0, 1),
@@ -171,6 +177,9 @@ class ToyWorld:
     def rationale(self, user_id: str, position: int) -> tuple[str, ...]:
         """The true reasoning before the event at `position`, one step per entry (for any user).
 
+        What was bought of late (category and grade of the last `LONGEST_LAP` events, noise and all), the category
+        wanted now, the last two grades that were wanted of it and the next one, and the favourite style.
+
         Raises:
             ValueError: below `LONGEST_LAP`, where the history may not have shown the whole routine yet.
         """
@@ -179,17 +188,22 @@ class ToyWorld:
                 f"rationale of {user_id} asked at position {position}, expected {LONGEST_LAP} or more: "
                 "a routine may not have been seen once before that"
             )
-        wanted, last = self.truth(user_id, position), self.truth(user_id, position - 1)
-        routine = self._table.routines[self._routine_U[self._users[user_id]]]
-        places = [CATEGORIES[place.category] + (" x2" if place.run_length == 2 else "") for place in routine.places]
+        wanted = self.truth(user_id, position)
+        before = [self.truth(user_id, earlier) for earlier in range(position)]
+        grades = [intent.grade for intent in before if intent.category == wanted.category]
         return (
-            f"routine: {', '.join(places)}",
-            f"last: {last.category}, {last.run_index} of {last.run_length}",
+            f"recent: {', '.join(self._bought[user_id][max(0, position - LONGEST_LAP) : position])}",
             f"next: {wanted.category}",
-            f"climb: {wanted.climb}",
-            f"grade: {wanted.previous_grade or 'none'} then {wanted.grade}",
+            f"grade: {' '.join(grades[-2:])} then {wanted.grade}",
             f"style: {wanted.style}",
         )
+
+    @cached_property
+    def _bought(self) -> dict[str, list[str]]:
+        """Category and grade of each event of each user, as rationales name them."""
+        name = pl.concat_str("category", "grade", separator=" ")
+        events = self.interactions.frame.join(self.interactions.items, on="item_id", maintain_order="left")
+        return dict(events.group_by("user_id", maintain_order=True).agg(name.alias("bought")).iter_rows())
 
     def is_true(self, steps: Sequence[str], user_id: str, position: int) -> bool:
         """Whether the steps state the true next category, grade and favourite style; False where they state none."""
@@ -219,40 +233,33 @@ class ToyWorld:
             posterior = toy_oracle.routine_posterior(
                 self._table,
                 _events(history, config),
-                n_grades=config.n_grades,
                 n_styles=config.n_styles,
                 noise=config.noise,
                 style_fidelity=config.style_fidelity,
                 start=start,
             )
-            rows.append(self._predictive(posterior, start + len(history)))
+            rows.append(self._predictive(self._table.wanted_T_R[start + len(history)], posterior))
         return np.array(rows).reshape(len(rows), len(self.item_ids))
 
     def intent_scores(self, user_ids: Sequence[str], positions: Sequence[int]) -> np.ndarray:
         """The distribution, shape (B, N), of one who knows the routine and the favourite style."""
         rows = []
         for user_id, position in zip(user_ids, positions, strict=True):
-            known = np.zeros((len(self._table.routines), self.config.n_styles))
-            known[self._routine_U[self._users[user_id]], self._favourite_U[self._users[user_id]]] = 1.0
-            rows.append(self._predictive(known, position))
+            user = self._users[user_id]
+            favourite_1_S = np.eye(self.config.n_styles)[[self._favourite_U[user]]]
+            rows.append(self._predictive(self._table.wanted_T_R[position, [self._routine_U[user]]], favourite_1_S))
         return np.array(rows).reshape(len(rows), len(self.item_ids))
 
-    def _predictive(self, posterior_R_S: np.ndarray, position: int) -> np.ndarray:
-        config = self.config
-        return toy_oracle.predictive(
-            self._table,
-            posterior_R_S,
-            position,
-            n_grades=config.n_grades,
-            noise=config.noise,
-            style_fidelity=config.style_fidelity,
-        ).ravel()
+    def _predictive(self, wanted_K: np.ndarray, weights_K_S: np.ndarray) -> np.ndarray:
+        noise, fidelity = self.config.noise, self.config.style_fidelity
+        items = toy_oracle.predictive(self._table, wanted_K, weights_K_S, noise=noise, style_fidelity=fidelity)
+        return items.ravel()
 
 
 def make_toy_world(config: ToyConfig | None = None) -> ToyWorld:
     """Generate the world of `config` (the default one for None); the same config always gives the same world."""
     config = config or ToyConfig()
-    table = routine_table(config.n_categories, config.n_grades, config.max_events + 1)
+    table = routine_table(config.n_categories, config.n_grades, config.max_events + 1, config.n_starts)
     items = _items(config)
     item_ids = items["item_id"].to_list()
     width = len(str(config.n_users - 1))
@@ -312,7 +319,7 @@ def parse_intent(steps: Sequence[str]) -> StatedIntent | None:
     Returns None unless exactly one "next:", one "grade:" and one "style:" line are there and well formed: a reasoning
     that says two things does not state one intent.
 
-    >>> parse_intent(["next: book", "grade: 2 then 3", "style: oak"])
+    >>> parse_intent(["next: book", "grade: 1 2 then 3", "style: oak"])
     StatedIntent(category='book', grade='3', style='oak')
     >>> parse_intent(["next: book", "next: tea", "grade: 2 then 3", "style: oak"]) is None
     True
@@ -325,7 +332,7 @@ def parse_intent(steps: Sequence[str]) -> StatedIntent | None:
     if any(len(values) != 1 for values in lines.values()):
         return None
     category, style = lines["next"][0], lines["style"][0]
-    grade = re.fullmatch(r"(?:none|\d) then (\d)", lines["grade"][0])
+    grade = re.fullmatch(r"(?:\d )*then (\d)", lines["grade"][0])
     if category not in CATEGORIES or style not in STYLES or grade is None:
         return None
     return StatedIntent(category, grade.group(1), style)

@@ -11,7 +11,9 @@ The events are independent given (r, s), because a noise event does not stop the
     posterior(r, s) proportional to prior(r) * 1/S * product over t of p(x_t | r, s)
     p(x_T = (c, g, y)) = (1 - e) * sum over r, s of posterior(r, s) * [(c, g) = intended_r(T)] * q(y | s) + e / N
 
-The sum over all routines (1,488 by default) and all styles is finite, so this is exact: no sampling, no approximation.
+Routines and styles are finitely many (5,544 routines of 9 categories and 8 grades from one start), so this is a plain
+sum and exact: no sampling, no approximation. Routines that meet none of the events share one likelihood, (e / N)^T.
+
 Sorting by a predictive distribution maximises the expected NDCG under it, so `expected_ndcg` of the history oracle is
 the ceiling for every ranker that sees only the history.
 
@@ -39,7 +41,6 @@ def routine_posterior(
     table: RoutineTable,
     events_T_3: np.ndarray,
     *,
-    n_grades: int,
     n_styles: int,
     noise: float,
     style_fidelity: float,
@@ -50,7 +51,6 @@ def routine_posterior(
     Args:
         table: the routines of the world; must cover `start + T` positions.
         events_T_3: category, grade and style (0-based) of the events seen, oldest first; T may be 0.
-        n_grades: grades of the world.
         n_styles: styles of the world.
         noise: share of events replaced by an item drawn uniformly from the catalog.
         style_fidelity: probability that a user takes the favourite style.
@@ -59,46 +59,47 @@ def routine_posterior(
     Raises:
         ValueError: if the events have probability 0 in this world (possible only without noise).
     """
-    n_categories = int(table.category_R_T.max()) + 1
-    uniform = noise / (n_categories * n_grades * n_styles)
+    n_events = len(events_T_3)
+    uniform = noise / (table.n_categories * table.n_grades * n_styles)
     categories_T, grades_T, styles_T = events_T_3.T
-    positions = slice(start, start + len(events_T_3))
-    hits_R_T = (table.category_R_T[:, positions] == categories_T) & (table.grade_R_T[:, positions] == grades_T)
+    wanted_T = table.code(categories_T, grades_T).astype(table.wanted_T_R.dtype)
+    hits_T_R = table.wanted_T_R[start : start + n_events] == wanted_T[:, None]
     bought_S_T = style_probabilities(n_styles, style_fidelity)[:, styles_T]
     hit_S_T = _log((1.0 - noise) * bought_S_T + uniform)
-    log_R_S = (
-        np.log(table.prior_R / n_styles)[:, None]
-        + hits_R_T @ hit_S_T.T
-        + (~hits_R_T).sum(axis=1)[:, None] * _log(uniform)
-    )
-    top = log_R_S.max()
+    # Only the K routines with a hit need the sum over events: without one, every event is noise, which is never more
+    # likely than a hit.
+    some_K = np.flatnonzero(hits_T_R.any(axis=0))
+    hits_K_T = hits_T_R[:, some_K].T.astype(np.float64)
+    log_K_S = hits_K_T @ hit_S_T.T + (n_events - hits_K_T.sum(axis=1))[:, None] * _log(uniform)
+    log_none = n_events * _log(uniform)
+    top = log_K_S.max(initial=log_none)
     if top < _LOG_ZERO / 2:
         raise ValueError(
             "this history has probability 0 in the toy world: no routine explains it and noise is 0. "
             "Pass whole histories, or the position of their first event as `starts`, of a world with this config."
         )
-    weights_R_S = np.exp(log_R_S - top)
+    weights_R_S = np.repeat(table.prior_R[:, None] * np.exp(log_none - top), n_styles, axis=1)
+    weights_R_S[some_K] = table.prior_R[some_K, None] * np.exp(log_K_S - top)
     return weights_R_S / weights_R_S.sum()
 
 
 def predictive(
-    table: RoutineTable,
-    posterior_R_S: np.ndarray,
-    position: int,
-    *,
-    n_grades: int,
-    noise: float,
-    style_fidelity: float,
+    table: RoutineTable, wanted_K: np.ndarray, weights_K_S: np.ndarray, *, noise: float, style_fidelity: float
 ) -> np.ndarray:
-    """p(next item), shape (categories, styles, grades), when the routine and style are known up to `posterior_R_S`."""
-    n_categories = int(table.category_R_T.max()) + 1
-    n_styles = posterior_R_S.shape[1]
-    wanted_R = table.category_R_T[:, position].astype(np.int64) * n_grades + table.grade_R_T[:, position]
-    mass = np.zeros((n_categories * n_grades, n_styles))
-    np.add.at(mass, wanted_R, posterior_R_S)
+    """p(next item), shape (categories, styles, grades), from what K routines want and how probable each is.
+
+    Args:
+        table: the routines of the world.
+        wanted_K: category and grade that each routine intends next, in one number (`RoutineTable.code`).
+        weights_K_S: probability of each routine and favourite style; sums to 1.
+        noise: share of events replaced by an item drawn uniformly from the catalog.
+        style_fidelity: probability that a user takes the favourite style.
+    """
+    n_styles, n_wanted = weights_K_S.shape[1], table.n_categories * table.n_grades
+    mass = np.stack([np.bincount(wanted_K, weights_K, n_wanted) for weights_K in weights_K_S.T], axis=1)
     bought = mass @ style_probabilities(n_styles, style_fidelity)
     items = (1.0 - noise) * bought + noise / bought.size
-    return items.reshape(n_categories, n_grades, n_styles).transpose(0, 2, 1)
+    return items.reshape(table.n_categories, table.n_grades, n_styles).transpose(0, 2, 1)
 
 
 def break_ties(scores_B_N: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -7,8 +7,8 @@ grades. So a routine fixes the whole sequence of intended (category, grade) pair
 these sequences. Categories, grades and styles are numbers from 0 here; the words are in `anyo_rl.data.toy`.
 
 Prior of a routine: two or three places with probability 1/2 each; then (a, b) uniform over the pairs that are allowed
-(a != b, and a != complement(b) where there are three places); then each run length 1 or 2 with probability 1/2; start
-and climb (1 to the number of grades less 1) uniform.
+(a != b, and a != complement(b) where there are three places); then each run length 1 or 2 with probability 1/2; then
+the start uniform over the first `n_starts` grades, and the climb uniform from 1 to the number of grades less 1.
 """
 
 from dataclasses import dataclass
@@ -49,25 +49,44 @@ class Routine:
 
 @dataclass(frozen=True)
 class RoutineTable:
-    """Every routine with its prior and its intended sequence. Axes: `_R` routines, `_T` positions from 0."""
+    """Every routine with its prior and its intended sequence. Axes: `_R` routines, `_T` positions from 0.
 
+    Attributes:
+        n_categories: categories of the world.
+        n_grades: grades of the world.
+        routines: the routines.
+        prior_R: probability of each; sums to 1.
+        category_R_T: intended category, 0-based.
+        grade_R_T: intended grade, 0-based.
+        run_index_R_T: number of the event in its run, from 1.
+        run_length_R_T: length of that run.
+        wanted_T_R: category and grade in one number (`code`), positions first because histories are compared with it.
+    """
+
+    n_categories: int
+    n_grades: int
     routines: tuple[Routine, ...]
     prior_R: np.ndarray
     category_R_T: np.ndarray
     grade_R_T: np.ndarray
     run_index_R_T: np.ndarray
     run_length_R_T: np.ndarray
+    wanted_T_R: np.ndarray
 
     @property
     def n_positions(self) -> int:
         """How many positions the table covers."""
-        return self.category_R_T.shape[1]
+        return len(self.wanted_T_R)
+
+    def code(self, category: np.ndarray, grade: np.ndarray) -> np.ndarray:
+        """One number for a category and a grade, from 0 to `n_categories * n_grades - 1`."""
+        return category * self.n_grades + grade
 
 
-def routine_table(n_categories: int, n_grades: int, n_positions: int) -> RoutineTable:
-    """List all routines over `n_categories` (at least 3) and unroll each over `n_positions` positions.
+def routine_table(n_categories: int, n_grades: int, n_positions: int, n_starts: int = 1) -> RoutineTable:
+    """List all routines of `n_categories` (at least 3) and `n_grades` (at least 2) over `n_positions` positions.
 
-    `run_index_R_T` counts the events of the current run from 1; `grade_R_T` is 0-based.
+    Start grades are the first `n_starts`.
     """
     pairs = [(a, b) for a, b in product(range(n_categories), repeat=2) if a != b]
     two = [[a, b] for a, b in pairs]
@@ -79,16 +98,20 @@ def routine_table(n_categories: int, n_grades: int, n_positions: int) -> Routine
             ways.append(tuple(Place(c, length) for c, length in zip(categories, lengths, strict=True)))
             prior.append(0.5 / (len(kind) * len(runs)))
     unrolled = np.array([_unroll(places, n_positions) for places in ways], dtype=np.int16)
-    ladders = list(product(range(n_grades), range(1, max(n_grades, 2))))  # (start, climb)
+    ladders = list(product(range(n_starts), range(1, n_grades)))  # (start, climb)
     category, visits, run_index, run_length = (np.repeat(x, len(ladders), axis=0) for x in np.moveaxis(unrolled, 2, 0))
     start, climb = np.tile(np.array(ladders, dtype=np.int16), (len(ways), 1)).T
+    grade = (start[:, None] + climb[:, None] * visits) % n_grades
     return RoutineTable(
+        n_categories=n_categories,
+        n_grades=n_grades,
         routines=tuple(Routine(places, *ladder) for places in ways for ladder in ladders),
         prior_R=np.repeat(np.array(prior) / len(ladders), len(ladders)),
         category_R_T=category,
-        grade_R_T=(start[:, None] + climb[:, None] * visits) % n_grades,
+        grade_R_T=grade,
         run_index_R_T=run_index,
         run_length_R_T=run_length,
+        wanted_T_R=np.ascontiguousarray((category * n_grades + grade).T),
     )
 
 
