@@ -42,7 +42,7 @@ class DataArguments:
     split: Literal["users", "leave_one_out", "global_time", "given"] = field(
         default="users", metadata={"help": "How examples are held out."}
     )
-    split_ratios: list[int] = field(default_factory=lambda: [4, 1, 1], metadata={"help": "Train : validation : test."})
+    split_ratios: list[int] = field(default_factory=lambda: [8, 3, 4], metadata={"help": "Train : validation : test."})
     k_core: int = field(default=0, metadata={"help": "Keep users and items with at least this many events."})
     min_history: int = field(default=LONGEST_LAP, metadata={"help": "Shortest history of an example, in events."})
     max_history: int = field(default=50, metadata={"help": "Longest history of an example, in events."})
@@ -54,11 +54,11 @@ class DataArguments:
     mask_history: bool = field(default=False, metadata={"help": "Leave items of the history out of rankings."})
     max_validation: int = field(default=300, metadata={"help": "Most validation examples used while training."})
     max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset."})
-    rationale_share: float = field(default=0.2, metadata={"help": "Share of training users who have rationales."})
+    rationale_share: float = field(default=0.33, metadata={"help": "Share of training users who have rationales."})
     rationale_attributes: list[str] = field(
         default_factory=lambda: ["keywords"], metadata={"help": "Item attributes that rationales speak of."}
     )
-    toy_users: int = field(default=3000, metadata={"help": "Users of the toy world."})
+    toy_users: int = field(default=1500, metadata={"help": "Users of the toy world."})
     toy_categories: int = field(default=9, metadata={"help": "Categories of the toy world."})
     toy_noise: float = field(default=0.1, metadata={"help": "Share of random events in the toy world."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -125,10 +126,12 @@ def load_teacher(model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTo
 def stop_at_marker(model: PreTrainedModel, tokens: Tokens) -> None:
     """Makes generation end on the marker (and on end-of-sequence), so that the reasoning is the whole completion.
 
-    TRL reads the stop tokens from the model's generation config when a trainer is built: call this before.
+    TRL reads the stop tokens from the model's generation config when a trainer is built: call this before. What the
+    checkpoint brought besides (top_k, repetition penalty) is dropped: it would fill what the trainer leaves open.
     """
-    model.generation_config.eos_token_id = [tokens.eos_id, tokens.marker_id]
-    model.generation_config.pad_token_id = tokens.tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokens.eos_id, tokens.marker_id], pad_token_id=tokens.tokenizer.pad_token_id
+    )
 
 
 def save_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

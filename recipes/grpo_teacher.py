@@ -58,10 +58,11 @@ def main() -> None:
         )
         patience = sft_teacher.early_stopping_patience
         sft_teacher = dataclasses.replace(teacher_args, early_stopping_patience=patience)
-        warm_start = partial(train_sft, run_dir, task, model_args, sft_teacher, sft_args)
-        start = teachers["sft"] = warm_start("sft", reasoning=True)
+        warm_start = partial(train_sft, run_dir, task, model_args, sft_teacher)
+        start = teachers["sft"] = warm_start(sft_args, "sft", reasoning=True)
         if reasoner_args.train_direct:
-            teachers["direct"] = warm_start("direct", reasoning=False)
+            sft_args.max_steps += training_args.max_steps  # as many updates as SFT and GRPO together
+            teachers["direct"] = warm_start(sft_args, "direct", reasoning=False)
     if start is None:
         raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
     teachers.setdefault("sft", start)

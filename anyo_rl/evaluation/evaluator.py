@@ -53,10 +53,13 @@ class Evaluation:
         return self.run_dir / "answers" / f"{stage}.{mode}.parquet"
 
     def keep(self, stage: str, mode: str, make: Callable[[], Answers]) -> None:
-        """Makes and keeps the answers of a stage and mode, unless they are there; with their paths."""
+        """Makes and keeps the answers of a stage and mode, unless they are there for these users; with their paths."""
         file = self.file(stage, mode)
         if file.exists():
-            return
+            kept = pl.read_parquet(file, columns=["example_id"])
+            if kept["example_id"].equals(self.test["example_id"]):
+                return
+            logger.info("%s is of other users: made again", file)
         logger.info("evaluating %s (%s) on %d users", stage, mode, len(self.test))
         answers = make()
         if answers.paths:

@@ -22,6 +22,8 @@ from anyo_rl.training.objectives import ItemLoss, item_weights, path_log_prob
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
 
+LEAST_ITEM_WEIGHT = 1e-3
+
 
 class ReasonerTrainer(GRPOTrainer):
     """GRPO on the reasoning, with the answer read off by the engine and trained by an item loss.
@@ -153,7 +155,8 @@ class ReasonerTrainer(GRPOTrainer):
     def _item_loss(self, model, inputs) -> torch.Tensor:
         """Mean over prompts of the weighted −log p(target | path), by one forward over the paths that take part."""
         weights = inputs["item_weight"]
-        rows = weights.nonzero().flatten().tolist() or [0]  # every process must take part in the forward
+        # Paths that hardly take part are not worth a forward; but every process must take part in one.
+        rows = (weights > LEAST_ITEM_WEIGHT).nonzero().flatten().tolist() or [0]
         tree = self.catalog.tree
         sequences, paths = [], []
         for row in rows:
