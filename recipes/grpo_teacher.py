@@ -53,6 +53,7 @@ def main() -> None:
         # parsing trainer settings sets the processes up anew.
         path = str(sft_config_path(reasoner_args.sft_config, config))
         shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
+        shared += ["--ddp_backend", training_args.ddp_backend] if training_args.ddp_backend else []
         *_, sft_teacher, sft_args, _ = parse(
             (DataArguments, ModelConfig, TeacherArguments, SFTConfig), args=["--config", path, *shared]
         )

@@ -25,7 +25,7 @@ def short_warm_start(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("launch", "flags", "distributed_type"),
-    [(DDP, ("--use_cpu",), "MULTI_CPU"), (ZERO2, (), "DEEPSPEED")],
+    [(DDP, ("--use_cpu",), "MULTI_CPU"), (ZERO2, ("--ddp_backend", "gloo"), "DEEPSPEED")],
     ids=["ddp", "zero2"],
 )
 def test_two_processes_train_one_teacher(request, launcher, tmp_path, launch, flags, distributed_type):

@@ -66,7 +66,7 @@ def test_the_report_needs_no_other_file(finished_run):
 
 def test_metrics_have_every_stage_and_every_reward(finished_run):
     rows = metrics(finished_run.folder)
-    for stage, n_steps in (("sft", 6), ("direct", 6), ("grpo", 4)):
+    for stage, n_steps in (("sft", 6), ("direct", 6 + 4), ("grpo", 4)):
         steps = [row["step"] for row in rows if row["stage"] == stage and "loss" in row]
         assert steps == list(range(1, n_steps + 1))
         assert [row["step"] for row in rows if row["stage"] == stage and "eval_ndcg@10" in row][-1] == n_steps
@@ -134,7 +134,7 @@ def test_a_reward_that_raises_stops_the_run_and_is_named(finished_run, launcher,
     assert "reward 'broken'" in done.output
     assert "the lost key" in done.output
     assert "sample 0:" in done.output
-    assert "target_id:" in done.output
+    assert "rank:" in done.output
     assert not (tmp_path / "run" / "grpo" / "teacher").exists()
 
 
