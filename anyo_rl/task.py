@@ -150,7 +150,7 @@ def load_task(args: DataArguments) -> Task:
     examples = make_examples(
         interactions,
         args.split,
-        ratios=tuple(args.split_ratios),
+        ratios=(args.split_ratios[0], args.split_ratios[1], args.split_ratios[2]),
         min_history=args.min_history,
         max_history=args.max_history,
         train_targets=args.train_targets or "all",

@@ -66,7 +66,7 @@ class Evaluation:
             _write(self._path_table(stage, answers.paths), self.run_dir / "paths" / f"{stage}.{mode}.parquet")
         frame = pl.DataFrame(
             {"example_id": self.test["example_id"], "rank": answers.ranks_U},
-            schema_overrides={"rank": pl.Int64},
+            schema_overrides={"rank": pl.Int64()},
         ).with_columns(pl.Series("top_ids", answers.top_ids_U_K, dtype=pl.List(pl.String)))
         _write(frame, file)
 
@@ -74,7 +74,11 @@ class Evaluation:
         """The paths table: what the sampler knows, and split, titles and policy besides."""
         titles = dict(zip(self.catalog.item_ids, self.catalog.titles, strict=True))
         histories = dict(zip(self.test["example_id"], self.test["history"].to_list(), strict=True))
-        schema = {"token_log_probs": pl.List(pl.Float32), "step_values": pl.List(pl.Float32), "cap": pl.Int64}
+        schema: dict[str, pl.DataType] = {
+            "token_log_probs": pl.List(pl.Float32),
+            "step_values": pl.List(pl.Float32),
+            "cap": pl.Int64(),
+        }
         rows = [
             {
                 **path,
@@ -152,7 +156,9 @@ class Evaluation:
         for stage, modes in values.items():
             stages[stage] = {}
             for mode, metrics in modes.items():
-                table = {name: bootstrap_interval(v, seed=self.seed).as_dict() for name, v in metrics.items()}
+                table: dict[str, Any] = {
+                    name: bootstrap_interval(v, seed=self.seed).as_dict() for name, v in metrics.items()
+                }
                 top = [row[:10] for row in frames[stage][mode]["top_ids"].to_list()]
                 share = coverage(top, len(self.catalog))
                 table["coverage@10"] = {"mean": share, "low": None, "high": None, "n": len(top)}

@@ -95,13 +95,20 @@ class ReasonerTrainer(GRPOTrainer):
                 excluded_B=[row["history"] for row in inputs] if self.mask_history else None,
             )
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        ranking, error = None, None
+    def _rank_together(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
+        """`_rank`, with an error on any process raised on all: the others must not wait in a gather."""
         try:
-            ranking = self._rank(inputs, completion_ids_list)
-        except Exception as caught:  # on this process only, perhaps: the others must not wait in the gather below
-            error = caught
-        raise_together(error, self.accelerator)
+            ranking = self._rank(inputs, completion_ids)
+        except Exception as error:
+            raise_together(error, self.accelerator)
+            raise
+        raise_together(None, self.accelerator)
+        return ranking
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        ranking = self._rank_together(inputs, completion_ids_list)
+        log_probs_B = ranking.log_probs_B
+        assert log_probs_B is not None, "the engine is a distribution"
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
         ranked = [
@@ -110,17 +117,17 @@ class ReasonerTrainer(GRPOTrainer):
                 "rank": int(ranking.ranks_B[i]) if marked[i] else None,
                 "gain": float(gains[i]) if marked[i] else None,
                 "item_id": ranking.top_ids_B_K[i][0] if marked[i] else None,
-                "log_prob": float(ranking.log_probs_B[i]) if marked[i] else None,
+                "log_prob": float(log_probs_B[i]) if marked[i] else None,
                 "n_items": len(self.catalog),
             }
             for i, row in enumerate(inputs)
         ]
         self._log_probs_B = torch.tensor(
-            [log_p if ok else torch.nan for log_p, ok in zip(ranking.log_probs_B, marked, strict=True)],
+            [log_p if ok else torch.nan for log_p, ok in zip(log_probs_B, marked, strict=True)],
             device=self.accelerator.device,
         )
         # TRL decodes without control tokens, and so without the marker; rewards see what people see.
-        texts = [self.tokens.decode(ids) for ids in completion_ids_list]
+        texts: list[Any] = [self.tokens.decode(ids) for ids in completion_ids_list]
         if not isinstance(completions[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = super()._calculate_rewards(ranked, prompts, texts, completion_ids_list)
@@ -152,7 +159,7 @@ class ReasonerTrainer(GRPOTrainer):
         self._metrics["train"]["item_loss"].append(self.accelerator.gather(item_loss.detach()).mean().item())
         return loss + self.item_loss_weight * item_loss / self.current_gradient_accumulation_steps
 
-    def _item_loss(self, model, inputs) -> torch.Tensor:
+    def _item_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Mean over prompts of the weighted −log p(target | path), by one forward over the paths that take part."""
         weights = inputs["item_weight"]
         # Paths that hardly take part are not worth a forward; but every process must take part in one.
