@@ -62,10 +62,12 @@ def _current_state() -> tuple[int, str]:
 def _check_processes_meet(env: Mapping[str, str], num_processes: int) -> None:
     asked = int(env.get("WORLD_SIZE", "1"))
     if asked != num_processes:
+        # `--use_cpu` turns DeepSpeed off; without it accelerate finds no backend for a CPU by itself.
+        flag = "--ddp_backend gloo" if _is_true(env, "ACCELERATE_USE_DEEPSPEED") else "--use_cpu"
         raise LaunchError(
             f"the launcher started {asked} processes, but this one sees {num_processes}: each would train alone and "
-            "write to the same folder. On a machine without a GPU add `--use_cpu` to the recipe's flags (or set "
-            "ACCELERATE_USE_CPU=true); with GPUs, check that torch sees them (`torch.cuda.is_available()`)"
+            f"write to the same folder. On a machine without a GPU add `{flag}` to the recipe's flags; with GPUs, "
+            "check that torch sees them (`torch.cuda.is_available()`)"
         )
 
 

@@ -37,8 +37,8 @@ class Line(torch.nn.Module):
 
 folder = Path(sys.argv[1])
 args = TrainingArguments(
-    str(folder / "out"), use_cpu="--use_cpu" in sys.argv, max_steps=2, per_device_train_batch_size=2,
-    learning_rate=0.1, report_to=[], save_strategy="no", disable_tqdm=True,
+    str(folder / "out"), use_cpu="--use_cpu" in sys.argv, ddp_backend="gloo", max_steps=2,
+    per_device_train_batch_size=2, learning_rate=0.1, report_to=[], save_strategy="no", disable_tqdm=True,
 )
 check_launch(expected_processes=2)
 rows = [{"x": torch.tensor([float(i), 1.0]), "labels": torch.tensor(3.0 * i)} for i in range(8)]

@@ -43,6 +43,7 @@ def test_sound_launches_pass(environ: dict[str, str], num_processes: int, distri
     [
         # two processes that do not see each other: MULTI_GPU config on a machine without GPUs, no --use_cpu
         (TORCHRUN, 1, "NO", "started 2 processes, but this one sees 1.*--use_cpu"),
+        ({**TORCHRUN, "ACCELERATE_USE_DEEPSPEED": "true"}, 1, "NO", "sees 1.*--ddp_backend gloo"),
         # accelerate launch --cpu --num_processes 2
         ({**SIMPLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, 1, "NO", "one was started.*cpu_2.yaml"),
         ({**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, 2, "MULTI_CPU", "FSDP was asked for.*MULTI_CPU"),

@@ -70,10 +70,10 @@ def test_the_tokenizers_texts_hold_titles_and_rationales(toy):
 
 @pytest.mark.parametrize(("share", "n_users"), [(0.0, 0), (0.5, 4), (1.0, 8)])
 def test_attribute_rationales_go_to_a_share_of_training_users(log, share, n_users):
-    args = DataArguments(**log, rationale_share=share, rationale_attributes=["brand"])
+    args = DataArguments(**log, rationale_share=share, rationale_attributes=["brand"], split_ratios=[4, 1, 1])
     task = load_task(args)
     train = task.split("train")
-    assert train["user_id"].n_unique() == 8  # 4 : 1 : 1 of 12
+    assert train["user_id"].n_unique() == 8  # 4 parts of 6, of 12 users
     users = dict(train.select("example_id", "user_id").iter_rows())
     assert len({users[example] for example in task.rationales}) == n_users
     targets = dict(train.select("example_id", "target_id").iter_rows())
