@@ -7,9 +7,10 @@ the beginning of another ("Alien" and "Alien 3").
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,13 +28,21 @@ class Tokens:
     Attributes:
         tokenizer: any Hugging Face tokenizer with an end-of-sequence token.
         marker_id: id of the one existing token that stands for `->`.
+        chat_template_kwargs: what chat templates are told besides the messages (`enable_thinking`, …): the same that
+            TRL's trainers are given, or ranks and samples are read off different prompts.
     """
 
     tokenizer: PreTrainedTokenizerBase
     marker_id: int
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, marker_token: str | None = None) -> "Tokens":
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        marker_token: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> "Tokens":
         """Finds the marker's token: the one named, else `->`, else `</think>`.
 
         Raises:
@@ -52,13 +61,20 @@ class Tokens:
             raise ValueError("the tokenizer has no end-of-sequence token; item paths need one to end on")
         if found == tokenizer.eos_token_id:
             raise ValueError(f"marker_token {names[0]!r} is the end-of-sequence token; take another one")
-        return cls(tokenizer, found)
+        return cls(tokenizer, found, chat_template_kwargs)
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
         """Everything in a text that the tokenizer would read as a control token, and the marker people see."""
-        control = {MARKER, *self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
+        # An added token of letters alone ("ü" in a small vocabulary) is text: to take it out would mutilate titles.
+        added = self.tokenizer.added_tokens_decoder.values()
+        control = {token.content for token in added if token.special or not token.content.strip().isalnum()}
+        control |= {MARKER, self._marker, *self.tokenizer.all_special_tokens}
         return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    @property
+    def _marker(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.marker_id)
 
     @cached_property
     def _counts(self) -> dict[str, int]:
@@ -74,13 +90,42 @@ class Tokens:
         return " ".join(self._control.sub(" ", text).split())
 
     def context_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt (plain text or chat messages), as TRL's trainers make them."""
+        """Token ids of a prompt (plain text or chat messages), as TRL's trainers make them.
+
+        Raises:
+            ValueError: chat messages, but the tokenizer has no chat template.
+        """
         if isinstance(prompt, str):
             return list(self.tokenizer(text=prompt)["input_ids"])
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "the prompt is a chat, but the teacher's tokenizer has no chat template; set prompt_style to text, or "
+                "take a chat model"
+            )
         encoded = self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            prompt,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(self.chat_template_kwargs or {}),
         )
         return list(encoded["input_ids"])
+
+    def marked_context(self, context_ids: Sequence[int], completion_ids: Sequence[int]) -> list[int]:
+        """Context, reasoning and marker: where the answer to a completion is read off.
+
+        Args:
+            context_ids: the prompt.
+            completion_ids: what was written. Only what comes before the first marker counts, without end-of-sequence;
+                a reasoning that never reached the marker is made to answer where it ends.
+        """
+        reasoning: list[int] = []
+        for token in completion_ids:
+            if token == self.marker_id:
+                break
+            if token != self.eos_id:
+                reasoning.append(token)
+        return [*context_ids, *reasoning, self.marker_id]
 
     def n_text_tokens(self, text: str) -> int:
         """How many tokens a piece of text takes in a prompt; remembered, for titles come again and again."""
@@ -108,14 +153,19 @@ class Tokens:
         Raises:
             ValueError: the title has no token, or the tokenizer merges text into the marker.
         """
-        first, *ids = self.tokenizer.encode(
-            f"{self.tokenizer.convert_ids_to_tokens(self.marker_id)} {title}", add_special_tokens=False
-        )
+        first, *ids = self.tokenizer.encode(f"{self._marker} {title}", add_special_tokens=False)
         if first != self.marker_id:
             raise ValueError(f"the tokenizer does not keep the marker apart before {title!r}")
         if not title.strip() or self.marker_id in ids or self.eos_id in ids:
             raise ValueError(f"title {title!r} is empty or holds a control token; clean titles with Tokens.safe_text")
         return [*ids, self.eos_id]
+
+    def item_titles(self, paths: Sequence[Sequence[int]]) -> list[str]:
+        """What item paths spell, white space folded: the inverse of `item_ids`."""
+        return [" ".join(self._text(path).split()) for path in paths]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of completion ids as people see it: the marker as ` -> `, control tokens left out.
@@ -125,10 +175,10 @@ class Tokens:
         """
         ids = list(ids)
         if self.marker_id not in ids:
-            return self.tokenizer.decode(ids, skip_special_tokens=True).replace(MARKER, "→").strip()
+            return self._text(ids).replace(MARKER, "→").strip()
         cut = ids.index(self.marker_id)
         # The marker's own text may be anything (`</think>`): it is left out of the item and shown as `->` once.
         answer = [token for token in ids[cut + 1 :] if token != self.marker_id]
-        reasoning = self.tokenizer.decode(ids[:cut], skip_special_tokens=True).replace(MARKER, "→").strip()
-        item = self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        reasoning = self._text(ids[:cut]).replace(MARKER, "→").strip()
+        item = self._text(answer).strip()
         return f"{reasoning} {MARKER} {item}".strip()

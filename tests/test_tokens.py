@@ -16,7 +16,7 @@ from anyo_rl.tokens import Tokens
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{% if add_generation_prompt %}[assistant]{% if calm %}(calm){% endif %}{% endif %}"
 )
 HARD_TITLES = [
     *("Alien", "Alien 3", " two  blanks ", "3", ">", "-", "(2)", "é", "🙂🙃", "日本語", "don't", "a->b", "<eos>x"),
@@ -38,7 +38,7 @@ def tokenizer_with(*added: str, eos: str | None = "<eos>") -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=fresh, eos_token=eos)
 
 
-def as_trl(tokenizer, prompts: list) -> list[list[int]]:
+def as_trl(tokenizer, prompts: list, chat_template_kwargs: dict | None = None) -> list[list[int]]:
     """Prompt ids by TRL's own method."""
     trainer = SimpleNamespace(
         processing_class=tokenizer,
@@ -46,7 +46,7 @@ def as_trl(tokenizer, prompts: list) -> list[list[int]]:
         environment_factories=None,
         tools=None,
         chat_template=None,
-        chat_template_kwargs={},
+        chat_template_kwargs=chat_template_kwargs or {},
     )
     return GRPOTrainer._tokenize_prompts(trainer, prompts)[0]
 
@@ -68,6 +68,45 @@ def test_contexts_are_what_trl_makes_of_chats(small_tokens):
     assert ids == as_trl(tokenizer, chats)
     assert all(isinstance(token, int) for row in ids for token in row)
     assert tokenizer.decode(ids[0]).endswith("[assistant]")
+
+
+def test_contexts_are_what_trl_makes_with_arguments_of_the_chat_template():
+    tokenizer = train_tokenizer(["Alien"], vocab_size=300)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    chats = [render_prompt(["Alien"], "chat")]
+    calm = Tokens.of(tokenizer, chat_template_kwargs={"calm": True})
+    assert [calm.context_ids(chat) for chat in chats] == as_trl(tokenizer, chats, {"calm": True})
+    assert tokenizer.decode(calm.context_ids(chats[0])).endswith("[assistant](calm)")
+    assert calm.context_ids(chats[0]) != Tokens.of(tokenizer).context_ids(chats[0])
+    assert calm.context_ids("Alien") == Tokens.of(tokenizer).context_ids("Alien")
+
+
+def test_a_chat_needs_a_chat_template(small_tokens):
+    with pytest.raises(ValueError, match="has no chat template; set prompt_style to text"):
+        small_tokens.context_ids(render_prompt(["Alien"], "chat"))
+
+
+def test_no_prompt_of_ours_holds_the_marker(small_tokens):
+    tokenizer = train_tokenizer(["Alien"], vocab_size=300)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokens = Tokens.of(tokenizer)
+    for prompt in (render_prompt(["Alien -> Aliens"], "chat"), render_prompt(["Alien -> Aliens"], "text")):
+        assert tokens.marker_id not in tokens.context_ids(prompt)
+
+
+def test_a_marked_context_ends_at_the_first_marker(small_tokens):
+    marker, eos = small_tokens.marker_id, small_tokens.eos_id
+    for written, expected in (
+        ((5, 6, marker), [5, 6]),
+        ((5, 6), [5, 6]),
+        ((5, eos), [5]),
+        ((), []),
+        ((marker,), []),
+        ((5, marker, 6, marker, 7), [5]),
+        ((5, marker, 6, eos), [5]),
+    ):
+        assert small_tokens.marked_context((1, 2), written) == [1, 2, *expected, marker]
+        assert small_tokens.marked_context([1, 2], list(written)) == [1, 2, *expected, marker]
 
 
 def test_contexts_of_smollm2_chats(smollm2_tokens):
@@ -118,6 +157,20 @@ def test_safe_text_takes_out_every_added_token_of_smollm2(smollm2_tokens):
     assert smollm2_tokens.safe_text("a<file_sep>b<|im_end|>c-><jupyter_text>d <|im_<|im_end|>end|>") == (
         "a b c d <|im_ end|>"
     )
+
+
+def test_safe_text_keeps_letters_that_a_tokenizer_holds_as_added_tokens():
+    tokens = Tokens.of(tokenizer_with("->", "ü", "Straße", "<tag>", " x "))
+    assert tokens.safe_text("Grüße: Straße 3") == "Grüße: Straße 3"
+    assert tokens.safe_text("a<tag>b x c<eos>") == "a b x c"
+    letters = Tokens.of(tokenizer_with("END"), "END")  # the marker goes, whatever it is
+    assert letters.safe_text("aENDb") == "a b"
+
+
+def test_item_titles_reads_paths_back(tokens):
+    titles = [tokens.safe_text(title) for title in HARD_TITLES]
+    assert tokens.item_titles([tokens.item_ids(title) for title in titles]) == titles
+    assert tokens.item_titles([]) == []
 
 
 def test_steps_with_the_marker_are_refused(tokens):

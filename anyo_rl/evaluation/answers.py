@@ -31,12 +31,6 @@ class Answers:
     paths: list[dict[str, Any]]
 
 
-def marked_context(context: Sequence[int], sample: Sample, tokens: Tokens) -> list[int]:
-    """Context and reasoning up to the marker. Reasoning that never reached the marker is made to answer there."""
-    written = [token for token in sample.token_ids if token not in (tokens.marker_id, tokens.eos_id)]
-    return [*context, *written, tokens.marker_id]
-
-
 def answer(
     rows: Sequence[dict[str, Any]],
     ranker: LikelihoodRanker,
@@ -77,7 +71,7 @@ def answer(
             n, heat = (1, 0.0) if mode == "greedy" else (n_paths, temperature)
             samples = sampler.sample(contexts, n=n, temperature=heat, max_new_tokens=max_new_tokens, seed=seed + start)
         flat = [
-            marked_context(context, sample, tokens)
+            tokens.marked_context(context, sample.token_ids)
             for context, of_user in zip(contexts, samples, strict=True)
             for sample in of_user
         ]

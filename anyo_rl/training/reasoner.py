@@ -80,11 +80,7 @@ class ReasonerTrainer(GRPOTrainer):
     def _rank(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
         """Ranks each completion's target; a completion without a marker is ranked as if it had ended there."""
         contexts = [
-            [
-                *self.tokens.context_ids(row["prompt"]),
-                *(t for t in ids if t != self.tokens.marker_id),
-                self.tokens.marker_id,
-            ]
+            self.tokens.marked_context(self.tokens.context_ids(row["prompt"]), ids)
             for row, ids in zip(inputs, completion_ids, strict=True)
         ]
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anyo_rl.evaluation.answers import answer, marked_context
+from anyo_rl.evaluation.answers import answer
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -29,13 +29,6 @@ class Scripted:
 @pytest.fixture
 def ranker(small_catalog, small_teacher) -> LikelihoodRanker:
     return LikelihoodRanker(small_catalog, small_teacher)
-
-
-def test_reasoning_that_was_cut_off_answers_where_it_ends(small_tokens):
-    marker, eos = small_tokens.marker_id, small_tokens.eos_id
-    for written, expected in (((5, 6, marker), [5, 6]), ((5, 6), [5, 6]), ((5, eos), [5]), ((), []), ((marker,), [])):
-        sample = Sample(written, None, "stop")
-        assert marked_context([1, 2], sample, small_tokens) == [1, 2, *expected, marker]
 
 
 def test_plain_asks_at_once(ranker, small_tokens):
@@ -70,7 +63,7 @@ def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_t
     found = answer(ROWS, ranker, sampler, small_tokens, "mixture", n_paths=3, mask_history=mask_history, top_k=20)
     for user, row in enumerate(ROWS):
         start = small_tokens.context_ids(row["prompt"])
-        contexts = [marked_context(start, Sample(path, None, "stop"), small_tokens) for path in paths]
+        contexts = [small_tokens.marked_context(start, path) for path in paths]
         each = np.exp(ranker.log_probs(contexts).double().numpy())
         mean = each.mean(0)
         target = small_catalog.index[row["target_id"]]
