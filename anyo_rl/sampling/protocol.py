@@ -11,7 +11,8 @@ class Sample:
 
     Attributes:
         token_ids: what was generated, the stop token included.
-        log_probs: log-probability of each token under the sampled distribution; `None` where not asked for.
+        log_probs: log-probability of each token under the policy at this temperature, the nucleus (`top_p`) left
+            aside; `None` where not asked for.
         finish_reason: `stop` when the marker or end-of-sequence was written, `length` when it was cut off.
     """
 
