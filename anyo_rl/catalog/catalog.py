@@ -1,5 +1,6 @@
 """The catalog: items with a unique, reversible token path each, for a given tokenizer."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ import polars as pl
 
 from anyo_rl.catalog.tree import PrefixTree, build_tree
 from anyo_rl.tokens import Tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,15 @@ class Catalog:
 def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
     """Builds the catalog of an item table.
 
-    A title that collides with an earlier one, as text or as tokens, gets " (2)", " (3)", … appended. A title that is
-    empty once control tokens are taken out becomes "item <id>".
+    A title that collides with an earlier one gets " (2)", " (3)", … appended. A title that is empty once control
+    tokens are taken out becomes "item <id>". Each path reads back as its title, so that no two items share one.
 
     Args:
         items: columns `item_id` and `title`, ids unique.
         tokens: the tokenizer and its marker.
 
     Raises:
-        ValueError: no item, or an id that occurs twice.
+        ValueError: no item, an id that occurs twice, or a title that the tokenizer does not read back.
     """
     ids = items["item_id"].to_list()
     if not ids:
@@ -81,30 +84,40 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
             f"item_id {repeated[0]!r} occurs more than once ({len(repeated)} such ids); ids must be unique"
         )
 
-    titles: list[str] = []
-    paths: dict[tuple[int, ...], str] = {}
+    titles: dict[str, None] = {}  # in order
     copies: dict[str, int] = {}  # how often each title came before: a thousand alike must not be tried one by one
     n_collisions = 0
     for item_id, raw in zip(ids, items["title"].to_list(), strict=True):
         base = tokens.safe_text(raw or "") or f"item {tokens.safe_text(item_id)}"
         copy = copies.get(base, 0) + 1
         title = base if copy == 1 else f"{base} ({copy})"
-        path = tuple(tokens.item_ids(title))
-        while path in paths:
+        while title in titles:
             copy += 1
             title = f"{base} ({copy})"
-            path = tuple(tokens.item_ids(title))
         copies[base] = copy
         n_collisions += copy > 1
-        titles.append(title)
-        paths[path] = item_id
-    tree = build_tree(list(paths))
+        titles[title] = None
+    if n_collisions:
+        logger.info("%d of %d titles were taken and had a number appended", n_collisions, len(ids))
+    paths = [tuple(tokens.item_ids(title)) for title in titles]
+    _check_reversible(list(titles), tokens.item_titles(paths))
     return Catalog(
         item_ids=tuple(ids),
         titles=tuple(titles),
         paths=tuple(paths),
-        tree=tree,
+        tree=build_tree(paths),
         index={item_id: i for i, item_id in enumerate(ids)},
         n_collisions=n_collisions,
         items=items,
     )
+
+
+def _check_reversible(titles: list[str], read_back: list[str]) -> None:
+    changed = [(title, read) for title, read in zip(titles, read_back, strict=True) if title != read]
+    if changed:
+        title, read = changed[0]
+        raise ValueError(
+            f"title {title[:80]!r} is read back from its tokens as {read[:80]!r} ({len(changed)} of {len(titles)} "
+            f"titles): the tokenizer cannot spell it; take a teacher with a byte-level tokenizer, or write the titles "
+            f"as the tokenizer reads them"
+        )

@@ -1,9 +1,12 @@
+import logging
 import time
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.completion import parse
@@ -43,6 +46,37 @@ def test_collisions_are_made_unique_and_counted(small_tokens):
     assert catalog.n_collisions == 4
     check(catalog, small_tokens)
     assert catalog_of(small_tokens, ["A (2)", "A", "A"]).titles == ("A (2)", "A", "A (3)")
+
+
+def word_tokens(words: list[str], lowercase: bool = False) -> Tokens:
+    """A tokenizer of whole words, which maps all others to <unk>."""
+    vocabulary = {word: index for index, word in enumerate(["<unk>", "<eos>", *words, "(", ")", "2", "3"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_tokens([AddedToken("->", normalized=False)])
+    return Tokens.of(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>"))
+
+
+def test_titles_that_the_tokenizer_cannot_spell_are_refused():
+    tokens = word_tokens(["tea", "mug"])
+    assert catalog_of(tokens, ["tea", "tea mug"]).titles == ("tea", "tea mug")
+    with pytest.raises(
+        ValueError, match=r"title 'lamp' is read back .* as '' \(2 of 3 titles\).*byte-level tokenizer"
+    ):
+        catalog_of(tokens, ["tea", "lamp", "rug"])  # both are <unk>: a number appended would never set them apart
+    with pytest.raises(ValueError, match="title 'Tea' is read back from its tokens as 'tea'"):
+        catalog_of(word_tokens(["tea", "mug"], lowercase=True), ["Tea", "mug"])
+
+
+def test_collisions_are_logged(small_tokens, caplog):
+    with caplog.at_level(logging.INFO):
+        catalog_of(small_tokens, ["A", "B"])
+        assert caplog.messages == []
+        catalog_of(small_tokens, ["A", "B", "A"])
+    assert caplog.messages == ["1 of 3 titles were taken and had a number appended"]
 
 
 def test_many_equal_titles_take_no_square_time(small_tokens):
