@@ -35,11 +35,6 @@ class PrefixTree:
     leaf: np.ndarray
 
     @property
-    def n_items(self) -> int:
-        """Number of items N."""
-        return len(self.order)
-
-    @property
     def n_nodes(self) -> int:
         """Number of nodes M, the root included."""
         return len(self.token)

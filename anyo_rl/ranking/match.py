@@ -8,10 +8,11 @@ the target is last as well. The rank is all or nothing on purpose; `embedding` a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.completion import parse
 from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
 
@@ -20,24 +21,17 @@ class MatchRanker:
     """Rank by the item that a completion names.
 
     Args:
-        item_ids: the catalog, in item order.
-        id_by_text: written item text to item id. Use the catalog's unique texts, not the titles: titles collide.
-            Left out, the item ids themselves are what is written.
+        catalog: the catalog; an item is named by its title there, which is unique.
     """
 
-    def __init__(self, item_ids: Sequence[str], id_by_text: Mapping[str, str] | None = None) -> None:
-        self.index = {item: position for position, item in enumerate(item_ids)}
-        if len(self.index) != len(item_ids):
-            raise ValueError(f"{len(item_ids)} item ids but only {len(self.index)} different ones: ids must be unique")
-        self.id_by_text = id_by_text
+    kind = "match"
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
 
     def written_id(self, completion: str) -> str | None:
         """The id of the item that a completion names; `None` when it names none that the catalog has."""
-        item = parse(completion).item
-        if item is None:
-            return None
-        written = item if self.id_by_text is None else self.id_by_text.get(item)
-        return written if written in self.index else None
+        return self.catalog.find(parse(completion).item)
 
     def rank(
         self,
@@ -57,13 +51,13 @@ class MatchRanker:
         top_ids_B_K: list[list[str]] = []
         for b, (completion, target) in enumerate(zip(contexts_B, target_ids_B, strict=True)):
             allowed_N, last_rank = allowed_items(
-                self.index,
+                self.catalog.index,
                 target,
                 excluded_B[b] if excluded_B is not None else None,
                 candidates_B[b] if candidates_B is not None else None,
             )
             written = self.written_id(completion)
-            placed = written is not None and bool(allowed_N[self.index[written]])
+            placed = written is not None and bool(allowed_N[self.catalog.index[written]])
             ranks_B[b] = 1 if placed and written == target else last_rank
             top_ids_B_K.append([written][:top_k] if placed and written is not None else [])
         return Ranking(ranks_B, top_ids_B_K, [[1.0] * len(row) for row in top_ids_B_K])

@@ -38,7 +38,6 @@ def check(paths) -> None:
     prefixes = [prefix_of(tree, node) for node in range(tree.n_nodes)]
     assert len(set(prefixes)) == tree.n_nodes
     assert set(prefixes) == set(below)
-    assert tree.n_items == len(paths)
     assert sorted(tree.order.tolist()) == list(range(len(paths)))
     assert [paths[item] for item in tree.order] == sorted(paths)
     assert tree.token[0] == tree.parent[0] == -1

@@ -1,16 +1,21 @@
 import numpy as np
+import polars as pl
 import pytest
 
+from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking, allowed_items
 
 IDS = ["a", "b", "c", "d"]
-TEXTS = {"Tea": "a", "Mug": "b", "Mug (2)": "c", "Lamp": "d"}
+
+
+def catalog_of(tokens, titles):
+    return build_catalog(pl.DataFrame({"item_id": IDS[: len(titles)], "title": titles}), tokens)
 
 
 @pytest.fixture
-def ranker():
-    return MatchRanker(IDS, TEXTS)
+def ranker(small_tokens):
+    return MatchRanker(catalog_of(small_tokens, ["Tea", "Mug", "Mug", "Lamp"]))
 
 
 def test_written_item_is_first_and_everything_else_is_last(ranker):
@@ -52,9 +57,15 @@ def test_candidates(ranker):
     assert ranking.top_ids_B_K == [["a"], ["a"], []]
 
 
-def test_no_contexts_and_catalog_of_one(ranker):
+def test_no_contexts_and_catalog_of_one(ranker, small_tokens):
     assert ranker.rank([], []).ranks_B.tolist() == []
-    assert MatchRanker(["x"]).rank(["-> x", "nothing"], ["x", "x"]).ranks_B.tolist() == [1, 1]
+    alone = MatchRanker(catalog_of(small_tokens, ["Tea"]))
+    assert alone.rank(["-> Tea", "nothing"], ["a", "a"]).ranks_B.tolist() == [1, 1]
+
+
+def test_white_space_in_what_was_written_is_folded(ranker):
+    assert ranker.written_id("->  Mug \t (2) ") == "c"
+    assert ranker.written_id("-> mug") is None
 
 
 def test_top_k_of_zero(ranker):
@@ -68,8 +79,6 @@ def test_clear_errors(ranker):
         ranker.rank(["-> Tea"], ["z"])
     with pytest.raises(ValueError, match=r"2 contexts but 1 rows in target_ids_B"):
         ranker.rank(["-> Tea", "-> Mug"], ["a"])
-    with pytest.raises(ValueError, match=r"3 item ids but only 2 different"):
-        MatchRanker(["a", "a", "b"])
     with pytest.raises(ValueError, match=r"found \{'top_scores_B_K': 0\}"):
         Ranking(np.array([1]), [["a"]], [])
     with pytest.raises(ValueError, match=r"1-based, found 0"):
