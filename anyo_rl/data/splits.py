@@ -123,18 +123,10 @@ def make_examples(
     starts, lengths = _user_runs(frame)
     users = np.repeat(np.arange(len(starts)), lengths)
     position = np.arange(len(frame)) - starts[users]
-    left = lengths[users] - position - 1
-    if method == "leave_one_out":
-        part = np.select([left == 0, left == 1], [_TEST, _VALIDATION], _TRAIN)
-        target = position >= min_history
-    elif method == "global_time":
-        part = _time_parts(frame[TIMESTAMP], ratios)
-        target = position >= min_history
-    elif method == "users":
-        part = _user_parts(len(starts), ratios, seed)[users]
-        target = (position >= min_history) & ((part == _TRAIN) | (left == 0))
-    else:
-        raise ValueError(f"method is {method!r}: expected 'leave_one_out', 'global_time', 'users' or 'given'")
+    part = _parts(frame, starts, lengths, method, ratios, seed)
+    target = position >= min_history
+    if method == "users":
+        target &= (part == _TRAIN) | (position == lengths[users] - 1)
     in_train = part == _TRAIN
     if keep is not None:
         # How many train targets of the same user come after this row.
@@ -157,6 +149,40 @@ def make_examples(
         pl.col(TARGET_ID).is_in(train_items.implode()).not_().alias(COLD_ITEM),
         pl.Series(COLD_USER, ~seen_user[users[rows]]),
     ).select(list(EXAMPLES_SCHEMA))
+
+
+def train_events(
+    interactions: Interactions, method: Method, ratios: tuple[float, float, float] = (8, 1, 1), seed: int = 0
+) -> np.ndarray:
+    """Which events of the log are train events, by the rules of `make_examples`: (E,) bool, in the frame's order.
+
+    Events too early to be a train target are among them. Pre-made examples (`given`) have no events behind them.
+
+    Raises:
+        ValueError: for an unknown method, or `given`.
+    """
+    frame = interactions.frame
+    return _parts(frame, *_user_runs(frame), method, ratios, seed) == _TRAIN
+
+
+def _parts(
+    frame: pl.DataFrame,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    method: Method,
+    ratios: tuple[float, float, float],
+    seed: int,
+) -> np.ndarray:
+    """The part of each event: _TRAIN, _VALIDATION or _TEST."""
+    users = np.repeat(np.arange(len(starts)), lengths)
+    if method == "leave_one_out":
+        left = (starts + lengths)[users] - np.arange(len(frame)) - 1
+        return np.select([left == 0, left == 1], [_TEST, _VALIDATION], _TRAIN)
+    if method == "global_time":
+        return _time_parts(frame[TIMESTAMP], ratios)
+    if method == "users":
+        return _user_parts(len(starts), ratios, seed)[users]
+    raise ValueError(f"method is {method!r}: expected 'leave_one_out', 'global_time' or 'users' (or 'given' examples)")
 
 
 def _user_runs(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
