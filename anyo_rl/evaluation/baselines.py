@@ -5,6 +5,7 @@ histories. The similarity is sparse; the only dense array is the (B, N) float32 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,18 +13,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from tqdm import tqdm
 
 from anyo_rl.metrics import ndcg, target_ranks
 
 Histories = Sequence[Sequence[int]]
 Scores = NDArray[np.float32]
 
-# What `choose_on_validation` tries for item-kNN: 36 fits.
-ITEM_KNN_GRID: Mapping[str, Sequence[Any]] = {
-    "history_decay": (0.6, 0.8, 0.95),
-    "gap_decay": (0.6, 0.8, 0.95),
-    "backward": (0.0, 0.5),
-    "source_power": (0.3, 0.5),
+# What `choose_on_validation` tries for item-kNN: 27 fits.
+KNN_GRID: Mapping[str, Sequence[float]] = {
+    "history_decay": (0.3, 0.6, 0.9),
+    "backward": (0.0, 0.5, 1.0),
+    "target_power": (0.0, 0.3, 0.6),
 }
 
 
@@ -72,11 +73,6 @@ def fit_popularity(sequences: Histories, n_items: int) -> Popularity:
         ValueError: If an item index is outside the catalog.
     """
     return Popularity(_user_counts(*_events(sequences, n_items, "sequences"), n_items))
-
-
-def popularity_scores(sequences: Histories, histories: Histories, *, n_items: int) -> Scores:
-    """Scores (B, N) float32 by popularity in training; to score in batches, fit once and call `scores` on each."""
-    return fit_popularity(sequences, n_items).scores(histories)
 
 
 @dataclass(frozen=True)
@@ -210,14 +206,6 @@ def fit_item_knn(
     return ItemKNN(_keep_largest(sparse.csr_array(similarity), neighbours), counts, history_decay)
 
 
-def item_knn_scores(sequences: Histories, histories: Histories, *, n_items: int, **settings: Any) -> Scores:
-    """Scores (B, N) float32 of every item after each history; `settings` are those of [`fit_item_knn`].
-
-    To score in batches, fit once and call `scores` on each.
-    """
-    return fit_item_knn(sequences, n_items, **settings).scores(histories)
-
-
 @dataclass(frozen=True)
 class Choice:
     """What a grid search on validation chose.
@@ -261,7 +249,9 @@ def choose_on_validation(
             f"found {len(histories)} histories and {len(targets)} targets, expected as many and at least one"
         )
     trials: list[tuple[dict[str, Any], float]] = []
-    for values in itertools.product(*grid.values()):
+    n_trials = math.prod(len(values) for values in grid.values())
+    combinations = tqdm(itertools.product(*grid.values()), "settings", n_trials, mininterval=5, leave=False)
+    for values in combinations:
         settings = dict(zip(grid, values, strict=True))
         scorer = fit(**settings)
         total = 0.0

@@ -4,6 +4,7 @@ Efron & Tibshirani, *An Introduction to the Bootstrap* (1993), chapter 13. The p
 systems: two systems that are right about the same users differ by much less than their own intervals suggest.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,13 +23,9 @@ class Interval:
     high: float
     n: int
 
-    def as_dict(self) -> dict[str, float | int]:
-        """The four fields, ready for JSON."""
-        return asdict(self)
-
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0; False where it is NaN."""
-        return self.low > 0 or self.high < 0
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The four fields, ready for JSON: None in place of NaN."""
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"

@@ -86,6 +86,7 @@ def fit_gru4rec(
     n_items: int,
     *,
     validation: tuple[Histories, Sequence[int]] | None = None,
+    mask_history: bool = False,
     dim: int = 64,
     hidden: int = 128,
     n_layers: int = 1,
@@ -100,6 +101,7 @@ def fit_gru4rec(
         sequences: One list of item indices per user, oldest first.
         n_items: Size of the catalog.
         validation: Histories and targets for early stopping on NDCG@10.
+        mask_history: Whether items of the history leave the ranking on validation.
         dim: As in [`GRU4Rec`], like the four that follow.
         hidden: Width of the recurrent state.
         n_layers: Recurrent layers.
@@ -111,5 +113,7 @@ def fit_gru4rec(
     model = GRU4Rec(
         n_items, dim=dim, hidden=hidden, n_layers=n_layers, dropout=dropout, max_length=max_length, seed=seed
     )
-    model.report = fit_next_item(model, sequences, validation=validation, seed=seed, **training)
+    model.report = fit_next_item(
+        model, sequences, validation=validation, mask_history=mask_history, seed=seed, **training
+    )
     return model

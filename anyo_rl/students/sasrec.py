@@ -118,6 +118,7 @@ def fit_sasrec(
     n_items: int,
     *,
     validation: tuple[Histories, Sequence[int]] | None = None,
+    mask_history: bool = False,
     dim: int = 64,
     n_layers: int = 2,
     n_heads: int = 2,
@@ -132,6 +133,7 @@ def fit_sasrec(
         sequences: One list of item indices per user, oldest first.
         n_items: Size of the catalog.
         validation: Histories and targets for early stopping on NDCG@10.
+        mask_history: Whether items of the history leave the ranking on validation.
         dim: As in [`SASRec`], like the four that follow.
         n_layers: Blocks.
         n_heads: Attention heads.
@@ -143,5 +145,7 @@ def fit_sasrec(
     model = SASRec(
         n_items, dim=dim, n_layers=n_layers, n_heads=n_heads, dropout=dropout, max_length=max_length, seed=seed
     )
-    model.report = fit_next_item(model, sequences, validation=validation, seed=seed, **training)
+    model.report = fit_next_item(
+        model, sequences, validation=validation, mask_history=mask_history, seed=seed, **training
+    )
     return model

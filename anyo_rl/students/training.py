@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from anyo_rl.metrics import ndcg, target_ranks
 
@@ -109,13 +110,24 @@ def score_histories(model: nn.Module, histories: Histories, batch_size: int = 25
     return scores
 
 
-def validation_ndcg(model: nn.Module, validation: tuple[Histories, Sequence[int]], batch_size: int = 256) -> float:
-    """Mean NDCG@10 over the whole catalog, history not masked."""
+def validation_ndcg(
+    model: nn.Module,
+    validation: tuple[Histories, Sequence[int]],
+    batch_size: int = 256,
+    *,
+    mask_history: bool = False,
+) -> float:
+    """Mean NDCG@10 over the whole catalog, or over it without the items of the history (never the target)."""
     histories, targets = validation
     total = 0.0
     for start in range(0, len(histories), batch_size):
-        scores = score_histories(model, histories[start : start + batch_size], batch_size)
-        total += float(ndcg(target_ranks(scores, targets[start : start + batch_size]), 10).sum())
+        batch = histories[start : start + batch_size]
+        ranks = target_ranks(
+            score_histories(model, batch, batch_size),
+            targets[start : start + batch_size],
+            batch if mask_history else None,
+        )
+        total += float(ndcg(ranks, 10).sum())
     return total / len(histories)
 
 
@@ -124,6 +136,7 @@ def fit_next_item(
     sequences: Histories,
     *,
     validation: tuple[Histories, Sequence[int]] | None = None,
+    mask_history: bool = False,
     max_epochs: int = 200,
     patience: int = 10,
     batch_size: int = 32,
@@ -140,6 +153,7 @@ def fit_next_item(
         sequences: One list of item indices per user, oldest first. Those of fewer than two items teach nothing.
         validation: Histories and their targets, for early stopping on NDCG@10 over the whole catalog; the weights of
             the best epoch are restored. `None` trains `max_epochs` epochs and keeps the last.
+        mask_history: Whether items of the history leave the ranking on validation, as in the evaluation that follows.
         max_epochs: Most passes over the sequences.
         patience: Epochs without a better validation NDCG@10 before it stops.
         batch_size: Sequences (windows of at most `max_length` items) in one step.
@@ -179,7 +193,8 @@ def fit_next_item(
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):  # the dropout follows the seed, and the caller's generator is left alone
         torch.manual_seed(seed)
-        for epoch in range(1, max_epochs + 1):
+        epochs = tqdm(range(1, max_epochs + 1), desc=f"{type(model).__name__} epochs", mininterval=5, leave=False)
+        for epoch in epochs:
             model.train()
             total, n_targets = torch.zeros((), device=device), 0
             for rows in _batches(windows(sequences, max_length, generator), batch_size, generator):
@@ -200,13 +215,15 @@ def fit_next_item(
             if validation is None:
                 report.best_epoch = epoch
                 continue
-            score = validation_ndcg(model, validation)
+            score = validation_ndcg(model, validation, mask_history=mask_history)
+            epochs.set_postfix({"ndcg@10": f"{score:.4f}"}, refresh=False)
             report.validation_ndcg.append(score)
             if score > best_score:
                 best_score, report.best_epoch = score, epoch
                 best_weights = copy.deepcopy(model.state_dict())
             elif epoch - report.best_epoch >= patience:
                 break
+    epochs.close()
     if best_weights is not None:
         model.load_state_dict(best_weights)
     model.eval()

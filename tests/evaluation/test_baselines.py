@@ -6,12 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyo_rl.evaluation.baselines import (
-    ITEM_KNN_GRID,
+    KNN_GRID,
     choose_on_validation,
     fit_item_knn,
     fit_popularity,
-    item_knn_scores,
-    popularity_scores,
 )
 from anyo_rl.metrics import top_items
 
@@ -49,7 +47,7 @@ def slow_item_knn(sequences, histories, n_items, *, history_decay, gap_decay, ba
 def test_popularity_counts_users_not_events():
     sequences = [[0, 0, 0, 2], [2, 1], [2]]
     assert fit_popularity(sequences, 4).counts.tolist() == [1, 1, 3, 0]
-    scores = popularity_scores(sequences, [[0], []], n_items=4)
+    scores = fit_popularity(sequences, 4).scores([[0], []])
     assert scores.tolist() == [[1, 1, 3, 0]] * 2
     assert scores.dtype == np.float32
 
@@ -70,7 +68,7 @@ def test_item_knn_by_hand():
 def test_the_latest_item_of_a_history_counts_most():
     sequences = [[0, 2], [1, 3]]
     settings = PLAIN | {"history_decay": 0.5, "backward": 0.0}
-    scores = item_knn_scores(sequences, [[0, 1], [1, 0], [0, 1, 0]], n_items=4, **settings)
+    scores = fit_item_knn(sequences, 4, **settings).scores([[0, 1], [1, 0], [0, 1, 0]])
     assert scores[0].round(2).tolist() == [0, 0, 0.5, 1]
     assert scores[1].round(2).tolist() == [0, 0, 1, 0.5]
     assert scores[2].round(2).tolist() == [0, 0, 1, 0.5]  # 0 counts once, where it was last
@@ -109,10 +107,9 @@ def test_neighbours_are_bounded_and_ties_go_to_the_lower_index():
 def test_item_knn_against_loops(
     sequences, histories, history_decay, gap_decay, backward, powers, shrinkage, window, k
 ):
-    ours = item_knn_scores(
+    ours = fit_item_knn(
         sequences,
-        histories,
-        n_items=7,
+        7,
         history_decay=history_decay,
         gap_decay=gap_decay,
         backward=backward,
@@ -121,7 +118,7 @@ def test_item_knn_against_loops(
         shrinkage=shrinkage,
         window=window,
         neighbours=k,
-    )
+    ).scores(histories)
     expected = slow_item_knn(
         sequences,
         histories,
@@ -153,8 +150,8 @@ def test_scores_do_not_depend_on_the_batch():
 
 def test_nothing_to_learn_from():
     for sequences in ([], [[]], [[3]]):
-        assert np.isfinite(item_knn_scores(sequences, [[1, 1], []], n_items=5)).all()
-        assert np.isfinite(popularity_scores(sequences, [[1]], n_items=5)).all()
+        assert np.isfinite(fit_item_knn(sequences, 5).scores([[1, 1], []])).all()
+        assert np.isfinite(fit_popularity(sequences, 5).scores([[1]])).all()
 
 
 def test_choosing_takes_the_best_on_validation():
@@ -168,7 +165,7 @@ def test_choosing_takes_the_best_on_validation():
     masked = choose_on_validation(fit, {"backward": (1.0,)}, ([[2, 0]], [1]), mask_history=True)
     assert masked.value == 1.0
     assert choose_on_validation(fit, {}, ([[0]], [1])).settings == {}
-    assert set(ITEM_KNN_GRID) <= set(fit_item_knn.__kwdefaults__)
+    assert set(KNN_GRID) <= set(fit_item_knn.__kwdefaults__)
 
 
 def test_wrong_input_is_an_error():

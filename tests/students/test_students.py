@@ -4,7 +4,7 @@ import torch
 
 from anyo_rl.metrics import target_ranks
 from anyo_rl.students import GRU4Rec, SASRec, fit_gru4rec, fit_sasrec, score_histories
-from anyo_rl.students.training import pad_left, windows
+from anyo_rl.students.training import pad_left, validation_ndcg, windows
 
 SMALL = {"dim": 16, "max_length": 6, "dropout": 0.0}
 STUDENTS = pytest.mark.parametrize("student", [SASRec, GRU4Rec])
@@ -92,6 +92,38 @@ def test_the_best_weights_are_restored(fit):
     again = fit(sequences, 12, max_epochs=stopped.report.best_epoch, **settings)
     assert len(stopped.report.losses) <= stopped.report.best_epoch + 4
     torch.testing.assert_close(stopped.scores([[0, 1]]), again.scores([[0, 1]]))
+
+
+class Stubborn(torch.nn.Module):
+    """Prefers item 0, then 1, 2, … whatever it read."""
+
+    n_items, max_length = 5, 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, items_B_T):
+        return torch.zeros(*items_B_T.shape, 1)
+
+    def item_logits(self, hidden):
+        return hidden - torch.arange(5.0)
+
+
+def test_validation_leaves_the_history_out_where_asked():
+    validation = ([[0, 1], [0]], [2, 0])  # never the target, though it is in the history
+    assert validation_ndcg(Stubborn(), validation) == pytest.approx((0.5 + 1) / 2)
+    assert validation_ndcg(Stubborn(), validation, mask_history=True) == 1.0
+
+
+@FITS
+def test_early_stopping_measures_as_it_is_told(fit):
+    sequences, validation = cycles(30, 12, seed=0), ([[0, 3], [1, 5], [2, 8]], [3, 4, 5])
+    settings = {"dim": 16, "max_length": 6, "max_epochs": 1, "batch_size": 8}
+    for mask in (False, True):
+        model = fit(sequences, 12, validation=validation, mask_history=mask, **settings)
+        assert model.report.validation_ndcg == [validation_ndcg(model, validation, mask_history=mask)]
+    assert validation_ndcg(model, validation) < validation_ndcg(model, validation, mask_history=True)
 
 
 @STUDENTS
