@@ -1,22 +1,26 @@
 """One evaluator for teachers, baselines and oracles: whole catalog, held-out users, intervals, paired differences."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.completion import parse
+from anyo_rl.data.splits import train_events
 from anyo_rl.data.toy import parse_intent
 from anyo_rl.data.toy_oracle import break_ties
 from anyo_rl.evaluation.answers import Answers, Mode
-from anyo_rl.evaluation.baselines import choose_on_validation, fit_item_knn, fit_popularity
+from anyo_rl.evaluation.baselines import KNN_GRID, choose_on_validation, fit_item_knn, fit_popularity
+from anyo_rl.metrics.gains import ndcg
 from anyo_rl.metrics.intervals import bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, per_user_metrics, target_ranks, top_items
 from anyo_rl.students.sasrec import fit_sasrec
@@ -26,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 REASONING_MODES: tuple[Mode, ...] = ("greedy", "mixture")
 TOP_K = max(CUTOFFS)
-KNN_GRID = {"history_decay": [0.3, 0.6, 0.9], "backward": [0.0, 0.5, 1.0], "target_power": [0.0, 0.3, 0.6]}
-Score = Callable[[Sequence[Sequence[int]]], np.ndarray]
+MADE_WITH = "made_with"  # the key of a file's metadata
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,26 @@ class Evaluation:
         """Where the answers of a stage and mode are kept."""
         return self.run_dir / "answers" / f"{stage}.{mode}.parquet"
 
-    def keep(self, stage: str, mode: str, make: Callable[[], Answers]) -> None:
-        """Makes and keeps the answers of a stage and mode, unless they are there for these users; with their paths."""
+    def keep(
+        self, stage: str, mode: str, make: Callable[[], Answers], made_with: Mapping[str, Any] | None = None
+    ) -> None:
+        """Makes and keeps the answers of a stage and mode, with their paths, unless the very same are there.
+
+        Args:
+            stage: the stage.
+            mode: how it is asked.
+            make: makes the answers.
+            made_with: what they depend on besides data, users and seed, ready for JSON: the teacher's weights
+                (`weights_of`), the number of paths, the length of a reasoning. Kept with the answers; they are made
+                again where anything differs.
+        """
         file = self.file(stage, mode)
+        record = json.loads(json.dumps(self._record() | {"settings": dict(made_with or {})}))
         if file.exists():
-            kept = pl.read_parquet(file, columns=["example_id"])
-            if kept["example_id"].equals(self.test["example_id"]):
+            changed = _differing(_read_record(file), record)
+            if not changed:
                 return
-            logger.info("%s is of other users: made again", file)
+            logger.info("%s was made with another %s: made again", file, ", ".join(changed))
         logger.info("evaluating %s (%s) on %d users", stage, mode, len(self.test))
         answers = make()
         if answers.paths:
@@ -68,7 +83,13 @@ class Evaluation:
             {"example_id": self.test["example_id"], "rank": answers.ranks_U},
             schema_overrides={"rank": pl.Int64()},
         ).with_columns(pl.Series("top_ids", answers.top_ids_U_K, dtype=pl.List(pl.String)))
-        _write(frame, file)
+        _write(frame, file, {MADE_WITH: json.dumps(record)})
+
+    def _record(self) -> dict[str, Any]:
+        """What all answers depend on: the data as it is split and shown, its users, and the seed."""
+        users = hashlib.sha256("\n".join(self.test["example_id"]).encode()).hexdigest()[:16]
+        data = {name: value for name, value in asdict(self.task.args).items() if name != "data_dir"}
+        return {"users": users, "seed": self.seed, **data}
 
     def _path_table(self, stage: str, paths: Sequence[dict[str, Any]]) -> pl.DataFrame:
         """The paths table: what the sampler knows, and split, titles and policy besides."""
@@ -90,7 +111,7 @@ class Evaluation:
                 "target_title": titles[path["target_id"]],
                 "ranker": "likelihood",
                 "cap": None,
-                "rewards": json.dumps({"ndcg": float(1 / np.log2(1 + path["rank"]))}),
+                "rewards": json.dumps({"gain": float(ndcg(path["rank"]))}),
                 "step_values": None,
                 "model": stage,
             }
@@ -98,14 +119,28 @@ class Evaluation:
         ]
         return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
 
-    def score_answers(self, score: Score, break_score_ties: bool = False) -> Answers:
-        """Answers of anything that scores the whole catalog for histories of item indices."""
+    def score_answers(
+        self, score: Callable[..., np.ndarray], break_score_ties: bool = False, with_starts: bool = False
+    ) -> Answers:
+        """Answers of anything that scores the whole catalog.
+
+        Args:
+            score: gets histories of item indices (and, `with_starts`, the positions of their first events among the
+                user's events: a history may have been cut) and gives a score for each history and item.
+            break_score_ties: whether equal items are put in a random order; ties count against the target.
+            with_starts: see `score`.
+        """
         histories = [self.catalog.indices(history).tolist() for history in self.test["history"].to_list()]
         targets = self.catalog.indices(self.test["target_id"].to_list())
+        positions = [self.task.position(example) for example in self.test["example_id"]] if with_starts else []
         ranks, top = [], []
-        for start in range(0, len(histories), 512):
+        for start in tqdm(range(0, len(histories), 512), desc="users", mininterval=5, leave=False):
             batch = histories[start : start + 512]
-            scores = score(batch)
+            if with_starts:
+                ends = positions[start : start + 512]
+                scores = score(batch, [end - len(history) for end, history in zip(ends, batch, strict=True)])
+            else:
+                scores = score(batch)
             if break_score_ties:
                 scores = break_ties(scores, seed=self.seed + start)
             excluded = batch if self.task.args.mask_history else None
@@ -114,7 +149,12 @@ class Evaluation:
         return Answers(np.concatenate(ranks), [[self.catalog.item_ids[i] for i in row] for row in top], [])
 
     def baselines(self) -> None:
-        """Popularity, item-kNN with settings chosen on validation, SASRec, and the toy world's oracle."""
+        """Popularity, item-kNN with settings chosen on validation, SASRec, and the toy world's oracle.
+
+        The oracle sees the history as the others do, cut to `max_history` events, and knows the world: that some
+        events are noise, and where in the user's life the history begins. No ranker of that history is better on
+        average.
+        """
         n = len(self.catalog)
         sequences, validation = training_sequences(self.task, self.catalog)
         popular = fit_popularity(sequences, n)
@@ -127,7 +167,8 @@ class Evaluation:
             return self.score_answers(fit(**choice.settings).scores)
 
         def sasrec() -> Answers:
-            model = fit_sasrec(sequences, n, validation=validation, seed=self.seed)
+            mask = self.task.args.mask_history
+            model = fit_sasrec(sequences, n, validation=validation, mask_history=mask, seed=self.seed)
             return self.score_answers(lambda histories: model.scores(histories).numpy())
 
         self.keep("item_knn", "plain", item_knn)
@@ -137,15 +178,23 @@ class Evaluation:
             columns = [world.index[item_id] for item_id in self.catalog.item_ids]
             to_world = dict(enumerate(columns))
 
-            def oracle(histories: Sequence[Sequence[int]]) -> np.ndarray:
-                return world.oracle_scores([[to_world[i] for i in history] for history in histories])[:, columns]
+            def oracle(histories: Sequence[Sequence[int]], starts: Sequence[int]) -> np.ndarray:
+                rows = [[to_world[i] for i in history] for history in histories]
+                return world.oracle_scores(rows, starts)[:, columns]
 
-            self.keep("oracle", "plain", lambda: self.score_answers(oracle, break_score_ties=True))
+            self.keep("oracle", "plain", lambda: self.score_answers(oracle, break_score_ties=True, with_starts=True))
 
     def summary(self, ranker: str, n_paths: int) -> dict[str, Any]:
-        """All answers under the run folder as one `evaluation.json`."""
+        """All answers of these users under the run folder as one `evaluation.json`; others are left out."""
         frames: dict[str, dict[str, pl.DataFrame]] = {}
+        mine = self._record()
         for file in sorted((self.run_dir / "answers").glob("*.parquet")):
+            record = _read_record(file)
+            settings = record.pop("settings", {})
+            other = _differing(record, mine) + (["n_paths"] if settings.get("n_paths", n_paths) != n_paths else [])
+            if other:
+                logger.warning("%s is left out: it was made with another %s", file, ", ".join(other))
+                continue
             stage, mode = file.stem.split(".")
             frames.setdefault(stage, {})[mode] = pl.read_parquet(file)
         values = {
@@ -176,9 +225,10 @@ class Evaluation:
             "differences": self._differences(values),
             "slices": self._slices(values),
         }
-        truths = {stage: self._true_intents(stage) for stage in ("sft", "grpo") if stage in frames}
-        if self.task.world is not None and truths:
-            summary["true_intent"] = {stage: share for stage, share in truths.items() if share is not None}
+        if self.task.world is not None:
+            truths = {stage: self._true_intents(stage) for stage, modes in frames.items() if "greedy" in modes}
+            summary["stated_intent"] = {stage: stated for stage, (stated, _) in truths.items()}
+            summary["true_intent"] = {stage: true for stage, (_, true) in truths.items() if true is not None}
         return summary
 
     def _differences(self, values: dict[str, dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
@@ -195,7 +245,7 @@ class Evaluation:
         return differences
 
     def _slices(self, values: dict[str, dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
-        """NDCG@10 by cold item, thirds of the target's popularity, and length of the history."""
+        """NDCG@10 and HR@10 by cold item, thirds of the target's popularity, and length of the history."""
         counts = fit_popularity(training_sequences(self.task, self.catalog)[0], len(self.catalog)).counts
         target_counts = counts[self.catalog.indices(self.test["target_id"].to_list())]
         edges = np.quantile(target_counts, [1 / 3, 2 / 3])
@@ -214,7 +264,11 @@ class Evaluation:
         return {
             stage: {
                 mode: {
-                    name: {"n": int(mask.sum()), "ndcg@10": float(metrics["ndcg@10"][mask].mean())}
+                    name: {"n": int(mask.sum())}
+                    | {
+                        metric: bootstrap_interval(metrics[metric][mask], seed=self.seed).as_dict()
+                        for metric in ("ndcg@10", "hr@10")
+                    }
                     for name, mask in masks.items()
                     if mask.any()
                 }
@@ -223,44 +277,61 @@ class Evaluation:
             for stage, modes in values.items()
         }
 
-    def _true_intents(self, stage: str) -> float | None:
-        """Share of greedy reasonings that state the true intent (toy world)."""
-        file = self.run_dir / "paths" / f"{stage}.greedy.parquet"
+    def _true_intents(self, stage: str) -> tuple[float, float | None]:
+        """Share of greedy reasonings that state an intent (toy world), and of these, those that state the true one."""
         world = self.task.world
-        if world is None or not file.exists():
-            return None
+        assert world is not None
+        file = self.run_dir / "paths" / f"{stage}.greedy.parquet"
         paths = pl.read_parquet(file, columns=["example_id", "user_id", "steps"])
         true = [
-            parse_intent(steps) is not None and world.is_true(steps, user, self.task.position(example))
+            world.is_true(steps, user, self.task.position(example))
             for example, user, steps in paths.iter_rows()
+            if parse_intent(steps) is not None
         ]
-        return float(np.mean(true)) if true else None
+        return len(true) / len(paths), float(np.mean(true)) if true else None
+
+
+def weights_of(teacher: Path | str) -> dict[str, Any]:
+    """What tells a teacher's weights from others, cheaply: its name, and size and time of its weight files."""
+    files = sorted(Path(teacher).glob("*.safetensors")) if Path(teacher).is_dir() else []
+    stats = [(file.name, file.stat()) for file in files]
+    return {"teacher": str(teacher), "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
 def training_sequences(task: Task, catalog: Catalog) -> tuple[list[list[int]], tuple[list[list[int]], list[int]]]:
     """What baselines and students train on: each user's train events in order; and validation histories and targets.
 
-    A user's train events go up to the last train target. Pre-made examples (`given`) have no log behind them: there it
-    is the history of the last train example and its target.
+    All train events count, those too early to be a train target too. Pre-made examples (`given`) have no log behind
+    them: there it is the history of a user's last train example and its target.
     """
-    last = task.split("train").group_by("user_id", maintain_order=True).last()
-    if task.args.split == "given":
+    args = task.args
+    if args.split == "given":
+        last = task.split("train").group_by("user_id", maintain_order=True).last()
         rows = [[*history, target] for history, target in last.select("history", "target_id").iter_rows()]
     else:
-        n_events = {
-            user: task.position(example) + 1 for user, example in last.select("user_id", "example_id").iter_rows()
-        }
-        events = task.interactions.frame.group_by("user_id", maintain_order=True).agg("item_id")
-        rows = [items[: n_events[user]] for user, items in events.iter_rows() if user in n_events]
+        ratios = (args.split_ratios[0], args.split_ratios[1], args.split_ratios[2])
+        mask = train_events(task.interactions, args.split, ratios, args.split_seed)
+        events = task.interactions.frame.filter(pl.Series(mask)).group_by("user_id", maintain_order=True)
+        rows = events.agg("item_id")["item_id"].to_list()
     validation = task.split("validation", task.args.max_validation)
     histories = [catalog.indices(history).tolist() for history in validation["history"].to_list()]
     targets = catalog.indices(validation["target_id"].to_list()).tolist()
     return [catalog.indices(items).tolist() for items in rows], (histories, targets)
 
 
-def _write(frame: pl.DataFrame, file: Path) -> None:
+def _read_record(file: Path) -> dict[str, Any]:
+    """What a file of answers was made with; empty where it does not say."""
+    return json.loads(pl.read_parquet_metadata(file).get(MADE_WITH, "{}"))
+
+
+def _differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Names of what differs between two records."""
+    return [name for name in expected if found.get(name) != expected[name]]
+
+
+def _write(frame: pl.DataFrame, file: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a parquet file complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial_file = file.with_suffix(".partial")
-    frame.write_parquet(partial_file)
+    frame.write_parquet(partial_file, metadata=metadata)
     partial_file.replace(file)

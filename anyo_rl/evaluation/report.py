@@ -187,8 +187,10 @@ def headlines(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     true = table.read_value(evaluation.get("true_intent", {}).get(stage))
     if true is not None:
         before = table.read_value(evaluation["true_intent"].get("sft")) if stage != "sft" else None
-        note = f"{100 * before.mean:.1f}% after sft" if before is not None else ""
-        found.append(_headline("Stated intents that are true", f"{100 * true.mean:.1f}%", note))
+        notes = [f"{100 * before.mean:.1f}% after sft"] if before is not None else []
+        stated = table.read_value(evaluation.get("stated_intent", {}).get(stage))
+        notes += [f"{100 * stated.mean:.1f}% of the reasonings state one"] if stated is not None else []
+        found.append(_headline("Stated intents that are true", f"{100 * true.mean:.1f}%", "; ".join(notes)))
     return found
 
 
@@ -274,7 +276,7 @@ def guard_rail_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
 
 
 def slice_rows(evaluation: dict[str, Any]) -> list[list[str]]:
-    """One row for each stage, mode and slice: stage, mode, slice, users, NDCG@10 with its interval, HR@10."""
+    """One row for each stage, mode and slice: stage, mode, slice, users, NDCG@10 and HR@10 with intervals."""
     found = []
     for stage, modes in evaluation.get("slices", {}).items():
         for mode, slices in modes.items():
@@ -283,7 +285,7 @@ def slice_rows(evaluation: dict[str, Any]) -> list[list[str]]:
                 n = metrics.get("n", main.n if main is not None else None)
                 cells = [stage, mode, name.replace("=", ": ").replace("_", " "), table.NONE if n is None else f"{n:,}"]
                 hit = table.read_value(metrics.get("hr@10"))
-                found.append([*cells, table.format_value(main, interval=True), table.format_value(hit)])
+                found.append([*cells, table.format_value(main, interval=True), table.format_value(hit, interval=True)])
     return found
 
 

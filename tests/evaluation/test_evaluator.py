@@ -1,13 +1,22 @@
+import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.data.toy import parse_intent
+from anyo_rl.data.toy_oracle import break_ties
+from anyo_rl.evaluation import evaluator
 from anyo_rl.evaluation.answers import Answers
-from anyo_rl.evaluation.evaluator import Evaluation, training_sequences
-from anyo_rl.task import DataArguments, Task
+from anyo_rl.evaluation.baselines import Popularity, fit_popularity
+from anyo_rl.evaluation.evaluator import Evaluation, training_sequences, weights_of
+from anyo_rl.metrics.ranking import target_ranks
+from anyo_rl.task import DataArguments, Task, load_task
 
 EVENTS = {"u0": "i0 i1 i2 i3 i4", "u1": "i1 i2 i1 i0", "u2": "i3 i4", "u3": "i5 i6 i7"}
 EXAMPLES = [
@@ -23,7 +32,8 @@ EXAMPLES = [
 
 @pytest.fixture
 def task() -> Task:
-    frame = pl.DataFrame([{"user_id": u, "item_id": i} for u, items in EVENTS.items() for i in items.split()])
+    events = [(u, i) for u, items in EVENTS.items() for i in items.split()]
+    frame = pl.DataFrame(events, schema=["user_id", "item_id"], orient="row").with_row_index("timestamp")
     examples = pl.DataFrame(
         [
             {"example_id": e, "user_id": e[:2], "history": h, "target_id": t, "split": s}
@@ -31,7 +41,9 @@ def task() -> Task:
             for e, h, t, s in EXAMPLES
         ]
     )
-    return Task(SimpleNamespace(frame=frame), examples, {}, DataArguments(dataset="x.csv"), None)
+    return Task(
+        SimpleNamespace(frame=frame), examples, {}, DataArguments(dataset="x.csv", split="leave_one_out"), None
+    )
 
 
 @pytest.fixture
@@ -51,9 +63,37 @@ def path(example: str, rank: int, steps: str = "likes tea\nwants a mug") -> dict
 
 def test_training_sequences_by_hand(task, small_catalog):
     sequences, (histories, targets) = training_sequences(task, small_catalog)
-    assert sequences == [[0, 1, 2, 3], [1, 2]]  # whole logs up to the last train target
+    assert sequences == [
+        [0, 1, 2],
+        [1, 2],
+        [5],
+    ]  # all but a user's last two events; u3 has no train target, and counts
     assert histories == [[2, 3], [5, 6]]
     assert targets == [4, 7]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("global_time", [[0, 1, 2, 3, 4], [1, 2]]),  # the first 7 of 14 events
+        ("users", [[0, 1, 2, 3, 4], [1, 2, 1, 0]]),  # u2 and u3 are held out: all events of the others
+    ],
+)
+def test_training_sequences_are_all_train_events(task, small_catalog, split, expected):
+    task.args.split, task.args.split_ratios, task.args.split_seed = split, [2, 1, 1], 3
+    assert training_sequences(task, small_catalog)[0] == expected
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "global_time", "users"])
+def test_train_events_are_those_of_the_examples(split):
+    args = DataArguments(split=split, toy_users=40, min_history=0)
+    made = load_task(args)
+    catalog = SimpleNamespace(indices=lambda ids: np.array(ids, dtype=object))
+    sequences, _ = training_sequences(made, catalog)
+    targets = made.split("train").group_by("user_id", maintain_order=True).agg("target_id")["target_id"].to_list()
+    assert sequences == targets  # without a least history, each train event is a train target
+    shorter = load_task(dataclasses.replace(args, min_history=15, train_targets=1))
+    assert training_sequences(shorter, catalog)[0] == sequences
 
 
 def test_training_sequences_of_given_examples(task, small_catalog):
@@ -79,8 +119,60 @@ def test_answers_are_kept_once(evaluation):
     assert not (evaluation.run_dir / "paths").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e, made: (dataclasses.replace(e, seed=1), made),
+        lambda e, made: (dataclasses.replace(e, test=e.test[::-1]), made),
+        lambda e, made: (e, made | {"n_paths": 4}),
+        lambda e, made: (e, {"n_paths": 8}),
+        lambda e, made: (with_args(e, mask_history=True), made),
+        lambda e, made: (with_args(e, max_history=3), made),
+    ],
+)
+def test_answers_of_other_settings_are_made_again(evaluation, change):
+    made_with = {"n_paths": 8, "weights": {"files": [["a", 1]]}}
+    evaluation.keep("sft", "mixture", lambda: answers(1, 3), made_with)
+    evaluation.keep("sft", "mixture", lambda: pytest.fail("made again"), json.loads(json.dumps(made_with)))
+    other, other_made_with = change(evaluation, made_with)
+    other.keep("sft", "mixture", lambda: answers(2, 2), other_made_with)
+    assert pl.read_parquet(evaluation.file("sft", "mixture"))["rank"].to_list() == [2, 2]
+
+
+def with_args(evaluation: Evaluation, **changes) -> Evaluation:
+    task = dataclasses.replace(evaluation.task, args=dataclasses.replace(evaluation.task.args, **changes))
+    return dataclasses.replace(evaluation, task=task)
+
+
+def test_the_summary_leaves_out_what_is_of_others(evaluation, caplog):
+    evaluation.keep("sft", "greedy", lambda: answers(1, 3))
+    evaluation.keep("sft", "mixture", lambda: answers(1, 3), {"n_paths": 4})
+    dataclasses.replace(evaluation, test=evaluation.test[:1]).keep("grpo", "greedy", lambda: one_answer())
+    with_args(evaluation, mask_history=True).keep("direct", "plain", lambda: answers(1, 3))
+    with caplog.at_level("WARNING"):
+        found = evaluation.summary("likelihood", 8)
+    assert {stage: list(modes) for stage, modes in found["stages"].items()} == {"sft": ["greedy"]}
+    assert "grpo.greedy.parquet is left out: it was made with another users" in caplog.text
+    assert "direct.plain.parquet is left out: it was made with another mask_history" in caplog.text
+    assert "sft.mixture.parquet is left out: it was made with another n_paths" in caplog.text
+
+
+def one_answer() -> Answers:
+    return Answers(np.array([1]), [["i0"]], [])
+
+
+def test_weights_are_known_by_size_and_time(tmp_path):
+    assert weights_of("org/model") == {"teacher": "org/model", "files": []}
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"1234")
+    first = weights_of(tmp_path)
+    assert first["files"] == [["model.safetensors", 4, file.stat().st_mtime_ns]]
+    os.utime(file, ns=(1, 1))
+    assert weights_of(tmp_path) != first
+
+
 def test_a_kill_while_writing_leaves_nothing_that_counts(evaluation, monkeypatch):
-    def killed(frame, file) -> None:
+    def killed(frame, file, **settings) -> None:
         file.write_bytes(b"PAR1half")
         raise KeyboardInterrupt
 
@@ -104,7 +196,7 @@ def test_the_paths_table(evaluation):
         *("Alien 3", "Alien"),
         *("sft", "test"),
     )
-    assert json.loads(second["rewards"]) == {"ndcg": 0.5}
+    assert json.loads(second["rewards"]) == {"gain": 0.5}
     assert table.schema["token_log_probs"] == pl.List(pl.Float32)
     assert table.schema["cap"] == pl.Int64
 
@@ -115,7 +207,13 @@ def test_summary_by_hand(evaluation):
     evaluation.keep("grpo", "greedy", lambda: answers(1, 1))
     evaluation.keep("direct", "plain", lambda: answers(30, 3))
     found = json.loads(json.dumps(evaluation.summary("likelihood", 8), allow_nan=False))
-    expected = {"dataset": "x.csv", "split": "test (users)", "mask_history": False, "n_users": 2, "n_items": 10}
+    expected = {
+        "dataset": "x.csv",
+        "split": "test (leave_one_out)",
+        "mask_history": False,
+        "n_users": 2,
+        "n_items": 10,
+    }
     assert {name: found[name] for name in expected} == expected
     assert (found["ranker"], found["seed"], found["n_paths"]) == ("likelihood", 0, 8)
     assert {stage: sorted(modes) for stage, modes in found["stages"].items()} == {
@@ -134,7 +232,10 @@ def test_summary_by_hand(evaluation):
     assert found["differences"]["grpo-sft"]["greedy"]["ndcg@10"]["mean"] == 0.25
     assert found["differences"]["grpo-direct"]["greedy"]["ndcg@10"]["mean"] == 0.75
     cold = found["slices"]["sft"]["greedy"]
-    assert (cold["cold_item=true"], cold["cold_item=false"]) == ({"n": 1, "ndcg@10": 0.5}, {"n": 1, "ndcg@10": 1.0})
+    one = {"low": None, "high": None, "n": 1}  # of one user there is no interval
+    hit = {"mean": 1.0, **one}
+    assert cold["cold_item=true"] == {"n": 1, "ndcg@10": {"mean": 0.5, **one}, "hr@10": hit}
+    assert cold["cold_item=false"] == {"n": 1, "ndcg@10": hit, "hr@10": hit}
     assert sum(cold[f"history={part}"]["n"] for part in ("short", "long")) == 2
     assert sum(part["n"] for name, part in cold.items() if name.startswith("popularity=")) == 2
     assert "true_intent" not in found
@@ -154,3 +255,64 @@ def test_score_answers_by_hand(evaluation, mask_history, expected):
     found = evaluation.score_answers(score)
     assert found.ranks_U.tolist() == expected
     assert found.top_ids_U_K[1][0] == ("i4" if mask_history else "i3")
+
+
+def test_the_oracle_knows_where_a_cut_history_begins(small_tokens, tmp_path):
+    task = load_task(DataArguments(toy_users=60, toy_categories=4, max_history=8))
+    catalog = build_catalog(task.interactions.items, small_tokens)
+    evaluation = Evaluation(tmp_path, task, catalog, task.split("test"))
+    world, test = task.world, evaluation.test
+    histories = [[world.index[item] for item in history] for history in test["history"].to_list()]
+    assert {len(history) for history in histories} == {8}
+    starts = [task.position(example) - 8 for example in test["example_id"]]
+    assert max(starts) > 0
+
+    def oracle(rows, at):
+        return world.oracle_scores(rows, at)
+
+    found = evaluation.score_answers(oracle, with_starts=True).ranks_U
+    targets = [world.index[target] for target in test["target_id"]]
+    assert found.tolist() == target_ranks(world.oracle_scores(histories, starts), targets).tolist()
+    whole = [
+        world.interactions.frame.filter(pl.col("user_id") == user)["item_id"].to_list() for user in test["user_id"]
+    ]
+    assert [[world.index[i] for i in items[:-1][-8:]] for items in whole] == histories
+    blind = world.oracle_scores(histories)
+    assert not np.allclose(blind, world.oracle_scores(histories, starts))
+
+
+def test_the_oracle_of_the_baselines_is_the_exact_one(small_tokens, tmp_path, monkeypatch):
+    for name in ("fit_sasrec", "fit_item_knn"):
+        monkeypatch.setattr(evaluator, name, lambda sequences, n, **settings: fit_popularity(sequences, n))
+    monkeypatch.setattr(evaluator, "KNN_GRID", {"history_decay": [0.3]})
+    monkeypatch.setattr(Popularity, "scores", lambda self, h: torch.from_numpy(np.tile(self.counts, (len(h), 1))))
+    task = load_task(DataArguments(toy_users=60, toy_categories=4, max_history=8))
+    evaluation = Evaluation(tmp_path, task, build_catalog(task.interactions.items, small_tokens), task.split("test"))
+    evaluation.baselines()
+    world, test = task.world, evaluation.test
+    histories = [[world.index[item] for item in history] for history in test["history"].to_list()]
+    starts = [task.position(example) - 8 for example in test["example_id"]]
+    scores = break_ties(world.oracle_scores(histories, starts), seed=0)
+    expected = target_ranks(scores, [world.index[target] for target in test["target_id"]])
+    assert pl.read_parquet(evaluation.file("oracle", "plain"))["rank"].to_list() == expected.tolist()
+
+
+def test_true_intents_are_counted_among_the_stated(small_tokens, tmp_path):
+    task = load_task(DataArguments(toy_users=60, toy_categories=4))
+    evaluation = Evaluation(
+        tmp_path, task, build_catalog(task.interactions.items, small_tokens), task.split("test")[:4]
+    )
+    rows = evaluation.test.select("example_id", "user_id", "target_id").rows()
+    truths = ["\n".join(task.world.rationale(user, task.position(example))) for example, user, _ in rows]
+    style = truths[1].rsplit(" ", 1)[1]
+    false = truths[1].removesuffix(style) + ("oak" if style != "oak" else "pine")
+    assert parse_intent(false.split("\n")) is not None
+    texts = [truths[0], false, "nothing said", truths[3]]
+    paths = [
+        path(example, 1, text) | {"user_id": user, "target_id": target, "item_id": target}
+        for (example, user, target), text in zip(rows, texts, strict=True)
+    ]
+    evaluation.keep("sft", "greedy", lambda: Answers(np.ones(4, int), [["i0"]] * 4, paths))
+    found = evaluation.summary("likelihood", 8)
+    assert found["stated_intent"] == {"sft": 0.75}
+    assert found["true_intent"] == {"sft": pytest.approx(2 / 3)}
