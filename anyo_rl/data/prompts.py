@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Literal, overload
 
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.text import clean_text
+from anyo_rl.data.text import clean_text, truncate_text
 
 TEXT_HEADER = "History:"
 TEXT_FOOTER = "Next:"
@@ -32,57 +32,30 @@ def history_lines(titles: Sequence[str]) -> list[str]:
 
 
 @overload
-def render_prompt(
-    titles: Sequence[str],
-    style: Literal["text"] = "text",
-    header: str | None = None,
-    footer: str | None = None,
-    system: str | None = None,
-) -> str: ...
+def render_prompt(titles: Sequence[str], style: Literal["text"] = "text") -> str: ...
 
 
 @overload
-def render_prompt(
-    titles: Sequence[str],
-    style: Literal["chat"],
-    header: str | None = None,
-    footer: str | None = None,
-    system: str | None = None,
-) -> list[dict[str, str]]: ...
+def render_prompt(titles: Sequence[str], style: Literal["chat"]) -> list[dict[str, str]]: ...
 
 
-def render_prompt(
-    titles: Sequence[str],
-    style: Literal["text", "chat"] = "text",
-    header: str | None = None,
-    footer: str | None = None,
-    system: str | None = None,
-) -> str | list[dict[str, str]]:
+def render_prompt(titles: Sequence[str], style: Literal["text", "chat"] = "text") -> str | list[dict[str, str]]:
     """Write a history as a prompt.
 
     Args:
         titles: the titles of the history, oldest first; may be empty (a user without history).
         style: `text` gives `History:\\n<title>\\n<title>\\nNext:\\n`; `chat` gives a system and a user message, the
             titles between `<history>` and `</history>`.
-        header: the line before the titles; None for the style's own.
-        footer: the line after the titles; None for the style's own.
-        system: the system message (`chat`), or a first line (`text`, none by default); an empty string for none.
 
     Raises:
         ValueError: for an unknown style.
     """
     lines = history_lines(titles)
     if style == "text":
-        header = TEXT_HEADER if header is None else header
-        footer = TEXT_FOOTER if footer is None else footer
-        return "".join(f"{line}\n" for line in ([system] if system else []) + [header, *lines, footer])
+        return "".join(f"{line}\n" for line in [TEXT_HEADER, *lines, TEXT_FOOTER])
     if style == "chat":
-        system = CHAT_SYSTEM if system is None else system
-        header = CHAT_HEADER if header is None else header
-        footer = CHAT_FOOTER if footer is None else footer
-        content = "\n".join([header, "<history>", *lines, "</history>", footer])
-        messages = [{"role": "system", "content": system}] if system else []
-        return [*messages, {"role": "user", "content": content}]
+        content = "\n".join([CHAT_HEADER, "<history>", *lines, "</history>", CHAT_FOOTER])
+        return [{"role": "system", "content": CHAT_SYSTEM}, {"role": "user", "content": content}]
     raise ValueError(f"style is {style!r}: expected 'text' or 'chat'")
 
 
@@ -91,8 +64,8 @@ def fit_history(
 ) -> list[str]:
     """Keep the newest titles that fit into a token budget, oldest first.
 
-    Titles are counted as they are written, each with its line break. Where not even the newest fits, its longest head
-    of whole words that fits is kept: a long run does not stop at one long title.
+    Titles are counted as they are written, each with its line break. Where not even the newest fits, it is cut at a
+    word boundary, or inside its first word, and ends with `…`: a long run does not stop at one long title.
 
     Args:
         titles: oldest first.
@@ -100,7 +73,7 @@ def fit_history(
         budget_tokens: the greatest number of tokens of all lines together, header and footer not included.
 
     Raises:
-        DataError: if not even the first word of the newest title fits.
+        DataError: if not even the first character of the newest title fits.
     """
     lines = history_lines(titles)
     if not lines:
@@ -114,17 +87,16 @@ def fit_history(
         kept += 1
     if kept:
         return lines[len(lines) - kept :]
-    words = lines[-1].split(" ")
-    low, high = 0, len(words) - 1  # low words fit, high + 1 words do not
-    while low < high:
-        middle = (low + high + 1) // 2
-        if count_tokens([" ".join(words[:middle]) + "\n"])[0] <= budget_tokens:
+    low, high = 1, len(lines[-1])  # low characters fit (one is the ellipsis alone), high do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if count_tokens([truncate_text(lines[-1], middle) + "\n"])[0] <= budget_tokens:
             low = middle
         else:
-            high = middle - 1
-    if low == 0:
+            high = middle
+    if low == 1:
         raise DataError(
-            f"a history budget of {budget_tokens} tokens does not hold the first word of {lines[-1][:80]!r}: raise "
-            "the prompt's token budget, or shorten its header and footer"
+            f"a history budget of {budget_tokens} tokens does not hold the first character of {lines[-1][:80]!r}: "
+            "raise history_tokens"
         )
-    return [" ".join(words[:low])]
+    return [truncate_text(lines[-1], low)]

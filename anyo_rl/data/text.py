@@ -9,8 +9,9 @@ import html
 import re
 import unicodedata
 
+from anyo_rl.completion import MARKER
+
 MAX_TITLE_CHARS = 300
-MARKER = "->"
 MARKER_STAND_IN = "→"
 ELLIPSIS = "…"
 
