@@ -6,7 +6,7 @@ Report keys, each a number of events unless said otherwise:
 |---|---|
 | `events_read`, `events` | rows in the file, and those kept |
 | `users`, `items` | users and items kept (items: all of the item file) |
-| `null_key` | dropped: user, item or timestamp empty, null or NaN |
+| `null_key` | dropped: user, item or timestamp empty, NaN, or written as NA, None or null |
 | `unknown_item` | dropped: the item is not in the item file |
 | `duplicate_events` | dropped: the same user, item and timestamp again (the first is kept) |
 | `unsorted_events` | moved: stood after a later event of the same user |
@@ -30,8 +30,10 @@ from anyo_rl.data.schema import HISTORY, ITEM_ID, RATING, TARGET_ID, TIMESTAMP, 
 from anyo_rl.data.tables import Source, collect, column_names, reading
 from anyo_rl.data.text import MAX_TITLE_CHARS, clean_text, truncate_text
 
-_NULL_IDS = ("", "nan", "NaN", "null", "<NA>")
-_NULL_NUMBERS = (*_NULL_IDS, "NA", "None", "NULL", "NAN")
+# How tables write that there is nothing, in ids and numbers alike.
+_NULLS = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "<NA>")
+_LARGEST_EXACT_FLOAT = 2**53
+_ID_HINT = "text or a whole number"
 # 1e11 seconds is the year 5138, 1e11 milliseconds 1973: between the units there is no doubt. Each step is 1000.
 _FINEST_SECONDS = 1e11
 _REPORT_KEYS = (
@@ -63,8 +65,8 @@ def clean_source(source: Source, name: str, max_title_chars: int = MAX_TITLE_CHA
     """Turn a log as found into a validated one; the module's docstring says what happens to each defect.
 
     Raises:
-        DataError: for an empty log, a number that cannot be parsed, timestamps of mixed units, or a log none of whose
-            events is usable.
+        DataError: for an empty log, a number that cannot be parsed, an id that is a fraction, timestamps of mixed
+            units, or a log none of whose events is usable.
     """
     report = dict.fromkeys(_REPORT_KEYS, 0) | source.notes
     items = _clean_items(source, max_title_chars, report)
@@ -75,12 +77,15 @@ def clean_source(source: Source, name: str, max_title_chars: int = MAX_TITLE_CHA
     return Interactions(frame, items, report, name, given)
 
 
-def _id(name: str, dtype: pl.DataType) -> pl.Expr:
+def _id(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """The id as text (null for an empty one), and whether it is a number that cannot be one: 1.5, or 1e20."""
     column = pl.col(name)
+    bad = pl.lit(False)
     if dtype.is_float():  # a data frame with a missing id turns the others into floats
+        bad = column.is_not_nan() & ((column != column.floor()) | (column.abs() > _LARGEST_EXACT_FLOAT))
         column = column.cast(pl.Int64, strict=False)
     column = column.cast(pl.String).str.strip_chars()
-    return pl.when(column.is_in(_NULL_IDS)).then(None).otherwise(column).alias(name)
+    return pl.when(column.is_in(_NULLS)).then(None).otherwise(column).alias(name), bad.fill_null(False)
 
 
 def _number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
@@ -91,7 +96,7 @@ def _number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     missing = column.is_null()
     if dtype == pl.String:
         column = column.str.strip_chars()
-        missing = column.is_null() | column.is_in(_NULL_NUMBERS)
+        missing = column.is_null() | column.is_in(_NULLS)
     number = column.cast(pl.Float64, strict=False)
     bad = (number.is_null() | number.is_infinite()) & missing.not_()
     return pl.when(missing | number.is_nan()).then(None).otherwise(number).alias(name), bad.fill_null(True)
@@ -100,12 +105,11 @@ def _number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
 def _parse(table: pl.LazyFrame, source: Source, numbers: tuple[str, ...], ids: tuple[str, ...]) -> pl.DataFrame:
     with reading(source.path):
         schema = table.collect_schema()
-    parsed = {name: _number(name, schema[name]) for name in numbers}
+    parsed = {name: _id(name, schema[name]) for name in ids} | {name: _number(name, schema[name]) for name in numbers}
     rest = [name for name in schema.names() if name not in (*ids, *numbers)]
     frame = collect(
         table.select(
-            *(_id(name, schema[name]) for name in ids),
-            *(number for number, _ in parsed.values()),
+            *(value for value, _ in parsed.values()),
             *(bad.alias(f"bad {name}") for name, (_, bad) in parsed.items()),
             *rest,
         ),
@@ -114,7 +118,8 @@ def _parse(table: pl.LazyFrame, source: Source, numbers: tuple[str, ...], ids: t
     for name, (_, bad) in parsed.items():
         if n_bad := int(frame[f"bad {name}"].sum()):
             value = collect(table.filter(bad).select(name).head(1), source.path).item()
-            hint = "seconds or milliseconds since 1970" if name == TIMESTAMP else "a number"
+            hint = _ID_HINT if name in ids else "a number"
+            hint = "seconds or milliseconds since 1970" if name == TIMESTAMP else hint
             raise DataError(
                 f"{source.path}: found {value!r} as {name} ({n_bad} of {len(frame)} rows), expected {hint}: convert "
                 "the column, or remove the rows"
@@ -191,15 +196,23 @@ def to_seconds(timestamps: pl.Series, source: Source, report: dict[str, int]) ->
 
 
 def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.DataFrame:
-    raw = source.items
-    with reading(source.path):
-        items = raw.with_columns(_id(ITEM_ID, raw.schema[ITEM_ID]), pl.col(TITLE).cast(pl.String).fill_null(""))
+    raw, path = source.items, source.items_path
+    for name in (ITEM_ID, TITLE):
+        if not _is_text_like(raw.schema[name]):
+            raise DataError(f"{path}: the column for {name} is {raw.schema[name]}, expected text: convert the column")
+    item_id, bad = _id(ITEM_ID, raw.schema[ITEM_ID])
+    if len(wrong := raw.filter(bad)):
+        raise DataError(
+            f"{path}: found {wrong[ITEM_ID][0]!r} as {ITEM_ID} ({len(wrong)} of {len(raw)} rows), expected "
+            f"{_ID_HINT}: convert the column, or remove the rows"
+        )
+    items = raw.with_columns(item_id, pl.col(TITLE).cast(pl.String).fill_null(""))
     kept = items.drop_nulls(ITEM_ID)
     report["null_item_id"] = len(items) - len(kept)
     items = kept.unique(ITEM_ID, keep="first", maintain_order=True)
     report["duplicate_items"] = len(kept) - len(items)
     if items.is_empty():
-        raise DataError(f"{source.path}: found no items in its item file, expected at least one with an id")
+        raise DataError(f"{path}: found no items in the item file, expected at least one with an id")
     full = [clean_text(title, max_chars=None) for title in items[TITLE].to_list()]
     folded = items[TITLE].str.strip_chars().to_list()
     titles = [truncate_text(title, max_chars) for title in full]
@@ -217,15 +230,22 @@ def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.D
 
 
 def _clean_attribute(values: pl.Series) -> pl.Series | None:
-    """Text and lists of text, sanitised as titles are; numbers become text; anything nested is left out."""
+    """Text and lists of text, sanitised as titles are; numbers and dates become text; all else is left out."""
     clean = functools.cache(clean_text)  # a brand or a genre stands on many items
     if isinstance(values.dtype, pl.List) and values.dtype.inner == pl.String:
         lists = [[text for text in map(clean, filter(None, row or [])) if text] for row in values.to_list()]
         return pl.Series(values.name, lists, dtype=pl.List(pl.String))
-    if values.dtype.is_nested():
+    if not _is_text_like(values.dtype):
         return None
     texts = [clean(text) or None if text is not None else None for text in values.cast(pl.String).to_list()]
     return pl.Series(values.name, texts, dtype=pl.String)
+
+
+def _is_text_like(dtype: pl.DataType) -> bool:
+    """Whether a value is one plain text: text, numbers, truth values, dates (or a column without values)."""
+    return (
+        dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Datetime, pl.Null) or dtype.is_numeric()
+    )
 
 
 def _clean_given(source: Source, items: pl.DataFrame, report: dict[str, int]) -> pl.DataFrame:

@@ -50,7 +50,7 @@ def read_recbole(
     inter: Path, item: Path, columns: Mapping[str, str] | None = None, item_columns: Mapping[str, str] | None = None
 ) -> Source:
     """RecBole's `.inter` and `.item` (or another item file); a film's year joins its title, genres become a list."""
-    return Source(pick_events(_scan_recbole(inter), inter, columns), read_items(item, item_columns), inter)
+    return Source(pick_events(_scan_recbole(inter), inter, columns), read_items(item, item_columns), inter, item)
 
 
 def read_recbole_items(path: Path) -> pl.DataFrame:
@@ -78,7 +78,7 @@ def read_amazon(ratings: Path, meta: Path, columns: Mapping[str, str] | None = N
     with reading(meta):
         table = pl.scan_ndjson(meta, schema=_AMAZON_ITEM_SCHEMA).collect()
     table = table.rename({"store": "brand"})
-    return Source(events, pick_items(table, meta, None, ["parent_asin"], [TITLE]), ratings)
+    return Source(events, pick_items(table, meta, None, ["parent_asin"], [TITLE]), ratings, meta)
 
 
 def read_plain(
@@ -95,7 +95,7 @@ def read_plain(
             f"{path}: found no item file beside it, expected items.csv, items.tsv, items.parquet or items.jsonl with "
             "item_id and title: pass items_path="
         )
-    return Source(events, read_items(items_path, item_columns, separator), path)
+    return Source(events, read_items(items_path, item_columns, separator), path, items_path)
 
 
 def read_items(path: Path, columns: Mapping[str, str] | None = None, separator: str | None = None) -> pl.DataFrame:
@@ -159,11 +159,11 @@ def read_minionerec(
     items = read_items(item) if item else _items_from_rows(rows, path)
     given = rows.select(USER_ID, HISTORY, pl.col(ITEM_ID).alias(TARGET_ID), TIMESTAMP, SPLIT)
     if inter:
-        return Source(pick_events(_scan_recbole(inter), inter, columns), items, inter, notes, given)
+        return Source(pick_events(_scan_recbole(inter), inter, columns), items, inter, item or path, notes, given)
     firsts = rows.unique(USER_ID, keep="first", maintain_order=True).select(USER_ID, pl.col(HISTORY), TIMESTAMP)
     firsts = firsts.explode(HISTORY).drop_nulls(HISTORY).rename({HISTORY: ITEM_ID}).select(USER_ID, ITEM_ID, TIMESTAMP)
     events = pl.concat([firsts, rows.select(USER_ID, ITEM_ID, TIMESTAMP)])
-    return Source(events.lazy(), items, path, notes, given)
+    return Source(events.lazy(), items, path, item or path, notes, given)
 
 
 def _parse_list(text: pl.Expr) -> pl.Expr:

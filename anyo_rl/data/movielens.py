@@ -66,7 +66,7 @@ def read_ratings_dat(ratings: Path, movies: Path) -> Source:
     lines, latin1 = read_latin1_lines(movies)
     rows = _split_lines(lines, "::", 3, movies)
     items = _films([(row[0], row[1], None, row[2].split("|")) for row in rows])
-    return Source(events, items, ratings, {"latin1_files": int(latin1)})
+    return Source(events, items, ratings, movies, {"latin1_files": int(latin1)})
 
 
 def read_ratings_csv(ratings: Path, movies: Path) -> Source:
@@ -77,7 +77,7 @@ def read_ratings_csv(ratings: Path, movies: Path) -> Source:
     genres = table["genres"].to_list() if "genres" in table.columns else [None] * len(table)
     rows = zip(table[ITEM_ID].to_list(), table["title"].to_list(), genres, strict=True)
     items = _films([(item, title or "", None, (genre or "").split("|")) for item, title, genre in rows])
-    return Source(events, items, ratings)
+    return Source(events, items, ratings, movies)
 
 
 def read_u_data(ratings: Path, movies: Path) -> Source:
@@ -90,7 +90,11 @@ def read_u_data(ratings: Path, movies: Path) -> Source:
         date = row[2].rsplit("-", 1)[-1]  # 01-Jan-1995
         films.append((row[0], row[1], date, [genre for flag, genre in flags if flag.strip() == "1"]))
     return Source(
-        events.select(USER_ID, ITEM_ID, TIMESTAMP, RATING), _films(films), ratings, {"latin1_files": int(latin1)}
+        events.select(USER_ID, ITEM_ID, TIMESTAMP, RATING),
+        _films(films),
+        ratings,
+        movies,
+        {"latin1_files": int(latin1)},
     )
 
 

@@ -23,7 +23,8 @@ class Source:
     Attributes:
         events: lazy `user_id`, `item_id`, `timestamp` and perhaps `rating`, of any type.
         items: `item_id`, `title` and attributes, text as it is in the file.
-        path: the file that errors name.
+        path: the log, for errors.
+        items_path: the item file, for errors.
         notes: counts that the reader adds to the report.
         given: pre-made examples, or None.
     """
@@ -31,6 +32,7 @@ class Source:
     events: pl.LazyFrame
     items: pl.DataFrame
     path: Path
+    items_path: Path
     notes: dict[str, int] = field(default_factory=dict)
     given: pl.DataFrame | None = None
 

@@ -1,4 +1,5 @@
 import gzip
+from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
@@ -56,6 +57,72 @@ def test_parquet_nan_and_null_are_dropped(tmp_path):
     found = load_interactions(tmp_path)
     assert found.frame.rows() == [("u", "a", 1)]
     assert counted(found) == {"null_key": 2}
+
+
+@pytest.mark.parametrize("null", ["", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "<NA>"])
+def test_nothing_is_nothing_in_every_column(load, null):
+    found = load(HEADER + f"{null},a,1,1\nu,{null},1,1\nu,a,{null},1\nu,b,3,{null}\n", ITEMS + f"{null},Nothing\n")
+    assert found.frame.rows() == [("u", "b", 3, None)]
+    assert counted(found) == {"null_key": 3, "null_item_id": 1}
+
+
+def test_ids_that_are_fractions_are_refused(tmp_path):
+    times = {"timestamp": [1, 2, 3]}
+    pl.DataFrame({"item_id": [1.0, None], "title": ["One", "None"]}).write_parquet(tmp_path / "items.parquet")
+    log = tmp_path / "log.parquet"
+    pl.DataFrame({"user_id": [7.0, float("nan"), None], "item_id": [1.0] * 3, **times}).write_parquet(log)
+    assert load_interactions(log).frame.rows() == [("7", "1", 1)]
+    for wrong, shown in (([1.0, 1.2, 1.9], "1.2"), ([1.0, 1.0, float("inf")], "inf"), ([1.0, 1.0, -1e20], "-1e[+]20")):
+        for name in ("user_id", "item_id"):
+            frame = {"user_id": [1.0] * 3, "item_id": [1.0] * 3, **times, name: wrong}
+            pl.DataFrame(frame).write_parquet(log)
+            with pytest.raises(DataError, match=rf"log.parquet: found {shown} as {name} .*text or a whole number"):
+                load_interactions(log)
+    pl.DataFrame({"user_id": ["u"] * 3, "item_id": [1.0] * 3, **times}).write_parquet(log)
+    pl.DataFrame({"item_id": [1.0, 1.5], "title": ["One", "?"]}).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"items.parquet: found 1.5 as item_id .1 of 2 rows."):
+        load_interactions(log)
+
+
+def test_attributes_that_are_no_text_are_left_out(load, tmp_path):
+    day = datetime(1999, 12, 31)
+    columns = {
+        "text": ["x"],
+        "kind": pl.Series(["tea"], dtype=pl.Categorical),
+        "number": [3],
+        "yes": [True],
+        "date": [day.date()],
+        "moment": [day],
+        "tags": [["a", "<b>b</b>"]],
+        "picture": [b"\xff\x00"],
+        "length": [timedelta(hours=1)],
+        "nested": [{"a": 1}],
+        "vector": [[1.0, 2.0]],
+        "nothing": pl.Series([None], dtype=pl.Null),
+    }
+    pl.DataFrame({"item_id": ["a"], "title": ["Apple"], **columns}).write_parquet(tmp_path / "goods.parquet")
+    items = load(HEADER + "u,a,1,1\n", items_path=tmp_path / "goods.parquet").items
+    assert items.rows(named=True) == [
+        {
+            "item_id": "a",
+            "title": "Apple",
+            "text": "x",
+            "kind": "tea",
+            "number": "3",
+            "yes": "true",
+            "date": "1999-12-31",
+            "moment": "1999-12-31 00:00:00.000000",
+            "tags": ["a", "b"],
+            "nothing": None,
+        }
+    ]
+
+
+@pytest.mark.parametrize("title", [[b"\xff"], [["a"]], [{"a": 1}]])
+def test_a_title_that_is_no_text_names_the_item_file(load, tmp_path, title):
+    pl.DataFrame({"item_id": ["a"], "title": title}).write_parquet(tmp_path / "goods.parquet")
+    with pytest.raises(DataError, match=r"goods.parquet: the column for title is .*, expected text"):
+        load(HEADER + "u,a,1,1\n", items_path=tmp_path / "goods.parquet")
 
 
 def test_unknown_items_are_dropped(load):
@@ -154,7 +221,7 @@ def test_a_bad_log_is_one_clear_error(load, log, message):
     ("items", "message"),
     [
         ("", "items.csv: the file is empty"),
-        ("item_id,title\n", "found no items in its item file"),
+        ("item_id,title\n", "items.csv: found no items in the item file"),
         ("item_id,price\na,1\n", r"found the columns \['item_id', 'price'\].*'title'"),
         ("sku,title\na,1\n", r"for 'item_id': rename it, or pass item_columns=\{'item_id': ...\}"),
         ("item_id,title\na,é\n".encode("latin-1"), "items.csv: is not UTF-8"),
