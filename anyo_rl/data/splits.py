@@ -37,7 +37,8 @@ def k_core(interactions: Interactions, k: int) -> Interactions:
     """Keep the users and items with at least `k` events each, repeated until nothing changes.
 
     The item table keeps the remaining items only. Pre-made examples are dropped: they belong to the whole log. The
-    report gains `k_core_dropped_events`, `k_core_dropped_users` and `k_core_dropped_items` (of the item table).
+    report gains `k_core_dropped_events`, `k_core_dropped_users`, `k_core_dropped_items` (of the item table) and
+    `k_core_dropped_given` (pre-made examples).
 
     Raises:
         DataError: if nothing is left.
@@ -58,6 +59,7 @@ def k_core(interactions: Interactions, k: int) -> Interactions:
         "k_core_dropped_events": len(interactions.frame) - len(frame),
         "k_core_dropped_users": interactions.frame[USER_ID].n_unique() - frame[USER_ID].n_unique(),
         "k_core_dropped_items": len(interactions.items) - len(left),
+        "k_core_dropped_given": 0 if interactions.given is None else len(interactions.given),
         "events": len(frame),
         "users": frame[USER_ID].n_unique(),
         "items": len(left),
@@ -226,6 +228,11 @@ def _user_parts(n_users: int, ratios: tuple[float, float, float], seed: int) -> 
 
 def _given_examples(interactions: Interactions, keep: int | None) -> pl.DataFrame:
     given = interactions.given
+    if dropped := interactions.report.get("k_core_dropped_given"):
+        raise DataError(
+            f"{interactions.name}: k_core dropped its {dropped} pre-made examples, which belong to the whole log: "
+            "leave k_core out, or use method leave_one_out or global_time"
+        )
     if given is None:
         raise DataError(
             f"{interactions.name}: has no pre-made examples, expected train.csv, valid.csv and test.csv with "

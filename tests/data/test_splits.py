@@ -118,6 +118,10 @@ def test_given_thins_train_only_and_is_none_elsewhere():
     ]
     with pytest.raises(DataError, match="has no pre-made examples"):
         make_examples(SMALL, "given")
+    with pytest.raises(DataError, match=r"k_core dropped its 3 pre-made examples.*leave k_core out"):
+        make_examples(k_core(source, 1), "given")
+    with pytest.raises(DataError, match="has no pre-made examples"):
+        make_examples(k_core(SMALL, 1), "given")
 
 
 def test_k_core_is_repeated_until_nothing_changes():
