@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from anyo_rl.data.schema import DataError
+
 _WORD = re.compile(r"[a-z]{3,}")
 _STOP_WORDS = {"and", "for", "the", "with", "pack", "per", "size", "box", "count", "inch", "inches", "each", "set"}
 
@@ -25,7 +27,7 @@ def item_attributes(items: pl.DataFrame, columns: Sequence[str]) -> dict[str, tu
         columns: attribute columns, `decade` or `keywords`.
 
     Raises:
-        ValueError: a column is not there.
+        DataError: a column is not there.
     """
     values: dict[str, list[str]] = {item_id: [] for item_id in items["item_id"].to_list()}
     for column in columns:
@@ -39,7 +41,7 @@ def _column(items: pl.DataFrame, column: str) -> list[list[str]]:
         return _keywords(items["title"].to_list())
     source = "year" if column == "decade" else column
     if source not in items.columns:
-        raise ValueError(
+        raise DataError(
             f"rationale attribute {column!r} needs item column {source!r}; the item table has {items.columns}, and "
             f"'keywords' can always be derived"
         )

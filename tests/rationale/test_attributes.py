@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 
+from anyo_rl.data.schema import DataError
 from anyo_rl.rationale.attributes import attribute_steps, item_attributes
 
 ITEMS = pl.DataFrame(
@@ -35,9 +36,9 @@ def test_keywords_are_rare_but_shared():
 
 
 def test_a_column_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="'colour' needs item column 'colour'; the item table has"):
+    with pytest.raises(DataError, match="'colour' needs item column 'colour'; the item table has"):
         item_attributes(ITEMS, ["colour"])
-    with pytest.raises(ValueError, match="'decade' needs item column 'year'"):
+    with pytest.raises(DataError, match="'decade' needs item column 'year'"):
         item_attributes(ITEMS.drop("year"), ["decade"])
 
 
