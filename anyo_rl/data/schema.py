@@ -59,8 +59,3 @@ class Interactions:
     report: dict[str, int]
     name: str
     given: pl.DataFrame | None = None
-
-    @property
-    def titles(self) -> dict[str, str]:
-        """Item id to title."""
-        return dict(zip(self.items[ITEM_ID].to_list(), self.items[TITLE].to_list(), strict=True))

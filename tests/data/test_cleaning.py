@@ -12,6 +12,10 @@ HEADER = "user_id,item_id,timestamp,rating\n"
 ITEMS = "item_id,title\na,Apple\nb,Bread\n"
 
 
+def titles_of(interactions):
+    return dict(interactions.items.select("item_id", "title").iter_rows())
+
+
 @pytest.fixture
 def load(tmp_path):
     def write_and_load(log, items=ITEMS, name="log.csv", **options):
@@ -152,7 +156,7 @@ def test_titles_empty_html_emoji_long_and_control(load):
         f"e,{long}\nf,{'x' * 10_000}\ng,🖍️ Crayon\na,again\n,no id\nh,   \ni,nan\n"
     )
     found = load(HEADER + "u,a,1,1\n", items)
-    titles = found.titles
+    titles = titles_of(found)
     assert titles["a"] == "a"
     assert titles["h"] == "h"
     assert titles["i"] == "i"
@@ -172,7 +176,7 @@ def test_titles_empty_html_emoji_long_and_control(load):
         "duplicate_items": 1,
         "null_item_id": 1,
     }
-    short = load(HEADER + "u,a,1,1\n", items, max_title_chars=8).titles
+    short = titles_of(load(HEADER + "u,a,1,1\n", items, max_title_chars=8))
     assert short["b"] == "Bread &…"
 
 

@@ -22,6 +22,10 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
+def titles_of(interactions):
+    return dict(interactions.items.select("item_id", "title").iter_rows())
+
+
 @pytest.fixture
 def serve(tmp_path):
     """A local server; call it with a file's name and bytes, and get the url and the md5."""
@@ -53,7 +57,7 @@ def test_ml_100k_by_name_is_downloaded_once(serve, tmp_path):
     url, md5 = serve("ml-100k.zip", zipped(FILES))
     found = load_interactions("ml-100k", data_dir=tmp_path / "data", url=url, md5=md5)
     assert found.name == "ml-100k"
-    assert found.titles == {"1": "Toy Story (1995)", "2": "The Net (1995)"}
+    assert titles_of(found) == {"1": "Toy Story (1995)", "2": "The Net (1995)"}
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["ml-100k"]
     assert sorted(p.name for p in (tmp_path / "data" / "ml-100k").iterdir()) == ["u.data", "u.item"]
     again = load_interactions("ml-100k", data_dir=tmp_path / "data", url="http://127.0.0.1:1/gone", md5=md5)

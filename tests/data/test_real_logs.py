@@ -1,26 +1,24 @@
 """The published data sets, where they are at hand."""
 
-import os
-from pathlib import Path
-
 import polars as pl
 import pytest
 
 from anyo_rl.data.load import load_interactions
 from anyo_rl.data.splits import k_core, make_examples
 
-FOLDER = os.environ.get("ANYO_RL_DATA")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="ANYO_RL_DATA is not set: no real data at hand")
+
+def titles_of(interactions):
+    return dict(interactions.items.select("item_id", "title").iter_rows())
 
 
 @pytest.fixture(scope="module")
-def ml_100k():
-    return load_interactions("ml-100k", data_dir=FOLDER)
+def ml_100k(data_folder):
+    return load_interactions("ml-100k", data_dir=data_folder)
 
 
 @pytest.fixture(scope="module")
-def office():
-    return load_interactions("office", data_dir=FOLDER)
+def office(data_folder):
+    return load_interactions("office", data_dir=data_folder)
 
 
 def test_ml_100k(ml_100k):
@@ -28,7 +26,7 @@ def test_ml_100k(ml_100k):
     assert (report["events"], report["users"], report["items"]) == (100_000, 943, 1_682)
     assert report["duplicate_events"] == report["unknown_item"] == report["null_key"] == 0
     assert report["colliding_titles"] == 18
-    titles = ml_100k.titles
+    titles = titles_of(ml_100k)
     assert titles["1"] == "Toy Story (1995)"
     assert titles["12"] == "The Usual Suspects (1995)"
     assert titles["267"] == "unknown"
@@ -66,25 +64,25 @@ def test_office(office):
     assert len(unseen) == 142
 
 
-def test_office_histories_are_the_published_ones(office):
+def test_office_histories_are_the_published_ones(office, data_folder):
     examples = make_examples(office, "given")
     assert examples["split"].value_counts().sort("split").rows() == [
         ("test", 4_866),
         ("train", 8_670),
         ("validation", 4_866),
     ]
-    published = pl.read_csv(Path(FOLDER) / "office" / "test.csv", infer_schema=False)
+    published = pl.read_csv(data_folder / "office" / "test.csv", infer_schema=False)
     test = examples.filter(pl.col("split") == "test")
     assert test["user_id"].to_list() == published["user_id"].to_list()
     assert test["target_id"].to_list() == published["item_id"].to_list()
     assert [str([int(i) for i in h]) for h in test["history"].to_list()] == published["history_item_id"].to_list()
 
 
-def test_office_from_its_csv_files_alone(office, tmp_path):
+def test_office_from_its_csv_files_alone(office, data_folder, tmp_path):
     for name in ("train.csv", "valid.csv", "test.csv"):
-        (tmp_path / name).symlink_to(Path(FOLDER).resolve() / "office" / name)
+        (tmp_path / name).symlink_to(data_folder.resolve() / "office" / name)
     alone = load_interactions(tmp_path)
     assert alone.given.equals(office.given)
     assert set(alone.items["item_id"]) <= set(office.items["item_id"])
-    titles = office.titles
-    assert all(titles[item] == title for item, title in alone.titles.items())
+    titles = titles_of(office)
+    assert all(titles[item] == title for item, title in titles_of(alone).items())
