@@ -4,9 +4,12 @@ A `Task` is made once from the data; `rows` turns its examples into prompts for 
 dicts with TRL's column names.
 """
 
+import contextlib
+import dataclasses
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +18,7 @@ import polars as pl
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.load import load_interactions
 from anyo_rl.data.prompts import fit_history, render_prompt
-from anyo_rl.data.schema import Interactions
+from anyo_rl.data.schema import SPLITS, DataError, Interactions
 from anyo_rl.data.splits import k_core as keep_k_core
 from anyo_rl.data.splits import make_examples
 from anyo_rl.data.toy import ToyConfig, ToyWorld, make_toy_world
@@ -24,6 +27,7 @@ from anyo_rl.rationale.attributes import attribute_steps, item_attributes
 from anyo_rl.tokens import Tokens
 
 TOY = "toy"
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
@@ -38,13 +42,26 @@ class DataArguments:
     dataset: str = field(default=TOY, metadata={"help": "toy, ml-100k, office, or the path of an interaction log."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of named data sets (ANYO_RL_DATA if unset)."})
     items_path: str | None = field(default=None, metadata={"help": "Item file of a plain log."})
-    columns: dict[str, str] | None = field(default=None, metadata={"help": "Column names of a plain log."})
+    columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "Our column names to a plain log's: a mapping in YAML, JSON as a flag."}
+    )
+    item_columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "Our column names (item_id, title) to the item file's; like columns."}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "Between the fields of a plain log; a comma if unset, a tab in .tsv."}
+    )
     split: Literal["users", "leave_one_out", "global_time", "given"] = field(
         default="users", metadata={"help": "How examples are held out."}
     )
-    split_ratios: list[int] = field(default_factory=lambda: [8, 3, 4], metadata={"help": "Train : validation : test."})
+    split_ratios: list[int] | None = field(
+        default=None, metadata={"help": "Train : validation : test. 8 1 1 if unset; 8 3 4 on the toy world."}
+    )
     k_core: int = field(default=0, metadata={"help": "Keep users and items with at least this many events."})
-    min_history: int = field(default=LONGEST_LAP, metadata={"help": "Shortest history of an example, in events."})
+    min_history: int | None = field(
+        default=None,
+        metadata={"help": f"Shortest history of an example, in events. 1 if unset; {LONGEST_LAP} on the toy world."},
+    )
     max_history: int = field(default=50, metadata={"help": "Longest history of an example, in events."})
     train_targets: int | None = field(
         default=None, metadata={"help": "Most (latest) training examples of a user; all if unset."}
@@ -72,7 +89,7 @@ class Task:
         interactions: the cleaned log.
         examples: the examples frame of `anyo_rl.data.splits.make_examples`.
         rationales: example id to steps, for those training examples that have them.
-        args: the arguments it was made from.
+        args: the arguments it was made from, with defaults filled in (`split_ratios`, `min_history`).
         world: the toy world, where the data is that.
     """
 
@@ -81,6 +98,23 @@ class Task:
     rationales: dict[str, tuple[str, ...]]
     args: DataArguments
     world: ToyWorld | None
+
+    @property
+    def report(self) -> dict[str, int]:
+        """What cleaning found (`anyo_rl.data.clean`), examples of each split, and users who gave no example.
+
+        Pre-made examples (split `given`) say nothing of the users who gave none.
+        """
+        examples = {f"{split}_examples": len(self.split(split)) for split in SPLITS}
+        if self.args.split != "given":
+            users = self.interactions.frame["user_id"].n_unique()
+            examples["users_without_example"] = users - self.examples["user_id"].n_unique()
+        return {**self.interactions.report, **examples}
+
+    @property
+    def ratios(self) -> tuple[int, int, int]:
+        """Train : validation : test, as the examples were split."""
+        return _ratios(self.args)
 
     def split(self, name: str, limit: int | None = None) -> pl.DataFrame:
         """The examples of a split; with a limit, that many drawn by the data seed, in their order."""
@@ -116,7 +150,7 @@ class Task:
         return [*[f" {t}" for t in titles], *titles, *[prompt] * 10, *["\n".join(s) for s in self.rationales.values()]]
 
     def position(self, example_id: str) -> int:
-        """How many events of the user came before the target."""
+        """How many events of the user came before the target; with split `given`, how many of the user's rows."""
         return int(example_id.rsplit(":", 1)[1])
 
 
@@ -126,37 +160,110 @@ def load_task(args: DataArguments) -> Task:
     On the toy world these are the world's own, of the hidden intent; elsewhere they come from item attributes.
 
     Raises:
-        DataError: the data cannot be used, or a split has no examples; the message says why and what to do.
+        DataError: the data or an argument cannot be used, or a split has no examples; says why and what to do.
     """
-    world = None
-    if args.dataset == TOY:
-        world = make_toy_world(
-            ToyConfig(
-                n_users=args.toy_users,
-                n_categories=args.toy_categories,
-                noise=args.toy_noise,
-                rationale_share=args.rationale_share,
-                seed=args.split_seed,
-            )
-        )
-        interactions = world.interactions
-    else:
-        data_dir = Path(args.data_dir) if args.data_dir else None
-        interactions = load_interactions(
-            args.dataset, data_dir=data_dir, columns=args.columns, items_path=args.items_path
-        )
+    args = _resolve(args)
+    world = _toy_world(args) if args.dataset == TOY else None
+    interactions = world.interactions if world is not None else _load(args)
     if args.k_core:
         interactions = keep_k_core(interactions, args.k_core)
+    assert args.min_history is not None, "filled in by _resolve"
     examples = make_examples(
         interactions,
         args.split,
-        ratios=(args.split_ratios[0], args.split_ratios[1], args.split_ratios[2]),
+        ratios=_ratios(args),
         min_history=args.min_history,
         max_history=args.max_history,
-        train_targets=args.train_targets or "all",
+        train_targets="all" if args.train_targets is None else args.train_targets,
         seed=args.split_seed,
     )
-    return Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)
+    task = Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)
+    report = task.report
+    n_train, n_validation, n_test = (report[f"{split}_examples"] for split in SPLITS)
+    if not (n_train and n_validation and n_test):
+        raise DataError(
+            f"{interactions.name}: split {args.split} gives {n_train} train, {n_validation} validation and {n_test} "
+            f"test examples, expected at least one of each: take another split or other split_ratios, lower "
+            f"min_history ({args.min_history}), or take a longer log"
+        )
+    found = ", ".join(f"{name} {count}" for name, count in report.items() if count)
+    logger.info("%s: %s", interactions.name, found)
+    return task
+
+
+def _ratios(args: DataArguments) -> tuple[int, int, int]:
+    if args.split_ratios is None:
+        return (8, 3, 4) if args.dataset == TOY else (8, 1, 1)
+    train, validation, test = args.split_ratios
+    return train, validation, test
+
+
+def _toy_world(args: DataArguments) -> ToyWorld:
+    try:
+        config = ToyConfig(
+            n_users=args.toy_users,
+            n_categories=args.toy_categories,
+            noise=args.toy_noise,
+            rationale_share=args.rationale_share,
+            seed=args.split_seed,
+        )
+    except ValueError as error:  # says which is out of its range
+        raise DataError(str(error)) from None
+    return make_toy_world(config)
+
+
+def _load(args: DataArguments) -> Interactions:
+    return load_interactions(
+        args.dataset,
+        data_dir=args.data_dir,
+        columns=_mapping("columns", args.columns),
+        items_path=args.items_path,
+        item_columns=_mapping("item_columns", args.item_columns),
+        separator=args.separator,
+    )
+
+
+def _mapping(name: str, value: dict[str, str] | str | None) -> dict[str, str] | None:
+    """A mapping from YAML as it is, one from the command line out of its JSON."""
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    if value is not None and not isinstance(value, dict):
+        raise DataError(
+            f'{name} is {value!r}: expected a mapping in YAML, or JSON on the command line: {{"item_id": "asin"}}'
+        )
+    return value
+
+
+def _resolve(args: DataArguments) -> DataArguments:
+    """The arguments with defaults filled in.
+
+    Raises:
+        DataError: one is out of its range, or does not go with the toy world.
+    """
+    toy = args.dataset == TOY
+    if args.split_ratios is None:
+        args = dataclasses.replace(args, split_ratios=list(_ratios(args)))
+    if args.min_history is None:
+        args = dataclasses.replace(args, min_history=LONGEST_LAP if toy else 1)
+    ratios = args.split_ratios or []
+    if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0:
+        raise DataError(
+            f"split_ratios is {ratios}: expected three numbers, for train, validation and test, none negative and the "
+            "first above 0"
+        )
+    least = {"k_core": 0, "min_history": 0, "max_history": 1, "train_targets": 1, "history_tokens": 1}
+    for name, low in {**least, "max_validation": 1, "max_test": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise DataError(f"{name} is {value}: expected {low} or more, or leave it out")
+    if not 0 <= args.rationale_share <= 1:
+        raise DataError(f"rationale_share is {args.rationale_share}: expected 0 to 1, a share of the training users")
+    if toy and args.k_core:
+        raise DataError(
+            f"k_core is {args.k_core}, but the toy world's rationales and oracles count every event: leave k_core out"
+        )
+    return args
 
 
 def _rationales(

@@ -309,8 +309,7 @@ def training_sequences(task: Task, catalog: Catalog) -> tuple[list[list[int]], t
         last = task.split("train").group_by("user_id", maintain_order=True).last()
         rows = [[*history, target] for history, target in last.select("history", "target_id").iter_rows()]
     else:
-        ratios = (args.split_ratios[0], args.split_ratios[1], args.split_ratios[2])
-        mask = train_events(task.interactions, args.split, ratios, args.split_seed)
+        mask = train_events(task.interactions, args.split, task.ratios, args.split_seed)
         events = task.interactions.frame.filter(pl.Series(mask)).group_by("user_id", maintain_order=True)
         rows = events.agg("item_id")["item_id"].to_list()
     validation = task.split("validation", task.args.max_validation)

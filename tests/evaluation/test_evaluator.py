@@ -92,7 +92,7 @@ def test_train_events_are_those_of_the_examples(split):
     sequences, _ = training_sequences(made, catalog)
     targets = made.split("train").group_by("user_id", maintain_order=True).agg("target_id")["target_id"].to_list()
     assert sequences == targets  # without a least history, each train event is a train target
-    shorter = load_task(dataclasses.replace(args, min_history=15, train_targets=1))
+    shorter = load_task(dataclasses.replace(args, min_history=13, train_targets=1))
     assert training_sequences(shorter, catalog)[0] == sequences
 
 
