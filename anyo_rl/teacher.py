@@ -32,13 +32,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
 
     Args:
         texts: what the teacher reads and writes: titles, prompts, rationales.
-        vocab_size: most tokens, the 256 bytes and 3 control tokens included.
+        vocab_size: most tokens, the 256 bytes and 3 control tokens included; 259 is the least that it makes.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - 1,  # the marker comes on top
         special_tokens=[PAD, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

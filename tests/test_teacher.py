@@ -21,7 +21,10 @@ def test_the_tokenizer_reads_back_any_text_and_keeps_the_marker_apart():
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.tokenize("tea->mug").count("->") == 1
     assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side) == ("<pad>", "<eos>", "left")
-    assert len(tokenizer) <= 281
+    assert len(tokenizer) <= 280
+    words = [f"word{i}" for i in range(500)]
+    assert len(train_tokenizer(words, vocab_size=300)) == 300
+    assert len(train_tokenizer(words, vocab_size=10)) == 259
 
 
 def test_the_tiny_teacher_repeats_and_leaves_other_draws_alone(small_tokens):
