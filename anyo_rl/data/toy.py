@@ -16,8 +16,10 @@ Because the world is known, `ToyWorld.oracle_scores` is the best that anyone can
 the same item again when a grade wraps, so evaluate this world without history masking.
 
 Rationales are what a strong model would write: they state the true hidden state before the event, and never look at
-the event itself. They exist from position `LONGEST_LAP` on, where every place of the routine has been visited, and one
-of them twice, which shows the climb (noise may hide an event: the rationale then still tells the truth). A world is a
+the event itself. Not all are equally thorough: a careful one works out the climb and the grade, a hasty one stops at
+category and style, and SFT learns to write both. They exist from position `LONGEST_LAP` on, where every place of the
+routine has been visited, and one of them twice, which shows the climb (noise may hide an event: the rationale then
+still tells the truth). A world is a
 function of its config alone, and the events of a user depend on the seed and the user's number, not on `n_users`: a
 smaller world has the same first users (but fewer digits in their ids, and its own draw of who has rationales).
 """
@@ -39,6 +41,7 @@ CATEGORIES = ("tea", "mug", "candle", "lamp", "book", "pen", "bag", "scarf", "cl
 STYLES = ("oak", "blue", "linen", "steel", "coral", "ivory", "moss")
 MAX_GRADES = 9
 TITLE = "{category} {style} {grade}"
+HASTY_SKIPS = ("climb:", "grade:")
 
 _DAY_S = 86_400
 _FIRST_DAY_S = 1_600_000_000
@@ -59,6 +62,7 @@ class ToyConfig:
         noise: share of events replaced by an item drawn uniformly from the catalog, in [0, 1].
         style_fidelity: probability of the favourite style, in [0, 1].
         rationale_share: share of users who have rationales, in [0, 1].
+        careful_share: share of these rationales that are careful, in [0, 1].
         seed: seed of everything that is drawn.
     """
 
@@ -71,7 +75,8 @@ class ToyConfig:
     n_starts: int = 1
     noise: float = 0.1
     style_fidelity: float = 0.7
-    rationale_share: float = 0.2
+    rationale_share: float = 0.33
+    careful_share: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +90,7 @@ class ToyConfig:
             "noise": (0, 1),
             "style_fidelity": (0, 1),
             "rationale_share": (0, 1),
+            "careful_share": (0, 1),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -177,8 +183,9 @@ class ToyWorld:
     def rationale(self, user_id: str, position: int) -> tuple[str, ...]:
         """The true reasoning before the event at `position`, one step per entry (for any user).
 
-        What was bought of late (category and grade of the last `LONGEST_LAP` events, noise and all), the category
-        wanted now, the last two grades that were wanted of it and the next one, and the favourite style.
+        What was bought of late (category and grade of the last `LONGEST_LAP` events, noise and all), how the grades
+        climb, the category wanted now, the last grade that was wanted of it and the next one, and the favourite
+        style.
 
         Raises:
             ValueError: below `LONGEST_LAP`, where the history may not have shown the whole routine yet.
@@ -189,14 +196,24 @@ class ToyWorld:
                 "a routine may not have been seen once before that"
             )
         wanted = self.truth(user_id, position)
-        before = [self.truth(user_id, earlier) for earlier in range(position)]
-        grades = [intent.grade for intent in before if intent.category == wanted.category]
+        assert wanted.previous_grade is not None, "every place has been visited"
         return (
             f"recent: {', '.join(self._bought[user_id][max(0, position - LONGEST_LAP) : position])}",
+            f"climb: {wanted.climb}",
             f"next: {wanted.category}",
-            f"grade: {' '.join(grades[-2:])} then {wanted.grade}",
+            f"grade: {wanted.category} {wanted.previous_grade} then {wanted.grade}",
             f"style: {wanted.style}",
         )
+
+    def bought_rationale(self, user_id: str, position: int) -> tuple[str, ...]:
+        """What the strong model wrote: `rationale`, or where it was hasty without the steps of climb and grade.
+
+        Raises:
+            ValueError: as `rationale`.
+        """
+        steps = self.rationale(user_id, position)
+        draw = np.random.default_rng([self.config.seed, self._users[user_id], position]).random()
+        return steps if draw < self.config.careful_share else tuple(s for s in steps if not s.startswith(HASTY_SKIPS))
 
     @cached_property
     def _bought(self) -> dict[str, list[str]]:
@@ -319,7 +336,7 @@ def parse_intent(steps: Sequence[str]) -> StatedIntent | None:
     Returns None unless exactly one "next:", one "grade:" and one "style:" line are there and well formed: a reasoning
     that says two things does not state one intent.
 
-    >>> parse_intent(["next: book", "grade: 1 2 then 3", "style: oak"])
+    >>> parse_intent(["next: book", "grade: book 2 then 3", "style: oak"])
     StatedIntent(category='book', grade='3', style='oak')
     >>> parse_intent(["next: book", "next: tea", "grade: 2 then 3", "style: oak"]) is None
     True
@@ -332,7 +349,7 @@ def parse_intent(steps: Sequence[str]) -> StatedIntent | None:
     if any(len(values) != 1 for values in lines.values()):
         return None
     category, style = lines["next"][0], lines["style"][0]
-    grade = re.fullmatch(r"(?:\d )*then (\d)", lines["grade"][0])
+    grade = re.fullmatch(r"(?:[a-z]+ \d )?then (\d)", lines["grade"][0])
     if category not in CATEGORIES or style not in STYLES or grade is None:
         return None
     return StatedIntent(category, grade.group(1), style)

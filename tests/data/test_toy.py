@@ -303,8 +303,9 @@ def test_rationale_is_readable_and_true_by_construction(world):
     lines = world.rationale("u003", 8)
     assert lines == (
         "recent: mug 1, candle 2, book 1, mug 5, mug 4, candle 1",
+        "climb: 4",
         "next: book",
-        "grade: 2 1 then 5",
+        "grade: book 1 then 5",
         "style: moss",
     )
     for user_id, history in list(item_sequences(world).items())[:100]:
@@ -316,20 +317,37 @@ def test_rationale_is_readable_and_true_by_construction(world):
             assert all(world.true_steps(steps, user_id, position))
 
 
+def test_bought_rationales_are_careful_or_hasty_and_the_same_each_time():
+    world = make_toy_world(ToyConfig(n_users=200, careful_share=0.3))
+    careful = []
+    for user_id, history in item_sequences(world).items():
+        for position in range(LONGEST_LAP, len(history)):
+            whole, bought = world.rationale(user_id, position), world.bought_rationale(user_id, position)
+            assert bought in (whole, (whole[0], whole[2], whole[4]))
+            assert bought == world.bought_rationale(user_id, position)
+            careful.append(bought == whole)
+    assert len(careful) > 1000
+    assert np.mean(careful) == pytest.approx(0.3, abs=0.05)
+    assert parse_intent((whole[0], whole[2], whole[4])) is None  # a hasty one states no grade
+    for share, kind in ((0.0, 3), (1.0, 5)):
+        other = make_toy_world(ToyConfig(n_users=3, careful_share=share))
+        assert {len(other.bought_rationale("u1", position)) for position in range(6, 9)} == {kind}
+
+
 def test_rationale_is_refused_before_the_first_lap_is_over(world):
     with pytest.raises(ValueError, match="asked at position 5, expected 6 or more"):
         world.rationale("u000", 5)
 
 
 def test_a_false_or_garbled_reasoning_is_not_true(world):
-    recent, following, grade, style = world.rationale("u003", 8)
+    recent, _, following, grade, style = world.rationale("u003", 8)
     assert not world.is_true([recent, "next: mug", grade, style], "u003", 8)
-    assert not world.is_true([following, "grade: 2 1 then 4", style], "u003", 8)
+    assert not world.is_true([following, "grade: book 1 then 4", style], "u003", 8)
     assert not world.is_true([following, grade, "style: oak"], "u003", 8)
     assert not world.is_true([], "u003", 8)
     # Only the event named counts, however it was reached; step by step everything counts.
-    assert world.is_true([style, following, "grade: 2 then 5"], "u003", 8)
-    steps = ["Next  :book", "next: book", "STYLE : moss", "style: oak", "grade: 2 then 5", ""]
+    assert world.is_true([style, following, "grade: then 5"], "u003", 8)
+    steps = ["Next  :book", "next: book", "STYLE : moss", "style: oak", "grade: book 2 then 5", ""]
     assert world.true_steps(steps, "u003", 8) == [True, True, True, False, False, False]
 
 
@@ -338,12 +356,12 @@ def test_a_false_or_garbled_reasoning_is_not_true(world):
     [
         [],
         ["next: book", "style: oak"],
-        ["next: book", "grade: 2 then", "style: oak"],
-        ["next: boat", "grade: 2 then 3", "style: oak"],
-        ["next: book", "grade: 2 then 3", "style: oak", "style: moss"],
-        ["next book", "grade: 2 then 3", "style: oak"],
-        ["next: book", "grade: 1 2 then 10", "style: oak"],
-        ["next: book", "grade: 12 then 3", "style: oak"],
+        ["next: book", "grade: book 2 then", "style: oak"],
+        ["next: boat", "grade: book 2 then 3", "style: oak"],
+        ["next: book", "grade: book 2 then 3", "style: oak", "style: moss"],
+        ["next book", "grade: book 2 then 3", "style: oak"],
+        ["next: book", "grade: book 2 then 10", "style: oak"],
+        ["next: book", "grade: book 12 then 3", "style: oak"],
         ["next: book", "grade: 3", "style: oak"],
     ],
 )
@@ -352,7 +370,7 @@ def test_parse_intent_of_garbled_steps_is_none(steps):
 
 
 def test_parse_intent_forgives_blanks_case_and_order():
-    steps = ["", "style :oak ", "Grade: 4  7 then 1", "thinking", "recent: tea", "recent: pen", "next: Book"]
+    steps = ["", "style :oak ", "Grade: book  7 then 1", "thinking", "recent: tea", "recent: pen", "next: Book"]
     assert parse_intent(steps) == StatedIntent("book", "1", "oak")
     assert parse_intent(["next: pen", "style: oak", "grade:  then 2"]) == StatedIntent("pen", "2", "oak")
 
