@@ -10,6 +10,8 @@ from anyo_rl.ranking.policy import causal_lm, inference
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.tokens import Tokens
 
+LOGITS_AT_ONCE = 2**26  # logits held at once for log-probabilities: 256 MB in fp32
+
 
 class TransformersSampler:
     """Samples with the model in hand. The draws depend on how contexts fall into batches.
@@ -46,8 +48,6 @@ class TransformersSampler:
             max_new_tokens=max_new_tokens,
             eos_token_id=[self.tokens.eos_id, self.tokens.marker_id],
             pad_token_id=self.tokens.tokenizer.pad_token_id,
-            output_logits=self.with_log_probs,
-            return_dict_in_generate=True,
         )
         repeated = [list(context) for context in contexts_B for _ in range(n)]
         order = sorted(range(len(repeated)), key=lambda i: len(repeated[i]))  # little padding
@@ -60,6 +60,33 @@ class TransformersSampler:
                 samples.update(zip(batch, self._generate([repeated[i] for i in batch], config), strict=True))
         return [[samples[b * n + g] for g in range(n)] for b in range(len(contexts_B))]
 
+    def _log_probs(self, sequences_B_W: torch.Tensor, context_mask: torch.Tensor, scale: float) -> torch.Tensor:
+        """(B, T) log-probabilities of the new tokens: the policy's own numbers at this temperature, fp32.
+
+        By a forward of their own, a few rows at a time: kept while generating, the logits of all steps would be
+        gigabytes.
+        """
+        model = causal_lm(self.model)
+        new = sequences_B_W[:, context_mask.shape[1] :]
+        mask_B_W = torch.cat([context_mask, torch.ones_like(new)], 1)
+        positions_B_W = (mask_B_W.cumsum(1) - 1).clamp(min=0)
+        n_new = new.shape[1]
+        n_rows = max(1, LOGITS_AT_ONCE // (n_new * model.config.get_text_config().vocab_size))
+        chunks = []
+        for start in range(0, len(new), n_rows):
+            rows = slice(start, start + n_rows)
+            logits = model(
+                input_ids=sequences_B_W[rows],
+                attention_mask=mask_B_W[rows],
+                position_ids=positions_B_W[rows],
+                logits_to_keep=n_new + 1,
+                use_cache=False,
+            ).logits[:, :-1]
+            logits = logits.float() / scale
+            chosen = logits.gather(2, new[rows, :, None])[..., 0]
+            chunks.append(chosen - logits.logsumexp(2))
+        return torch.cat(chunks)
+
     def _generate(self, contexts: list[list[int]], config: GenerationConfig) -> list[Sample]:
         model = causal_lm(self.model)
         width = max(map(len, contexts))
@@ -69,15 +96,14 @@ class TransformersSampler:
         # What is not set here, `generate` would take from the checkpoint (top_k, repetition_penalty, beams).
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         finally:
             model.generation_config = own
-        new = output.sequences[:, width:]
+        new = sequences[:, width:]
         log_probs = None
-        if self.with_log_probs:  # raw logits: the policy's own numbers at this temperature
+        if self.with_log_probs:
             scale = config.temperature if config.do_sample else 1.0
-            steps = [torch.log_softmax(step.float() / scale, -1) for step in output.logits]
-            log_probs = torch.stack([s.gather(1, new[:, t : t + 1])[:, 0] for t, s in enumerate(steps)], 1).tolist()
+            log_probs = self._log_probs(sequences, mask, scale).tolist()
         stops = {self.tokens.eos_id, self.tokens.marker_id}
         samples = []
         for row, written in enumerate(new.tolist()):

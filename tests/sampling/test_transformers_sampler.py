@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import anyo_rl.sampling.transformers as sampler_module
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 
@@ -88,6 +89,30 @@ def test_log_probs_are_those_of_a_teacher_forced_forward(small_teacher, small_to
             log_p = torch.log_softmax(logits[len(context) - 1 : -1] / (temperature or 1.0), -1)
             expected = log_p.gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0].tolist()
             assert sample.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 2**26])
+def test_log_probs_are_those_of_generation(small_teacher, small_tokens, contexts, logits_at_once, monkeypatch):
+    monkeypatch.setattr(sampler_module, "LOGITS_AT_ONCE", logits_at_once)  # one row at a time, and all at once
+    kept = []
+    generate = type(small_teacher).generate
+
+    def keep_logits(model, generation_config, **inputs):
+        generation_config.output_logits = generation_config.return_dict_in_generate = True
+        kept.append(generate(model, generation_config=generation_config, **inputs))
+        return kept[-1].sequences
+
+    monkeypatch.setattr(type(small_teacher), "generate", keep_logits)
+    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=6, with_log_probs=True)
+    rows = sampler.sample(contexts, n=2, temperature=1.5, max_new_tokens=6)
+    (output,) = kept
+    by_step = torch.stack([torch.log_softmax(step.float() / 1.5, -1) for step in output.logits], 1)
+    new = output.sequences[:, -by_step.shape[1] :]
+    old = by_step.gather(2, new[..., None])[..., 0].tolist()
+    samples = [sample for context in sorted(range(3), key=lambda i: len(contexts[i])) for sample in rows[context]]
+    for sample, written, expected in zip(samples, new.tolist(), old, strict=True):
+        assert list(sample.token_ids) == written[: len(sample.token_ids)]
+        assert sample.log_probs == pytest.approx(expected[: len(sample.log_probs)], abs=1e-5)
 
 
 def test_seeds_repeat_and_leave_other_draws_alone(small_teacher, small_tokens, contexts):
