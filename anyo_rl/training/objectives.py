@@ -1,6 +1,6 @@
 """Objectives as pure tensor functions.
 
-Axes: _B completions of a batch in groups of G, _L path tokens, _V vocabulary.
+Axes: _B completions of a batch in groups of G, _S branchings of an item's path, _C children of a node.
 """
 
 from typing import Literal
@@ -25,8 +25,8 @@ def item_weights(log_probs_B: torch.Tensor, group_size: int, kind: ItemLoss) -> 
     Returns:
         (B,) weights that sum to 1 over a group, or to 0 where no path parses or the kind is `none`.
 
-    >>> item_weights(torch.log(torch.tensor([0.1, 0.3, 0.2, 0.2])), 2, "mixture").tolist()
-    [0.25, 0.75, 0.5, 0.5]
+    >>> item_weights(torch.log(torch.tensor([0.1, 0.3, 0.2, 0.2])), 2, "mixture")
+    tensor([0.2500, 0.7500, 0.5000, 0.5000])
     """
     if kind == "none":
         return torch.zeros_like(log_probs_B)
@@ -44,19 +44,22 @@ def item_weights(log_probs_B: torch.Tensor, group_size: int, kind: ItemLoss) -> 
     return torch.where(valid, weights.nan_to_num(), 0.0).flatten()
 
 
-def path_log_prob(logits_B_L_V: torch.Tensor, path_B_L: torch.Tensor, allowed_B_L_V: torch.Tensor) -> torch.Tensor:
+def path_log_prob(logits_B_S_C: torch.Tensor, child_B_S: torch.Tensor) -> torch.Tensor:
     """Log-probability of item paths under the constrained policy: what the engine ranks by.
 
+    Forced tokens add nothing, so only the nodes of a path with two children or more are steps here.
+
     Args:
-        logits_B_L_V: logits that predict each path token.
-        path_B_L: (B, L) path tokens; -100 where there is none.
-        allowed_B_L_V: the tree's children at each node of the path, True where allowed.
+        logits_B_S_C: (B, S, C) logits of the children at each branching of a path; -inf where a node has fewer.
+        child_B_S: (B, S) which child the path goes to; -100 where the path has fewer branchings.
 
     Returns:
-        (B,) sums over the path of log softmax over the allowed tokens; forced tokens add nothing.
+        (B,) float32 sums over the path of log softmax over the children.
+
+    >>> path_log_prob(torch.log(torch.tensor([[[3.0, 1.0], [1.0, 1.0]]])), torch.tensor([[0, -100]])).exp()
+    tensor([0.7500])
     """
-    there = path_B_L >= 0
-    logits = logits_B_L_V.float().masked_fill(~allowed_B_L_V, -torch.inf)
-    logits = torch.where(there[..., None], logits, 0.0)  # rows without a token must not make NaN gradients
-    log_p = torch.log_softmax(logits, -1).gather(-1, path_B_L.clamp(min=0)[..., None])[..., 0]
+    there = child_B_S >= 0
+    logits = torch.where(there[..., None], logits_B_S_C.float(), 0.0)  # steps without a node must not make NaN
+    log_p = torch.log_softmax(logits, -1).gather(-1, child_B_S.clamp(min=0)[..., None])[..., 0]
     return torch.where(there, log_p, 0.0).sum(-1)

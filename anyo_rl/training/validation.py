@@ -74,6 +74,7 @@ def run_validation(trainer: Trainer, validation: Validation, prefix: str = "eval
     everyone = np.array(gather_object(ranks) if accelerator.num_processes > 1 else ranks)
     means = mean_metrics(per_user_metrics(everyone, cutoffs=(10,)))
     metrics = {f"{prefix}_{name}": value for name, value in means.items()}
-    trainer.log(metrics)
+    # Not the trainer's own `log`: TRL's would put the pending training metrics into this row, and forget them.
+    Trainer.log(trainer, metrics)
     trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
     return metrics

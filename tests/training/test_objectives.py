@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
+from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.training.objectives import item_weights, path_log_prob
+from anyo_rl.training.reasoner import branchings
 
 NAN = math.nan
 
@@ -47,39 +49,43 @@ def test_an_unknown_item_loss_is_refused():
 
 
 def test_path_log_prob_by_hand():
-    # Two steps over four tokens. Path 1: token 1 among {0, 1}, then token 3, forced. Path 2: one token, 2 among all.
-    logits = torch.log(torch.tensor([[[2.0, 6, 1, 1], [1, 1, 1, 1]], [[9, 9, 9, 9], [1, 2, 3, 4]]]))
-    path = torch.tensor([[1, 3], [-100, 2]])
-    allowed = torch.tensor([[[1, 1, 0, 0], [0, 0, 0, 1]], [[0, 0, 0, 0], [1, 1, 1, 1]]]).bool()
-    found = path_log_prob(logits, path, allowed)
-    assert found.tolist() == pytest.approx([math.log(6 / 8), math.log(3 / 10)])
+    # Path 1: two branchings, of two and three children. Path 2: one branching of three, the second is not there.
+    logits = torch.log(torch.tensor([[[2.0, 6, 0], [1, 1, 2]], [[1, 2, 7], [0, 0, 0]]]))
+    found = path_log_prob(logits, torch.tensor([[1, 2], [0, -100]]))
+    assert found.tolist() == pytest.approx([math.log(6 / 8 * 2 / 4), math.log(1 / 10)])
+
+
+def test_a_path_without_a_branching_is_certain():
+    assert path_log_prob(torch.zeros(2, 1, 1), torch.tensor([[-100], [0]])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_path_log_prob_gradients_are_finite_and_right(dtype):
     logits = torch.zeros(2, 2, 4, dtype=dtype, requires_grad=True)
-    allowed = torch.tensor([[[1, 1, 0, 0], [0, 0, 0, 1]], [[0, 0, 0, 0], [1, 1, 1, 1]]]).bool()
-    found = path_log_prob(logits, torch.tensor([[1, 3], [-100, 2]]), allowed)
+    padded = torch.tensor([[[0, 0, 1, 1], [0, 1, 1, 1]], [[0, 0, 0, 0], [1, 1, 1, 1]]]).bool()
+    found = path_log_prob(logits.masked_fill(padded, -torch.inf), torch.tensor([[1, 0], [2, -100]]))
     assert found.dtype == torch.float32
     found.sum().backward()
-    expected = [[[-0.5, 0.5, 0, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [-0.25, -0.25, 0.75, -0.25]]]
+    expected = [[[-0.5, 0.5, 0, 0], [0, 0, 0, 0]], [[-0.25, -0.25, 0.75, -0.25], [0, 0, 0, 0]]]
     torch.testing.assert_close(logits.grad.float(), torch.tensor(expected))
 
 
 def test_path_log_prob_is_what_the_engine_ranks_by(small_catalog, small_tokens, small_teacher):
     context = [*small_tokens.context_ids("Alien\n"), small_tokens.marker_id]
     engine = LikelihoodRanker(small_catalog, small_teacher).log_probs([context])[0]
-    tree, length = small_catalog.tree, max(map(len, small_catalog.paths))
-    n_tokens = small_teacher.config.vocab_size
-    logits = torch.full((len(small_catalog), length, n_tokens), 3.0)
-    path_B_L = torch.full((len(small_catalog), length), -100)
-    allowed = torch.zeros(len(small_catalog), length, n_tokens, dtype=torch.bool)
     for item, path in enumerate(small_catalog.paths):
         with torch.no_grad():
-            row = small_teacher(torch.tensor([[*context, *path]])).logits[0, len(context) - 1 : -1]
-        start = length - len(path)  # padded on the left, as the trainer does
-        logits[item, start:] = row
-        path_B_L[item, start:] = torch.tensor(path)
-        for depth in range(len(path)):
-            allowed[item, start + depth, torch.from_numpy(tree.token[tree.children(tree.walk(path[:depth]))])] = True
-    torch.testing.assert_close(path_log_prob(logits, path_B_L, allowed), engine, atol=1e-4, rtol=0)
+            logits = small_teacher(torch.tensor([[*context, *path]])).logits[0, len(context) - 1 :]
+        steps = branchings(small_catalog.tree, item)
+        rows = [logits[step.depth, torch.from_numpy(step.children)] for step in steps]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+        found = path_log_prob(padded[None], torch.tensor([[step.child for step in steps]]))
+        assert found.item() == pytest.approx(engine[item].item(), abs=1e-4)
+
+
+def test_branchings_by_hand():
+    # Items 1 2 3, 1 2 4, 5 6: a choice at the root, a forced 2 (or 6), then a choice under 1 2.
+    tree = build_tree([(1, 2, 3), (1, 2, 4), (5, 6)])
+    found = [[(s.depth, s.children.tolist(), s.child) for s in branchings(tree, item)] for item in range(3)]
+    assert found == [[(0, [1, 5], 0), (2, [3, 4], 0)], [(0, [1, 5], 0), (2, [3, 4], 1)], [(0, [1, 5], 1)]]
+    assert branchings(build_tree([(1, 2, 3)]), 0) == []

@@ -1,0 +1,329 @@
+"""The reasoner trainer end to end, on a model of two layers and a catalog of ten items."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.teacher import make_tiny_teacher, stop_at_marker, train_tokenizer
+from anyo_rl.tokens import Tokens
+from anyo_rl.training.reasoner import ReasonerTrainer
+from anyo_rl.training.reward_check import RewardError
+from anyo_rl.training.validation import Validation
+
+G = 4
+QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+ROWS = [
+    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": history, "target_id": target}
+    for u, (prompt, history, target) in enumerate(
+        [("Alien\n", ["i0"], "i1"), ("mug\n", ["i9"], "i9"), ("Toys and toys\n", ["i5"], "i4"), ("x\n", [], "i7")]
+    )
+]
+
+
+def constant(completions, **columns) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def reasoner(model, catalog, tokens, folder, *, rows=ROWS, reward=constant, settings=None, **arguments):
+    """A trainer; the prompts of two groups in a step, unless `settings` say otherwise."""
+    stop_at_marker(model, tokens)
+    args = {"per_device_train_batch_size": 2 * G, "num_generations": G, "max_completion_length": 5, "max_steps": 2}
+    args |= {"learning_rate": 1e-3, "logging_steps": 1, "eval_strategy": "no", **QUIET, **(settings or {})}
+    return ReasonerTrainer(
+        model=model,
+        args=GRPOConfig(output_dir=str(folder), **args),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokens.tokenizer,
+        reward_funcs=[reward],
+        catalog=catalog,
+        tokens=tokens,
+        validation=Validation(rows, catalog, tokens, "greedy", max_new_tokens=3),
+        **arguments,
+    )
+
+
+@pytest.fixture
+def make(small_teacher, small_catalog, small_tokens, tmp_path):
+    def trainer(**arguments) -> ReasonerTrainer:
+        # Many paths should end with the marker, or there is no answer to train.
+        lift(small_teacher, small_tokens.marker_id)
+        return reasoner(small_teacher, small_catalog, small_tokens, tmp_path, **arguments)
+
+    return trainer
+
+
+def lift(model, token: int, by: float = 4.0) -> None:
+    """Makes a token likely at every position, by a bias of the head."""
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    head.weight = model.lm_head.weight
+    torch.nn.init.zeros_(head.bias)
+    head.bias.data[token] = by
+    head.bias.requires_grad_(False)
+    model.lm_head = head
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_two_steps_move_the_weights_and_log_what_to_watch(make):
+    trainer = make(reward=lambda rank, **_: [None if r is None else 1 / r for r in rank])
+    before = weights_of(trainer.model)
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if name != "lm_head.bias"}
+    steps = [row for row in trainer.state.log_history if "reward" in row]
+    assert len(steps) == 2
+    for row in steps:
+        assert 1 <= row["rank/mean"] <= 10
+        assert 0 < row["rank/gain"] <= 1
+        assert row["item_loss"] > 0
+        assert 0 < row["parsed_share"] <= 1
+
+
+def test_under_lora_only_adapters_move(make):
+    trainer = make(peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    before = weights_of(trainer.model)
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == ("lora_" in name), name
+    assert any("lora_B" in name for name in before)
+    assert trainer.state.log_history[0]["item_loss"] > 0
+
+
+class Record(TrainerCallback):
+    """Keeps what each call of the item loss got and gave, and checks each optimizer step's gradient against it."""
+
+    def __init__(self, trainer: ReasonerTrainer) -> None:
+        self.trainer, self.pending, self.steps = trainer, [], 0
+        self.item_loss = trainer._item_loss
+        trainer._item_loss = self
+        trainer.add_callback(self)
+
+    def __call__(self, model, inputs):
+        loss = self.item_loss(model, inputs)
+        assert loss.item() == pytest.approx(slow_item_loss(self.trainer, inputs), abs=1e-4)
+        self.pending.append({name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)})
+        return loss
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        model = self.trainer.model
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        rows = sum(len(inputs["item_weight"]) for inputs in self.pending)
+        total = sum(slow_weighted_sum(self.trainer, inputs) for inputs in self.pending)
+        loss = -self.trainer.item_loss_weight * total / (rows / G)
+        expected = torch.autograd.grad(loss, [p for n, p in model.named_parameters() if n in found])
+        for (name, gradient), value in zip(found.items(), expected, strict=True):
+            torch.testing.assert_close(gradient, value, atol=1e-4, rtol=1e-3, msg=name)
+        assert any(gradient.abs().max() > 1e-3 for gradient in found.values())
+        self.pending, self.steps = [], self.steps + 1
+
+
+def contexts_of(inputs) -> list[list[int]]:
+    """Prompt and completion of each row, without the padding."""
+    both = [torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], 1) for kind in ("ids", "mask")]
+    return [ids[mask.bool()].tolist() for ids, mask in zip(*both, strict=True)]
+
+
+def slow_item_loss(trainer, inputs) -> float:
+    """−mean over prompts of Σ w log p(target | path), by the engine."""
+    log_probs = LikelihoodRanker(trainer.catalog, trainer.model).log_probs(contexts_of(inputs))
+    log_p = log_probs[torch.arange(len(log_probs)), inputs["item_index"]]
+    return -float((inputs["item_weight"] * log_p).sum()) / (len(log_p) / G)
+
+
+def slow_weighted_sum(trainer, inputs) -> torch.Tensor:
+    """Σ w log p(target | path) with its gradient: one path and one node at a time."""
+    tree, total = trainer.catalog.tree, torch.zeros(())
+    for weight, item, context in zip(inputs["item_weight"], inputs["item_index"], contexts_of(inputs), strict=True):
+        path = trainer.catalog.paths[int(item)]
+        logits = trainer.model(torch.tensor([[*context, *path]])).logits[0, len(context) - 1 :]
+        for depth, token in enumerate(path):
+            children = tree.token[tree.children(tree.walk(path[:depth]))]
+            log_p = logits[depth, torch.from_numpy(children)].log_softmax(0)
+            total = total + weight * log_p[children.tolist().index(token)]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("item_loss", "rows", "accumulation", "steps_per_generation"),
+    [("best", 2 * G, 1, 1), ("all", G, 2, 2), ("best", G, 2, 4), ("mixture", G, 2, 4)],
+)
+def test_the_item_loss_and_its_gradient_are_those_of_a_slow_computation(
+    make, item_loss, rows, accumulation, steps_per_generation
+):
+    settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+    settings |= {"steps_per_generation": steps_per_generation, "max_grad_norm": 0.0, "learning_rate": 0.0, "beta": 0.0}
+    trainer = make(item_loss=item_loss, item_loss_weight=0.7, settings=settings)  # equal rewards: no policy gradient
+    record = Record(trainer)
+    trainer.train()
+    assert record.steps == 2
+
+
+def test_old_paths_can_be_used_twice(make):
+    settings = {"per_device_train_batch_size": G, "gradient_accumulation_steps": 1, "steps_per_generation": 2}
+    trainer = make(settings={**settings, "num_iterations": 2, "max_steps": 5}, item_loss="mixture")
+    trainer.train()
+    losses = [row["item_loss"] for row in trainer.state.log_history if "item_loss" in row]
+    assert len(losses) == 5
+    assert np.isfinite(losses).all()
+
+
+def test_no_item_loss_where_none_is_asked_for(make):
+    trainer = make(item_loss="none", settings={"max_steps": 1})
+    trainer._item_loss = lambda *_: pytest.fail("there is no item loss")
+    trainer.train()
+    assert "item_loss" not in trainer.state.log_history[0]
+
+
+def test_rewards_get_their_columns(make):
+    calls = []
+
+    def recording(prompts, completions, completion_ids, **columns):
+        calls.append({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
+        return [0.0] * len(prompts)
+
+    trainer = make(reward=recording, settings={"max_steps": 1, "learning_rate": 0.0}, mask_history=True)
+    trainer.train()
+    (call,) = calls
+    tokens, catalog = trainer.tokens, trainer.catalog
+    assert call["n_items"] == [10] * 2 * G
+    marked = [tokens.marker_id in ids for ids in call["completion_ids"]]
+    assert 0 < sum(marked) < len(marked)
+    rows = {row["prompt"]: row for row in ROWS}
+    for i, ids in enumerate(call["completion_ids"]):
+        row = rows[call["prompts"][i]]
+        assert {name: call[name][i] for name in row if name != "prompt"} == {k: row[k] for k in row if k != "prompt"}
+        assert call["completions"][i] == tokens.decode(ids)
+        assert call["completions"][i].endswith("->") == marked[i]
+        found = [call[name][i] for name in ("rank", "gain", "item_id", "log_prob")]
+        if not marked[i]:
+            assert found == [None] * 4
+            continue
+        context = [*tokens.context_ids(row["prompt"]), *ids]
+        ranking = LikelihoodRanker(catalog, trainer.model).rank(
+            [context], [row["target_id"]], top_k=1, excluded_B=[row["history"]]
+        )
+        rank = int(ranking.ranks_B[0])
+        assert found[0] == rank
+        assert found[1] == pytest.approx(1 / np.log2(1 + rank))
+        assert found[2] == ranking.top_ids_B_K[0][0]
+        assert found[3] == pytest.approx(float(ranking.log_probs_B[0]), abs=1e-4)
+
+
+def test_a_reward_that_fails_stops_with_its_name(make):
+    def broken_reward(rank, **columns):
+        raise KeyError("no such column")
+
+    with pytest.raises(RewardError, match=r"(?s)broken_reward.*no such column"):
+        make(reward=broken_reward).train()
+
+
+def test_a_model_that_does_not_stop_at_the_marker_is_refused(make, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.stop_at_marker", lambda *_: None)
+    with pytest.raises(ValueError, match="call stop_at_marker before making the trainer"):
+        make()
+
+
+def test_a_catalog_of_one_item(small_teacher, small_tokens, tmp_path):
+    catalog = build_catalog(pl.DataFrame({"item_id": ["i1"], "title": ["Aliens"]}), small_tokens)
+    lift(small_teacher, small_tokens.marker_id)
+    rows = [row | {"target_id": "i1", "history": []} for row in ROWS]
+    trainer = reasoner(small_teacher, catalog, small_tokens, tmp_path, rows=rows)
+    trainer.train()
+    assert [row["item_loss"] for row in trainer.state.log_history if "item_loss" in row] == [0, 0]
+    assert trainer.state.log_history[0]["rank/mean"] == 1
+
+
+def test_chat_prompts_with_think_as_the_marker(tmp_path):
+    tokenizer = train_tokenizer(["Alien Toy Story mug"] * 3, vocab_size=300)
+    tokenizer.add_tokens(["</think>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for message in messages %}[{{ message.role }}]{{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+    )
+    tokens = Tokens.of(tokenizer, "</think>")
+    catalog = build_catalog(pl.DataFrame({"item_id": ["a", "b"], "title": ["Alien", "Toy Story"]}), tokens)
+    seen = []
+
+    def reward(prompts, completions, rank, **columns):
+        seen.extend(zip(prompts, completions, rank, strict=True))
+        return [0.0 if r is None else 1 / r for r in rank]
+
+    rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}], "target_id": "b"} for row in ROWS]
+    model = make_tiny_teacher(tokenizer, hidden_size=32, n_layers=2, n_heads=2, max_length=256)
+    lift(model, tokens.marker_id)
+    trainer = reasoner(model, catalog, tokens, tmp_path, rows=rows, reward=reward)
+    record = Record(trainer)
+    record.on_pre_optimizer_step = lambda *args, **kwargs: None  # values only: rewards differ here
+    trainer.train()
+    assert {row["rank/mean"] > 0 for row in trainer.state.log_history if "rank/mean" in row} == {True}
+    assert record.pending
+    assert len(seen) == 4 * G
+    for prompt, completion, rank in seen:
+        assert prompt[0]["role"] == "user"
+        assert completion[0]["role"] == "assistant"
+        assert "</think>" not in completion[0]["content"]  # people see the arrow
+        assert completion[0]["content"].endswith("->") == (rank is not None)
+    context = record.pending[0]["prompt_ids"][0][record.pending[0]["prompt_mask"][0].bool()].tolist()
+    assert context in [tokens.context_ids(row["prompt"]) for row in rows]
+
+
+def test_an_evaluation_leaves_the_training_metrics_pending(make, capsys):
+    trainer = make(settings={"log_completions": True, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 2})
+    trainer.train()
+    history = trainer.state.log_history
+    evaluations = [row for row in history if "eval_ndcg@10" in row]
+    assert [set(row) for row in evaluations] == [{"eval_ndcg@10", "eval_hr@10", "eval_mrr", "epoch", "step"}] * 2
+    assert [row["step"] for row in history if "reward" in row] == [2]
+    assert len(list(Path(trainer.args.output_dir, "completions").glob("*.parquet"))) == 1
+
+    trainer.model.train()
+    trainer._metrics["train"]["reward"].append(3.0)
+    capsys.readouterr()
+    found = trainer.evaluate()
+    assert capsys.readouterr().out.count("Completion") == 0
+    assert trainer._metrics["train"]["reward"] == [3.0]
+    assert json.loads(json.dumps(found)) == found
+    assert trainer.state.log_history[-1]["eval_ndcg@10"] == found["eval_ndcg@10"]
+
+
+@pytest.mark.slow
+def test_what_is_rewarded_becomes_likely(make, small_tokens):
+    """The sign of the policy gradient, end to end: a token that pays at the start of the reasoning is written more."""
+    paid = small_tokens.tokenizer.encode("A", add_special_tokens=False)[0]
+
+    def first_token(completion_ids, **columns):
+        return [float(ids[0] == paid) for ids in completion_ids]
+
+    trainer = make(
+        reward=first_token,
+        item_loss="none",
+        settings={"max_steps": 12, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "num_generations": 32},
+    )
+    trainer.model.lm_head.bias.data[paid] = 5.0
+    prompts = [small_tokens.context_ids(row["prompt"]) for row in ROWS]
+
+    def probability() -> float:
+        with torch.no_grad():
+            rows = [trainer.model(torch.tensor([ids])).logits[0, -1].softmax(-1)[paid].item() for ids in prompts]
+        return float(np.mean(rows))
+
+    before = probability()
+    trainer.train()
+    after = probability()
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    assert before < 0.7
+    assert after > before + 0.2
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5])
