@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anyo_rl.evaluation import report_paths
+from anyo_rl.evaluation import report, report_paths
 from anyo_rl.evaluation.plots import rank_counts, running_mean
 from anyo_rl.evaluation.report import write_report
 
@@ -281,3 +281,18 @@ def test_greedy_and_mixture_paths_of_one_index_are_two_paths_and_greedy_comes_fi
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Share of greedy paths" in html
     assert "6 of 6 paths" in html
+
+
+def test_slices_show_both_metrics_with_their_intervals():
+    numbers = {"n": 7, "ndcg@10": {"mean": 0.5, "low": 0.25, "high": 0.75}, "hr@10": {"mean": 1.0, "low": None}}
+    found = report.slice_rows({"slices": {"grpo": {"mixture": {"cold_item=true": numbers}}}})
+    assert found == [["grpo", "mixture", "cold item: true", "7", "0.5000 [0.2500, 0.7500]", "1.0000"]]
+
+
+def test_the_headline_says_how_many_reasonings_state_an_intent():
+    stages = {stage: {"greedy": {"ndcg@10": value(0.1)}} for stage in ("sft", "grpo")}
+    evaluation = {"stages": stages, "true_intent": {"sft": 0.4, "grpo": 0.5}}
+    (found,) = [h for h in report.headlines(evaluation) if h["label"].startswith("Stated")]
+    assert (found["value"], found["note"]) == ("50.0%", "40.0% after sft")
+    (found,) = [h for h in report.headlines(evaluation | {"stated_intent": {"grpo": 0.9}}) if "Stated" in h["label"]]
+    assert found["note"] == "40.0% after sft; 90.0% of the reasonings state one"
