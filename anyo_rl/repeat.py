@@ -4,7 +4,8 @@
 
 Each seed runs as the command with `--seed S --output_dir runs/toy/seed-S`, its output in `log.txt` there. A seed that
 is finished (it has `evaluation.json`) is not run again, so a killed repeat goes on where it was. Then
-`runs/toy/repeat.json` and `repeat.md` have the mean over seeds of every number, with a 95% Student t interval.
+`runs/toy/repeat.json` and `repeat.md` have the mean over seeds of every number, with a 95% Student t interval. Secrets
+in the command are not written down.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from anyo_rl.evaluation.table import markdown_table, read_value, split_difference, stage_value
+from anyo_rl.redact import redact_command
 
 SAME = ("dataset", "split", "mask_history", "ranker")  # seeds that differ in these must not be averaged
 TAIL_LINES = 15
@@ -155,7 +157,7 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
         ValueError: the folder has the results of another command.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    line, record = shlex.join(command), folder / "command.txt"
+    line, record = shlex.join(redact_command(command)), folder / "command.txt"
     if record.exists() and (found := record.read_text().strip()) != line:
         raise ValueError(
             f"{folder} was made by another command:\n  found    {found}\n  expected {line}\n"
@@ -218,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finished = {seed: read_evaluation(folder / f"seed-{seed}") for seed in seeds if seed not in failed}
         evaluations = {seed: found for seed, found in finished.items() if found is not None}
         if evaluations:
-            summary = {"command": command, **summarise(evaluations), "failed": failed}
+            summary = {"command": redact_command(command), **summarise(evaluations), "failed": failed}
             text = markdown(summary)
             _write(folder / "repeat.json", json.dumps(summary, indent=1) + "\n")
             _write(folder / "repeat.md", text)

@@ -10,6 +10,7 @@ from anyo_rl.repeat import main, split_command, summarise, t_interval
 FAKE = """
 import argparse, json, pathlib, sys
 parser = argparse.ArgumentParser()
+parser.add_argument("--api_key")
 parser.add_argument("--seed", type=int); parser.add_argument("--output_dir"); parser.add_argument("--fail", type=int)
 args = parser.parse_args()
 out = pathlib.Path(args.output_dir); out.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,14 @@ def test_a_failing_seed_is_named_and_the_others_kept(run, capsys):
     assert run(0, 1, 2, extra=["--fail", "1"]) == 0
     assert (run.folder / "seed-0" / "runs.txt").read_text() == "x"
     assert json.loads((run.folder / "repeat.json").read_text())["seeds"] == [0, 1, 2]
+
+
+def test_secrets_of_the_command_are_not_written_down(run):
+    assert run(0, extra=["--api_key", "sentinel"]) == 0
+    for file in run.folder.rglob("*"):
+        assert not file.is_file() or "sentinel" not in file.read_text(), file
+    assert "--api_key '<redacted>'" in (run.folder / "seed-0" / "command.txt").read_text()
+    assert run(0, extra=["--api_key", "another"]) == 0  # a new key makes no other command
 
 
 def test_all_failing_writes_no_summary(run):
