@@ -2,18 +2,20 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from trl import TrlParser
+from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
 from anyo_rl.launch import LaunchError
+from anyo_rl.run_folder import RunFolderError
+from anyo_rl.task import DataArguments
 from anyo_rl.training.objectives import ItemLoss
 
 
@@ -65,9 +67,18 @@ class ReasonerArguments:
 
 
 def parse(
-    dataclass_types: Sequence[type], default_config: Path | None = None, args: Sequence[str] | None = None
+    dataclass_types: Sequence[type],
+    default_config: Path | None = None,
+    args: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """Parses flags on top of the YAML file of `--config`, or on top of the default file where none is named.
+
+    Args:
+        dataclass_types: what to parse.
+        default_config: the YAML file where `--config` names none.
+        args: flags; those of the command line if `None`.
+        defaults: values below those of the YAML file, in place of the dataclasses' own; others are ignored.
 
     Returns:
         One instance of each dataclass, then the path of the config file (`None` where there is none).
@@ -85,9 +96,15 @@ def parse(
     if config is not None and not config.is_file():
         sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
     try:
-        parsed = TrlParser(list(dataclass_types)).parse_args_and_config(args)
+        parser = TrlParser(list(dataclass_types))
+        parser.set_defaults_with_config(**(defaults or {}))
+        parsed = parser.parse_args_and_config(args)
         for instance in parsed:
             _check_choices(instance)
+            if getattr(instance, "hub_token", None):
+                raise ValueError(
+                    "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
+                )
         return (*parsed, config)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         sys.exit(f"{config or 'command line'}: {error}")
@@ -100,12 +117,12 @@ def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
     Everything else keeps its traceback: it is a bug, ours or a reward's.
 
     Args:
-        *kinds: errors whose message says all there is to say; data and launch errors if none are named.
+        *kinds: errors whose message says all there is to say; data, launch and run folder errors if none named.
 
     Raises:
         SystemExit: in place of such an error, with its message and exit status 1.
     """
-    caught = kinds or (DataError, LaunchError)
+    caught = kinds or (DataError, LaunchError, RunFolderError)
     try:
         yield
     except caught as error:
@@ -132,3 +149,52 @@ def sft_config_path(named: str, config: Path | None) -> Path:
     if found is None:
         sys.exit(f"no sft_config {named!r}; looked at {', '.join(map(str, places))}")
     return found
+
+
+def parse_warm_start(
+    named: str, config: Path | None, training_args: GRPOConfig, teacher_args: TeacherArguments
+) -> tuple[SFTConfig, TeacherArguments]:
+    """Parses a warm start's config, for its trainer settings and its patience; all else is the run's own.
+
+    Args:
+        named: `sft_config`.
+        config: the run's config file.
+        training_args: the run's; its seed and where it runs hold here too, since parsing trainer settings sets the
+            processes up anew.
+        teacher_args: the run's.
+
+    Raises:
+        SystemExit: no such file, or it says something else of data, model or teacher than the run's config does.
+    """
+    path = sft_config_path(named, config)
+    _check_agrees(path, config)
+    shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
+    shared += ["--ddp_backend", training_args.ddp_backend] if training_args.ddp_backend else []
+    types = (DataArguments, ModelConfig, TeacherArguments, SFTConfig)
+    *_, sft_teacher, sft_args, _ = parse(types, args=["--config", str(path), *shared])
+    patience = sft_teacher.early_stopping_patience
+    return sft_args, dataclasses.replace(teacher_args, early_stopping_patience=patience)
+
+
+def _check_agrees(path: Path, config: Path | None) -> None:
+    """Data, model and teacher of a warm start are the run's: what its config says of them must not be else.
+
+    The two files are compared, not the flags on top of them, which hold for both.
+    """
+    own = (yaml.safe_load(config.read_text()) if config else None) or {}
+    warm = yaml.safe_load(path.read_text())
+    defaults = {
+        item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        for kind in (DataArguments, ModelConfig, TeacherArguments)
+        for item in dataclasses.fields(kind)
+        if item.name != "early_stopping_patience" and item.init
+    }
+    differing = [
+        f"{name} is {warm[name]!r} there and {own.get(name, default)!r} in {config or 'the defaults'}"
+        for name, default in defaults.items()
+        if isinstance(warm, dict) and name in warm and warm[name] != own.get(name, default)
+    ]
+    if differing:
+        sys.exit(
+            f"{path}: a warm start has the run's data, model and teacher: {'; '.join(differing)}. Make them agree"
+        )

@@ -6,7 +6,8 @@ become plain DDP. A recipe calls `check_launch` first, once its training argumen
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class LaunchError(RuntimeError):
@@ -49,6 +50,37 @@ def check_launch(
             f"{num_processes} process(es) run, {expected_processes} were expected: launch with "
             f"`accelerate launch --config_file accelerate_configs/… --num_processes {expected_processes}`"
         )
+
+
+def go_on_alone() -> bool:
+    """Ends the processes' work together; returns whether this one goes on, and the others go home.
+
+    They must not wait for what one process does alone, an evaluation: that would end in a time-out.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    is_main = state.is_main_process
+    state.destroy_process_group()
+    return is_main
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Models loaded inside are whole, in this process alone, also in a DeepSpeed ZeRO-3 run.
+
+    There `from_pretrained` would share the weights out, together with all processes, as long as trainer settings
+    with DeepSpeed exist.
+    """
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
 def _current_state() -> tuple[int, str]:

@@ -1,22 +1,28 @@
 """Evaluates the teachers of a run on its test users, beside baselines; writes evaluation.json, a table and a report.
 
-    accelerate launch recipes/evaluate.py --config recipes/configs/toy/evaluate.yaml --run_dir runs/toy
+    accelerate launch recipes/evaluate.py --run_dir runs/toy
 
-Stages are found in the run folder (`sft`, `grpo`, `direct`); what was evaluated before is not done again.
+Stages are found in the run folder (`sft`, `grpo`, `direct`), and so are the run's settings; flags and a `--config` go
+on top of them. What was evaluated before is not done again.
 """
 
 import logging
+import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from trl import ModelConfig
 
 from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
+from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.run_folder import read_arguments
 from anyo_rl.stages import evaluate_run, teacher_folder
 from anyo_rl.task import DataArguments, load_task
 
-CONFIGS = Path(__file__).parent / "configs"
 STAGES = ("sft", "grpo", "direct")
 
 
@@ -26,18 +32,28 @@ class EvaluateArguments:
 
     run_dir: str = field(default="runs/toy", metadata={"help": "The run folder; teachers lie in <stage>/teacher."})
     baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
-    seed: int = field(default=0, metadata={"help": "Of draws and intervals."})
+    seed: int = field(default=0, metadata={"help": "Of draws and intervals; the run's if unset."})
 
 
 @plain_errors()
 def main() -> None:
     """Parse, evaluate, report."""
+    flag = ArgumentParser(add_help=False, allow_abbrev=False)
+    flag.add_argument("--run_dir", default="runs/toy")
+    run_dir = Path(flag.parse_known_args(sys.argv[1:])[0].run_dir)
+    recorded = read_arguments(run_dir) if not {"-h", "--help"} & set(sys.argv) else {}
+    trainer = recorded.get("GRPOConfig") or recorded.get("SFTConfig") or {}
+    sections = ("DataArguments", "ModelConfig", "TeacherArguments")
+    defaults = {name: value for section in sections for name, value in recorded.get(section, {}).items()}
     args, data_args, model_args, teacher_args, _ = parse(
         (EvaluateArguments, DataArguments, ModelConfig, TeacherArguments),
-        default_config=CONFIGS / "toy" / "evaluate.yaml",
+        defaults=defaults | {"seed": trainer.get("seed", 0)},
     )
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_dir = Path(args.run_dir)
+    if Path(args.run_dir) != run_dir:
+        raise SystemExit(f"run_dir is {args.run_dir} in the config: give it as a flag, --run_dir {args.run_dir}")
+    PartialState(cpu=not torch.cuda.is_available())
+    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
+    check_launch()
     teachers: dict[str, Path | str] = {
         stage: teacher_folder(run_dir / stage) for stage in STAGES if teacher_folder(run_dir / stage).exists()
     }
@@ -45,11 +61,19 @@ def main() -> None:
         raise SystemExit(
             f"no finished teacher in {run_dir}: expected one of {', '.join(STAGES)} with a teacher folder"
         )
-    summary = evaluate_run(
-        run_dir, load_task(data_args), teachers, model_args, teacher_args, baselines=args.baselines, seed=args.seed
-    )
-    print(console_table(summary))
-    print(f"report: {run_dir / 'report.html'}")
+    if go_on_alone():
+        summary = evaluate_run(
+            run_dir,
+            load_task(data_args),
+            teachers,
+            model_args,
+            teacher_args,
+            baselines=args.baselines,
+            seed=args.seed,
+            chat_template_kwargs=trainer.get("chat_template_kwargs"),
+        )
+        print(console_table(summary))
+        print(f"report: {run_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

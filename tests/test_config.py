@@ -1,12 +1,18 @@
 import dataclasses
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from trl import ModelConfig, SFTConfig
+from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, sft_config_path
+from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, parse_warm_start, plain_errors, sft_config_path
+from anyo_rl.data.schema import DataError
+from anyo_rl.launch import LaunchError
+from anyo_rl.run_folder import RunFolderError
+from anyo_rl.stages import direct_max_steps
 from anyo_rl.task import DataArguments
+from anyo_rl.training.callbacks import check_saves
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -28,21 +34,27 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next((name for name in ("sft", "grpo") if name in path.stem.split("_")), None)
-    recipe = importlib.import_module(f"recipes.{kind}_teacher" if kind else f"recipes.{path.stem}")
+    kind = next(name for name in ("sft", "grpo") if name in path.stem.split("_"))
+    recipe = importlib.import_module(f"recipes.{kind}_teacher")
 
     def keep(types, **kwargs):
-        raise Parsed(types)
+        raise Parsed(types, kwargs.get("defaults"))
 
     monkeypatch.setattr(recipe, "parse", keep)
     with pytest.raises(Parsed) as asked:
         recipe.main()
-    flags = ["--use_cpu", "--output_dir", str(tmp_path)] if kind else []
-    *parsed, config = parse(asked.value.args[0], args=["--config", str(path), *flags])
+    types, defaults = asked.value.args
+    flags = ["--use_cpu", "--output_dir", str(tmp_path)]
+    *parsed, config = parse(types, args=["--config", str(path), *flags], defaults=defaults)
     assert config == path
-    for instance in parsed:
-        if isinstance(instance, ReasonerArguments) and instance.sft_config:
-            assert sft_config_path(instance.sft_config, config).is_file()
+    check_saves(parsed[-1])
+    found = {type(instance): instance for instance in parsed}
+    if ReasonerArguments in found and found[ReasonerArguments].sft_config:
+        sft_args, _ = parse_warm_start(
+            found[ReasonerArguments].sft_config, config, found[GRPOConfig], found[TeacherArguments]
+        )
+        check_saves(sft_args)
+        assert direct_max_steps(sft_args, found[GRPOConfig]) == sft_args.max_steps + found[GRPOConfig].max_steps
 
 
 def test_flags_go_over_yaml_and_yaml_over_defaults(config):
@@ -134,3 +146,83 @@ def test_the_warm_starts_config_lies_beside_its_own_or_here(tmp_path, monkeypatc
     assert sft_config_path("sft.yaml", tmp_path / "a" / "grpo.yaml") == tmp_path / "a" / "sft.yaml"
     with pytest.raises(SystemExit, match=r"no sft_config 'x\.yaml'; looked at"):
         sft_config_path("x.yaml", None)
+
+
+def test_plain_errors_hides_no_bug():
+    for error in (DataError("no events"), LaunchError("one process"), RunFolderError("another run")):
+        with pytest.raises(SystemExit, match=f"error: {error}"), plain_errors():
+            raise error
+    with pytest.raises(ValueError, match="a bug"), plain_errors():
+        raise ValueError("a bug")
+    with pytest.raises(SystemExit, match="error: unknown reward"), plain_errors(ValueError):
+        raise ValueError("unknown reward")
+
+
+def test_defaults_are_below_yaml_and_others_are_ignored(config):
+    defaults = {"tiny_layers": 9, "n_paths": 7, "not_asked_for": 1}
+    _, teacher, *_ = parse(TYPES, args=[*config("n_paths: 5\n")], defaults=defaults)
+    assert (teacher.tiny_layers, teacher.n_paths) == (9, 5)
+
+
+def test_a_hub_token_is_no_argument(config, tmp_path):
+    args = config(f"use_cpu: true\nbf16: false\noutput_dir: {tmp_path}\nhub_token: sentinel\n")
+    with pytest.raises(SystemExit, match="set HF_TOKEN in the environment") as refused:
+        parse((SFTConfig,), args=args)
+    assert "sentinel" not in str(refused.value)
+
+
+def test_more_generations_than_the_evaluation_batch_are_fine(tmp_path):
+    # Validation never samples by groups; TRL's check of its batch size would refuse this.
+    flags = ["--use_cpu", "--bf16", "false", "--output_dir", str(tmp_path), "--eval_strategy", "steps"]
+    flags += ["--num_generations", "16", "--per_device_train_batch_size", "16", "--eval_steps", "1"]
+    training, _ = parse((GRPOConfig,), args=flags, defaults={"num_generations_eval": 1})
+    assert training.num_generations == 16
+    with pytest.raises(SystemExit, match="number of generations used for evaluation"):
+        parse((GRPOConfig,), args=flags)
+
+
+@pytest.fixture
+def warm_start(tmp_path):
+    """Parses a warm start for a run with the given YAML and flags; both files get a few trainer settings."""
+
+    def parsed(own: str, warm: str, **flags):
+        (tmp_path / "grpo.yaml").write_text(own)
+        (tmp_path / "sft.yaml").write_text(f"{warm}bf16: false\nmax_steps: 5\n")
+        grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=7, seed=3)
+        return parse_warm_start("sft.yaml", tmp_path / "grpo.yaml", grpo, TeacherArguments(**flags)), grpo
+
+    return parsed
+
+
+def test_a_warm_start_has_its_own_trainer_settings_and_patience(warm_start):
+    warm = "tiny_layers: 2\nearly_stopping_patience: 4\nmax_validation: 300\nlora_r: 8\n"
+    (sft, teacher), grpo = warm_start("tiny_layers: 2\nlora_r: 8\n", warm, tiny_layers=6, n_paths=2)
+    assert (sft.max_steps, sft.seed, sft.use_cpu) == (5, 3, True)
+    assert (teacher.tiny_layers, teacher.n_paths, teacher.early_stopping_patience) == (
+        6,
+        2,
+        4,
+    )  # a flag holds for both
+    assert direct_max_steps(sft, grpo) == 12
+
+
+@pytest.mark.parametrize(
+    ("own", "warm", "named"),
+    [
+        ("dataset: toy\n", "dataset: office\n", "dataset is 'office' there and 'toy' in"),
+        ("", "tiny_layers: 2\n", "tiny_layers is 2 there and 4 in"),
+        ("use_peft: true\n", "use_peft: false\n", "use_peft is False there and True in"),
+        ("", "rationale_attributes: [genres]\n", "rationale_attributes"),
+    ],
+)
+def test_a_warm_start_of_other_data_model_or_teacher_is_refused(warm_start, own, warm, named):
+    with pytest.raises(SystemExit, match=r"sft\.yaml: a warm start has the run's data, model and teacher") as refused:
+        warm_start(own, warm)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("steps", [(-1, 7), (5, -1), (-1, -1)])
+def test_a_budget_of_direct_needs_steps(steps):
+    sft, grpo = (SimpleNamespace(max_steps=n) for n in steps)
+    with pytest.raises(ValueError, match="train_direct needs max_steps in both"):
+        direct_max_steps(sft, grpo)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyo_rl.launch import LaunchError, check_launch
+from anyo_rl.launch import LaunchError, check_launch, whole_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +60,23 @@ def test_silent_fall_backs_are_refused(
 def test_expected_processes_is_compared():
     with pytest.raises(LaunchError, match=r"1 process\(es\) run, 4 were expected"):
         check_launch(1, "NO", environ={}, expected_processes=4)
+
+
+def test_weights_are_whole_inside_and_as_the_run_has_them_outside():
+    from transformers.integrations import deepspeed
+
+    class Zero3:
+        def is_zero3(self) -> bool:
+            return True
+
+    settings = Zero3()
+    deepspeed.set_hf_deepspeed_config(settings)
+    try:
+        with whole_weights():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
 
 
 @pytest.mark.slow

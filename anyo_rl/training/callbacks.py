@@ -11,8 +11,34 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from anyo_rl.training.validation import METRIC
 
 
+def check_saves(args: TrainingArguments) -> None:
+    """Checks that every checkpoint comes with a validation, so that the best one can be told.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if args.eval_strategy != args.save_strategy or args.eval_strategy == "no":
+        raise ValueError(
+            f"eval_strategy is {args.eval_strategy.value} and save_strategy is {args.save_strategy.value}, expected "
+            f"steps or epoch for both: the best checkpoint is chosen on validation"
+        )
+    if args.eval_strategy == "epoch":
+        return
+    every, saved = args.eval_steps, args.save_steps  # shares of the training where they are below 1
+    if (every < 1) != (saved < 1) or round(saved * 1e6) % round(every * 1e6):
+        raise ValueError(
+            f"save_steps is {saved} and eval_steps is {every}, expected a multiple of eval_steps: the best checkpoint "
+            f"is chosen on validation"
+        )
+
+
 def keep_best(args: TrainingArguments, stage_dir: Path) -> TrainingArguments:
-    """A copy of the arguments for a stage: its folder, and the checkpoint with the best validation NDCG@10 is kept."""
+    """A copy of the arguments for a stage: its folder, and the checkpoint with the best validation NDCG@10 is kept.
+
+    Raises:
+        ValueError: see `check_saves`.
+    """
+    check_saves(args)
     args = copy.copy(args)  # `replace` would run checks again that refuse values which they derived themselves
     args.output_dir = str(stage_dir)
     args.load_best_model_at_end = True
@@ -42,6 +68,29 @@ def latest_checkpoint(stage_dir: Path) -> Path | None:
         except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(folder, ignore_errors=True)
     return max(complete)[1] if complete else None
+
+
+def best_checkpoint(stage_dir: Path) -> Path:
+    """The checkpoint with the best validation, or the newest where that one was not saved.
+
+    The folder may have been moved since: only the name of a checkpoint counts.
+
+    Raises:
+        FileNotFoundError: there is no complete checkpoint.
+    """
+    newest = latest_checkpoint(stage_dir)
+    if newest is None:
+        raise FileNotFoundError(f"no complete checkpoint in {stage_dir}, expected one at the end of training")
+    named = json.loads((newest / "trainer_state.json").read_text())["best_model_checkpoint"]
+    best = stage_dir / Path(named).name if named else newest
+    return best if best.is_dir() else newest
+
+
+def training_is_over(checkpoint: Path) -> bool:
+    """Whether a checkpoint was the last one; resumed from it, the trainer would take one step too many."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    control = state["stateful_callbacks"]["TrainerControl"]["args"]
+    return state["global_step"] >= state["max_steps"] or control["should_training_stop"]
 
 
 class MetricsFile(TrainerCallback):

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from anyo_rl.training.callbacks import MetricsFile, keep_best, latest_checkpoint, stopping
+from anyo_rl.training.callbacks import (
+    MetricsFile,
+    best_checkpoint,
+    keep_best,
+    latest_checkpoint,
+    stopping,
+    training_is_over,
+)
 
 
 def checkpoint(stage_dir: Path, step: int, state: str | None) -> Path:
@@ -118,8 +125,64 @@ def test_a_torn_last_line_is_survived(tmp_path, torn):
     assert sorted(tmp_path.iterdir()) == [path]  # nothing partial is left
 
 
+def trainer_settings(folder: Path, **changed) -> TrainingArguments:
+    return TrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "eval_strategy is no and save_strategy is steps"),
+        ({"save_strategy": "no"}, "eval_strategy is no and save_strategy is no"),
+        ({"eval_strategy": "epoch"}, "eval_strategy is epoch and save_strategy is steps"),
+        ({"eval_strategy": "steps", "eval_steps": 20, "save_steps": 30}, "save_steps is 30 and eval_steps is 20"),
+        ({"eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 20}, "save_steps is 20 and eval_steps is 0.1"),
+        ({"eval_strategy": "steps", "eval_steps": 0.2, "save_steps": 0.3}, "save_steps is 0.3 and eval_steps is 0.2"),
+    ],
+)
+def test_checkpoints_without_a_validation_are_refused(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        keep_best(trainer_settings(tmp_path, **changed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"eval_strategy": "epoch", "save_strategy": "epoch"},
+        {"eval_strategy": "steps", "eval_steps": 20, "save_steps": 40},
+        {"eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.3},
+    ],
+)
+def test_checkpoints_with_a_validation_are_fine(tmp_path, changed):
+    assert keep_best(trainer_settings(tmp_path, **changed), tmp_path).load_best_model_at_end
+
+
+def over(step: int, best: str | None, stopped: bool = False) -> str:
+    control = {"TrainerControl": {"args": {"should_training_stop": stopped}}}
+    state = {"global_step": step, "max_steps": 30, "best_model_checkpoint": best, "stateful_callbacks": control}
+    return json.dumps(state)
+
+
+def test_the_best_checkpoint_is_found_where_the_folder_lies_now(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        best_checkpoint(tmp_path)
+    best = checkpoint(tmp_path, 10, over(10, None))
+    newest = checkpoint(tmp_path, 30, over(30, "some/other/place/checkpoint-10"))
+    assert best_checkpoint(tmp_path) == best
+    (newest / "trainer_state.json").write_text(over(30, "checkpoint-20"))  # it was never saved
+    assert best_checkpoint(tmp_path) == newest
+    (newest / "trainer_state.json").write_text(over(30, None))
+    assert best_checkpoint(tmp_path) == newest
+
+
+def test_whether_training_is_over(tmp_path):
+    assert not training_is_over(checkpoint(tmp_path, 10, over(10, None)))
+    assert training_is_over(checkpoint(tmp_path, 20, over(20, None, stopped=True)))
+    assert training_is_over(checkpoint(tmp_path, 30, over(30, None)))
+
+
 def test_keep_best_leaves_the_given_arguments_alone(tmp_path):
-    args = TrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True)
+    args = trainer_settings(tmp_path / "run", eval_strategy="steps", eval_steps=500)
     kept = keep_best(args, tmp_path / "run" / "sft")
     assert (kept.output_dir, kept.load_best_model_at_end) == (str(tmp_path / "run" / "sft"), True)
     assert (kept.metric_for_best_model, kept.greater_is_better) == ("eval_ndcg@10", True)
