@@ -201,7 +201,7 @@ def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.D
         if not _is_text_like(raw.schema[name]):
             raise DataError(f"{path}: the column for {name} is {raw.schema[name]}, expected text: convert the column")
     item_id, bad = _id(ITEM_ID, raw.schema[ITEM_ID])
-    # A column first: polars cannot filter a table of several chunks by a literal.
+    # A column first: polars with several threads cannot filter a large table by a literal.
     if len(wrong := raw.select(ITEM_ID, bad.alias("bad")).filter("bad")):
         raise DataError(
             f"{path}: found {wrong[ITEM_ID][0]!r} as {ITEM_ID} ({len(wrong)} of {len(raw)} rows), expected "

@@ -1,13 +1,14 @@
 import gzip
+import os
+import subprocess
+import sys
 from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
 
-from anyo_rl.data.clean import clean_source
 from anyo_rl.data.load import load_interactions
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.tables import Source
 from anyo_rl.data.text import MAX_TITLE_CHARS
 
 HEADER = "user_id,item_id,timestamp,rating\n"
@@ -124,15 +125,20 @@ def test_attributes_that_are_no_text_are_left_out(load, tmp_path):
     ]
 
 
-def test_an_item_file_in_several_pieces(load, tmp_path):
-    columns = {"item_id": list(range(9)), "title": [f"Item {item}" for item in range(9)]}
-    pl.DataFrame(columns).write_parquet(tmp_path / "goods.parquet", row_group_size=2)
-    items = load(HEADER + "u,8,1,1\n", items_path=tmp_path / "goods.parquet").items
-    assert items.rows() == [(str(item), f"Item {item}") for item in range(9)]
-    pieces = pl.concat([pl.DataFrame({"item_id": [item], "title": ["x"]}) for item in "ab"], rechunk=False)
-    events = pl.LazyFrame({"user_id": ["u"], "item_id": ["b"], "timestamp": [1]})
-    assert pieces.n_chunks() == 2
-    assert clean_source(Source(events, pieces, tmp_path, tmp_path), "pieces").items.rows() == [("a", "x"), ("b", "x")]
+def test_a_large_item_file_with_several_threads(tmp_path):
+    """Polars splits large tables among its threads; in this process it has one."""
+    names = [f"i{item}" for item in range(40_000)]
+    pl.DataFrame({"item_id": names, "title": names}).write_parquet(tmp_path / "items.parquet")
+    log = {"user_id": ["u"] * 40_000, "item_id": names, "timestamp": range(40_000)}
+    pl.DataFrame(log).write_parquet(tmp_path / "log.parquet")
+    code = (
+        "import sys; from anyo_rl.data.load import load_interactions; found = load_interactions(sys.argv[1]); "
+        "print(len(found.frame), len(found.items))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    env = os.environ | {"POLARS_MAX_THREADS": "3"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["40000", "40000"]
 
 
 @pytest.mark.parametrize("title", [[b"\xff"], [["a"]], [{"a": 1}]])
