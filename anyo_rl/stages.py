@@ -298,7 +298,12 @@ def evaluate_run(
                 seed=seed,
                 mask_history=task.args.mask_history,
             )
-            made_with = {"weights": weights_of(path), "max_new_tokens": teacher_args.max_reasoning_tokens}
+            made_with = {
+                "weights": weights_of(path),
+                "marker": tokens.marker_id,
+                "chat_template_kwargs": chat_template_kwargs,
+                "max_new_tokens": teacher_args.max_reasoning_tokens,
+            }
             if mode == "mixture":
                 made_with["n_paths"] = teacher_args.n_paths
             evaluation.keep(stage, mode, ask, made_with)
