@@ -138,7 +138,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Ru
     base.mkdir(exist_ok=True)
     reward = base / "my_reward.py"
     rewards = ("--reward_funcs", "ndcg", f"{reward}:my_reward", "--reward_weights", 1.0, 0.1)
-    run = Run(base / "run", ("--config", SMOKE / "grpo.yaml", *rewards), "")
+    run = Run(base / "run", ("--config", SMOKE / "grpo.yaml", *rewards, "--log_completions", "true"), "")
     with (base / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (base / "output.log").exists():

@@ -1,6 +1,7 @@
-"""Recipes on two processes: DDP and DeepSpeed's ZeRO-2, both on the CPU."""
+"""Recipes on two processes: DDP, and DeepSpeed's ZeRO-2 and ZeRO-3, all on the CPU."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).parent / "configs"
 ZERO2 = {"config": "zero2.yaml", "launch_flags": ("--mixed_precision", "no", "--main_process_port", "0")}
+ZERO3 = ZERO2 | {"config": "zero3.yaml"}
 DDP = {"config": "cpu_2.yaml"}
 
 pytestmark = pytest.mark.slow
@@ -25,8 +27,13 @@ def short_warm_start(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("launch", "flags", "distributed_type"),
-    [(DDP, ("--use_cpu",), "MULTI_CPU"), (ZERO2, ("--ddp_backend", "gloo"), "DEEPSPEED")],
-    ids=["ddp", "zero2"],
+    [
+        (DDP, ("--use_cpu",), "MULTI_CPU"),
+        (ZERO2, ("--ddp_backend", "gloo"), "DEEPSPEED"),
+        # Weights are shared out here: choosing examples, saving and evaluating need whole ones.
+        (ZERO3, ("--ddp_backend", "gloo", "--min_gain_spread", "1e-9"), "DEEPSPEED"),
+    ],
+    ids=["ddp", "zero2", "zero3"],
 )
 def test_two_processes_train_one_teacher(request, launcher, tmp_path, launch, flags, distributed_type):
     if distributed_type == "DEEPSPEED":
@@ -48,3 +55,15 @@ def test_two_processes_train_one_teacher(request, launcher, tmp_path, launch, fl
     assert any(not np.array_equal(before[name], after[name]) for name in before)
     stages = json.loads((run / "evaluation.json").read_text())["stages"]
     assert set(stages) == {"sft", "grpo"}
+    assert (run / "grpo" / "kept_examples.json").exists() == ("--min_gain_spread" in flags)
+
+
+def test_both_processes_stop_where_the_folder_is_of_another_run(finished_run, launcher, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished_run.folder / "config.yaml", run)
+    flags = (*finished_run.flags, "--learning_rate", 0.5, "--output_dir", run, "--use_cpu")
+    done = launcher.start("grpo_teacher", *flags, **DDP).wait()
+    assert done.process.returncode != 0
+    assert f"error: {run} was made with learning_rate=0.001, now 0.5" in done.output
+    assert not (run / "sft").exists()

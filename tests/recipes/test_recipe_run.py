@@ -50,7 +50,8 @@ def test_every_stage_is_evaluated_with_intervals(finished_run):
                 assert value["low"] <= value["mean"] <= value["high"]
                 assert value["n"] == 20
     for stage in ("sft", "grpo"):
-        assert 0 <= summary["true_intent"][stage] <= 1
+        assert 0 <= summary["stated_intent"][stage] <= 1
+        assert 0 <= summary["true_intent"].get(stage, 0) <= 1  # not known where no intent is stated
     ndcg = {stage: found[mode]["ndcg@10"]["mean"] for stage, found in summary["stages"].items() for mode in found}
     assert ndcg["oracle"] == max(ndcg.values())
     assert "popularity" in finished_run.output  # the table is printed
@@ -91,6 +92,17 @@ def test_paths_have_every_column_of_the_schema(finished_run):
             assert frame["rank"].is_between(1, evaluation(finished_run.folder)["n_items"]).all()
 
 
+def test_completions_are_logged_with_ranks_and_rewards(finished_run):
+    files = sorted((finished_run.folder / "grpo" / "completions").glob("*.parquet"))
+    assert len(files) == 4  # one a step
+    frame = pl.read_parquet(files[0])
+    assert {"completion", "rank", "ndcg", "my_reward", "advantage"} <= set(frame.columns)
+    assert len(frame) == 8 * 2
+    marked = frame.filter(pl.col("ndcg") > 0)
+    np.testing.assert_allclose(marked["ndcg"], 1 / np.log2(1 + marked["rank"].to_numpy()), rtol=1e-5)
+    assert "my_reward" in finished_run.output
+
+
 def test_what_repeats_the_run_is_written_and_no_secret_is(finished_run):
     config = yaml.safe_load((finished_run.folder / "config.yaml").read_text())
     assert config["GRPOConfig"]["learning_rate"] == 1e-3
@@ -99,6 +111,11 @@ def test_what_repeats_the_run_is_written_and_no_secret_is(finished_run):
     versions = json.loads((finished_run.folder / "versions.json").read_text())
     assert {"python", "torch", "trl", "transformers", "anyo-rl"} <= set(versions)
     assert versions["num_processes"] == 1
+    assert config["WarmStart"]["max_steps"] == 6  # and not the longer budget of the direct teacher
+    assert "early_stopping_patience" in config["WarmStart"]
+    counts = json.loads((finished_run.folder / "data.json").read_text())
+    assert counts
+    assert all(isinstance(value, int) for value in counts.values())
     for file in finished_run.folder.rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
 
@@ -118,11 +135,23 @@ def test_run_again_nothing_is_redone(finished_run, launcher, tmp_path):
     (run / "evaluation.json").unlink()
     output = launcher.finish("grpo_teacher", *finished_run.flags, "--output_dir", run)
     assert "'loss'" not in output
-    assert "evaluating" not in output
+    for baseline in ("popularity", "item_knn", "sasrec", "oracle"):
+        assert f"evaluating {baseline}" not in output
     assert metrics(run) == metrics(finished_run.folder)
     assert evaluation(run) == evaluation(finished_run.folder)
     again, first = weights(run / "grpo"), weights(finished_run.folder / "grpo")
     assert all(np.array_equal(again[name], first[name]) for name in first)
+
+
+def test_another_reward_does_not_go_into_a_finished_folder(finished_run, launcher):
+    before = (finished_run.folder / "config.yaml").read_text()
+    flags = ("--config", SMOKE / "grpo.yaml", "--reward_funcs", "mrr", "--output_dir", finished_run.folder)
+    done = launcher.start("grpo_teacher", *flags).wait()
+    assert done.process.returncode == 1
+    assert f"error: {finished_run.folder} was made with reward_funcs=['ndcg', " in done.output
+    assert "now ['mrr']" in done.output
+    assert 'recipes/grpo_teacher.py", line' not in done.output  # no traceback of ours
+    assert (finished_run.folder / "config.yaml").read_text() == before
 
 
 def test_a_reward_that_raises_stops_the_run_and_is_named(finished_run, launcher, tmp_path):
@@ -140,28 +169,31 @@ def test_a_reward_that_raises_stops_the_run_and_is_named(finished_run, launcher,
 
 def test_direct_teacher_and_evaluate(finished_run, launcher, tmp_path):
     run = tmp_path / "run"
-    flags = ("--config", SMOKE / "sft.yaml", "--max_steps", 2, "--output_dir", run)
+    flags = ("--config", SMOKE / "sft.yaml", "--n_paths", 2, "--max_steps", 2, "--output_dir", run)
     output = launcher.finish("sft_teacher", *flags, "--reasoning", "false")
     assert f"teacher: {run / 'direct' / 'teacher'}" in output
     assert {row["stage"] for row in metrics(run)} == {"direct"}
-    # Its reasoning sister is there already: evaluate compares what it finds.
+    assert {stage: set(modes) for stage, modes in evaluation(run)["stages"].items()} == {"direct": {"plain"}}
+    # Its reasoning sister is there already: evaluate compares what it finds, with the run's own settings.
     shutil.copytree(finished_run.folder / "sft" / "teacher", run / "sft" / "teacher")
-    shutil.copytree(finished_run.folder / "answers", run / "answers", ignore=shutil.ignore_patterns("[dg]*"))
-    keys = ("toy_users", "toy_categories", "rationale_share", "max_validation", "max_test", "max_reasoning_tokens")
-    smoke = yaml.safe_load((SMOKE / "sft.yaml").read_text())
-    config = tmp_path / "evaluate.yaml"
-    config.write_text(yaml.safe_dump({"dataset": "toy", "n_paths": 2} | {key: smoke[key] for key in keys}))
-    launcher.finish("evaluate", "--config", config, "--run_dir", run, "--seed", 42)  # the trainers' default
-    found, expected = evaluation(run)["stages"], evaluation(finished_run.folder)["stages"]
-    assert set(found) == {"sft", "direct", "popularity", "item_knn", "sasrec", "oracle"}
-    assert found["sft"] == expected["sft"]
+    launcher.finish("evaluate", "--run_dir", run)
+    found, expected = evaluation(run), evaluation(finished_run.folder)
+    assert set(found["stages"]) == {"sft", "direct", "popularity", "item_knn", "sasrec", "oracle"}
+    assert found["stages"]["sft"] == expected["stages"]["sft"]
+    assert (found["n_users"], found["n_paths"], found["seed"]) == (20, 2, 42)
     assert (run / "report.html").exists()
 
 
-def test_reasoning_teacher_by_its_own_recipe(launcher, tmp_path):
-    launcher.finish("sft_teacher", "--config", SMOKE / "sft.yaml", "--max_steps", 2, "--output_dir", tmp_path / "run")
-    assert {row["stage"] for row in metrics(tmp_path / "run")} == {"sft"}
-    assert set(weights(tmp_path / "run" / "sft"))
+def test_repeat_runs_the_sft_recipe_for_each_seed(launcher, tmp_path):
+    flags = ("--config", SMOKE / "sft.yaml", "--max_steps", 2, "--max_test", 8, "--output_dir", tmp_path / "runs")
+    command = launcher.command("sft_teacher", *flags)
+    done = launcher.run_command([sys.executable, "-m", "anyo_rl.repeat", "--seeds", "0", "1", "--", *command]).wait()
+    assert done.process.returncode == 0, done.output
+    summary = json.loads((tmp_path / "runs" / "repeat.json").read_text())
+    assert set(summary["stages"]) == {"sft"}
+    assert summary["stages"]["sft"]["mixture"]["ndcg@10"]["n"] == 2
+    assert {row["stage"] for row in metrics(tmp_path / "runs" / "seed-0")} == {"sft"}
+    assert set(weights(tmp_path / "runs" / "seed-0" / "sft"))
 
 
 def test_repeat_runs_the_recipe_for_each_seed(finished_run, launcher, tmp_path):
