@@ -55,7 +55,7 @@ class DataArguments:
         default="users", metadata={"help": "How examples are held out."}
     )
     split_ratios: list[int] | None = field(
-        default=None, metadata={"help": "Train : validation : test. 8 1 1 if unset; 8 3 4 on the toy world."}
+        default=None, metadata={"help": "Train : validation : test. 8 1 1 if unset; 2 1 1 on the toy world."}
     )
     k_core: int = field(default=0, metadata={"help": "Keep users and items with at least this many events."})
     min_history: int | None = field(
@@ -71,13 +71,18 @@ class DataArguments:
     mask_history: bool = field(default=False, metadata={"help": "Leave items of the history out of rankings."})
     max_validation: int = field(default=300, metadata={"help": "Most validation examples used while training."})
     max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset."})
-    rationale_share: float = field(default=0.33, metadata={"help": "Share of training users who have rationales."})
+    rationale_share: float = field(
+        default=ToyConfig.rationale_share, metadata={"help": "Share of training users who have rationales."}
+    )
     rationale_attributes: list[str] = field(
         default_factory=lambda: ["keywords"], metadata={"help": "Item attributes that rationales speak of."}
     )
-    toy_users: int = field(default=1500, metadata={"help": "Users of the toy world."})
-    toy_categories: int = field(default=9, metadata={"help": "Categories of the toy world."})
-    toy_noise: float = field(default=0.1, metadata={"help": "Share of random events in the toy world."})
+    toy_users: int = field(default=ToyConfig.n_users, metadata={"help": "Users of the toy world."})
+    toy_categories: int = field(default=ToyConfig.n_categories, metadata={"help": "Categories of the toy world."})
+    toy_noise: float = field(default=ToyConfig.noise, metadata={"help": "Share of random events in the toy world."})
+    toy_careful_share: float = field(
+        default=ToyConfig.careful_share, metadata={"help": "Share of the toy world's rationales that are careful."}
+    )
     split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
 
 
@@ -193,7 +198,7 @@ def load_task(args: DataArguments) -> Task:
 
 def _ratios(args: DataArguments) -> tuple[int, int, int]:
     if args.split_ratios is None:
-        return (8, 3, 4) if args.dataset == TOY else (8, 1, 1)
+        return (2, 1, 1) if args.dataset == TOY else (8, 1, 1)
     train, validation, test = args.split_ratios
     return train, validation, test
 
@@ -205,6 +210,7 @@ def _toy_world(args: DataArguments) -> ToyWorld:
             n_categories=args.toy_categories,
             noise=args.toy_noise,
             rationale_share=args.rationale_share,
+            careful_share=args.toy_careful_share,
             seed=args.split_seed,
         )
     except ValueError as error:  # says which is out of its range
@@ -273,7 +279,7 @@ def _rationales(
     rows = train.select("example_id", "user_id", "history", "target_id").iter_rows(named=True)
     if world is not None:
         return {
-            row["example_id"]: world.rationale(row["user_id"], position)
+            row["example_id"]: world.bought_rationale(row["user_id"], position)
             for row in rows
             if world.has_rationale(row["user_id"])
             and (position := int(row["example_id"].rsplit(":", 1)[1])) >= LONGEST_LAP

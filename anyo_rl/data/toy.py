@@ -66,7 +66,7 @@ class ToyConfig:
         seed: seed of everything that is drawn.
     """
 
-    n_users: int = 2400
+    n_users: int = 2000
     min_events: int = 9
     max_events: int = 16
     n_categories: int = 9
@@ -76,7 +76,7 @@ class ToyConfig:
     noise: float = 0.1
     style_fidelity: float = 0.7
     rationale_share: float = 0.33
-    careful_share: float = 0.5
+    careful_share: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
