@@ -1,0 +1,49 @@
+import copy
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from anyo_rl.config import TeacherArguments
+from anyo_rl.stages import load_checkpoint, validation
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def test_a_whole_checkpoint_is_loaded_as_it_was_saved(small_teacher, tmp_path):
+    small_teacher.save_pretrained(tmp_path)
+
+    def start():
+        pytest.fail("a whole model needs no other")
+
+    found = load_checkpoint(tmp_path, start).eval()
+    with torch.no_grad():
+        assert torch.equal(found(IDS).logits, small_teacher(IDS).logits)
+
+
+def test_adapters_of_a_checkpoint_are_merged_into_the_model_that_the_stage_started_from(small_teacher, tmp_path):
+    adapted = get_peft_model(copy.deepcopy(small_teacher), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.3)
+    adapted.eval().save_pretrained(tmp_path)
+    found = load_checkpoint(tmp_path, lambda: copy.deepcopy(small_teacher)).eval()
+    assert not hasattr(found, "peft_config") or not any("lora" in name for name, _ in found.named_parameters())
+    with torch.no_grad():
+        assert not torch.allclose(found(IDS).logits, small_teacher(IDS).logits, atol=1e-2)
+        torch.testing.assert_close(found(IDS).logits, adapted(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_validation_takes_the_runs_settings(small_catalog, small_tokens):
+    task = SimpleNamespace(
+        args=SimpleNamespace(max_validation=7, mask_history=True),
+        split=lambda name, limit: pl.DataFrame({"name": [name], "limit": [limit]}),
+        rows=lambda frame, catalog, tokens: frame.to_dicts(),
+    )
+    teacher_args = TeacherArguments(n_paths=3, max_reasoning_tokens=5)
+    found = validation(task, small_catalog, small_tokens, teacher_args, "mixture")
+    assert (found.n_paths, found.max_new_tokens, found.mask_history, found.mode) == (3, 5, True, "mixture")
+    assert found.rows == [{"name": "validation", "limit": 7}]
