@@ -1,7 +1,7 @@
 """A small world with a known answer: hidden routines, readable items, true rationales, exact oracles.
 
 Items are categories x styles x grades with titles such as "lamp oak 3" (`TITLE`). A user follows a hidden routine
-(`anyo_rl.data.toy_routines`): two or three categories in runs of one or two events, for ever. In each category the
+(`anyo_rl.data.toy_routines`): two categories in runs of one or two events, or three in turn, for ever. In each the
 grade begins at the user's start (1, unless `n_starts` allows others), rises by the user's own climb at each event of
 that category, and goes round after the top grade. The style is the favourite with probability `style_fidelity`, else
 one of the others. With probability `noise` the event is replaced by an item drawn uniformly from the catalog; the
@@ -19,9 +19,11 @@ Rationales are what a strong model would write: they state the true hidden state
 the event itself. Not all are equally thorough: a careful one works out the climb and the grade, a hasty one stops at
 category and style, and SFT learns to write both. They exist from position `LONGEST_LAP` on, where every place of the
 routine has been visited, and one of them twice, which shows the climb (noise may hide an event: the rationale then
-still tells the truth). A world is a
-function of its config alone, and the events of a user depend on the seed and the user's number, not on `n_users`: a
-smaller world has the same first users (but fewer digits in their ids, and its own draw of who has rationales).
+still tells the truth).
+
+A world is a function of its config alone, and the events of a user depend on the seed and the user's number, not on
+`n_users`: a smaller world has the same first users (but fewer digits in their ids, and its own draw of who has
+rationales).
 """
 
 import re

@@ -1,14 +1,15 @@
 """All routines that a user of the toy world can have, and what each of them intends at each position.
 
-A *routine* is a tuple of places `(a, b)` or `(a, b, complement(b))`, each place a category with a run length of 1 or
-2 events, with a *start* and a *climb*. The user starts at the first place and goes around for ever. The grade of each
-category begins at the user's start and rises by the user's climb at each event of that category, modulo the number of
-grades. So a routine fixes the whole sequence of intended (category, grade) pairs, and the table below simply lists
+A *routine* is a tuple of places `(a, b)`, each a category with a run length of 1 or 2 events, or
+`(a, b, complement(b))` with one event each; and a *start* and a *climb*. The user starts at the first place and goes
+around for ever. The grade of each category begins at the user's start and rises by the user's climb at each event of
+that category, modulo the number of grades. So a routine fixes the whole sequence of intended (category, grade) pairs, and the table below simply lists
 these sequences. Categories, grades and styles are numbers from 0 here; the words are in `anyo_rl.data.toy`.
 
 Prior of a routine: two or three places with probability 1/2 each; then (a, b) uniform over the pairs that are allowed
-(a != b, and a != complement(b) where there are three places); then each run length 1 or 2 with probability 1/2; then
-the start uniform over the first `n_starts` grades, and the climb uniform from 1 to the number of grades less 1.
+(a != b, and a != complement(b) where there are three places); then, of two places, each run length 1 or 2 with
+probability 1/2; then the start uniform over the first `n_starts` grades, and the climb uniform from 1 to the number of
+grades less 1.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from itertools import product
 import numpy as np
 
 RUN_LENGTHS = (1, 2)
-LONGEST_LAP = 3 * max(RUN_LENGTHS)
-"""From this position on, every place of any routine has been visited at least once."""
+LONGEST_LAP = 2 * max(RUN_LENGTHS)
+"""From this position on, every place of any routine has been visited, and one of them twice."""
 
 
 def complement(category: int, n_categories: int) -> int:
@@ -93,7 +94,7 @@ def routine_table(n_categories: int, n_grades: int, n_positions: int, n_starts: 
     three = [[a, b, complement(b, n_categories)] for a, b in pairs if complement(b, n_categories) != a]
     ways, prior = [], []
     for kind in (two, three):
-        runs = list(product(RUN_LENGTHS, repeat=len(kind[0])))
+        runs = list(product(RUN_LENGTHS, repeat=2)) if kind is two else [(1, 1, 1)]
         for categories, lengths in product(kind, runs):
             ways.append(tuple(Place(c, length) for c, length in zip(categories, lengths, strict=True)))
             prior.append(0.5 / (len(kind) * len(runs)))

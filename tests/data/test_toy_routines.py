@@ -23,7 +23,7 @@ def test_routines_are_counted_and_weighted_as_described():
     table = routine_table(n_categories=5, n_grades=4, n_positions=17, n_starts=2)
     sizes = np.array([len(routine.places) for routine in table.routines])
     ladders = 2 * 3
-    assert ((sizes == 2).sum(), (sizes == 3).sum()) == (5 * 4 * 4 * ladders, 5 * 3 * 8 * ladders)
+    assert ((sizes == 2).sum(), (sizes == 3).sum()) == (5 * 4 * 4 * ladders, 5 * 3 * ladders)
     assert table.prior_R.sum() == pytest.approx(1.0)
     assert table.prior_R[sizes == 3].sum() == pytest.approx(0.5)
     start = np.array([routine.start for routine in table.routines])
