@@ -58,20 +58,22 @@ def go_on_alone() -> bool:
     They must not wait for what one process does alone, an evaluation: that would end in a time-out.
     """
     from accelerate import PartialState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     state = PartialState()
     state.wait_for_everyone()
     is_main = state.is_main_process
     state.destroy_process_group()
+    unset_hf_deepspeed_config()  # models would still be loaded, and sampled from, in step with the others
     return is_main
 
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
-    """Models loaded inside are whole, in this process alone, also in a DeepSpeed ZeRO-3 run.
+    """Models loaded inside are whole and work in this process alone, also in a DeepSpeed ZeRO-3 run.
 
-    There `from_pretrained` would share the weights out, together with all processes, as long as trainer settings
-    with DeepSpeed exist.
+    There `from_pretrained` would share the weights out, and `generate` go in step with all processes, as long as
+    trainer settings with DeepSpeed exist.
     """
     from transformers.integrations import deepspeed
 

@@ -60,25 +60,25 @@ def keep_spread(
     settings = {"least": least, "temperature": temperature, "mask_history": mask_history, "n_paths": n_paths}
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     if state.is_main_process and not (file.exists() and json.loads(file.read_text())["settings"] == settings):
-        with whole_weights():
+        with whole_weights():  # for sampling too: `generate` would wait for the other processes under ZeRO-3
             model = load().to(state.device)
-        ranker, sampler = LikelihoodRanker(catalog, model), TransformersSampler(model, tokens)
-        ranks: list[int] = []
-        for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="gain spread"):
-            answers = answer(
-                rows[start : start + ROWS_AT_ONCE],
-                ranker,
-                sampler,
-                tokens,
-                "mixture",
-                n_paths=n_paths,
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                seed=seed + start,
-                mask_history=mask_history,
-                top_k=1,
-            )
-            ranks += [path["rank"] for path in answers.paths]
+            ranker, sampler = LikelihoodRanker(catalog, model), TransformersSampler(model, tokens)
+            ranks: list[int] = []
+            for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="gain spread"):
+                answers = answer(
+                    rows[start : start + ROWS_AT_ONCE],
+                    ranker,
+                    sampler,
+                    tokens,
+                    "mixture",
+                    n_paths=n_paths,
+                    temperature=temperature,
+                    max_new_tokens=max_new_tokens,
+                    seed=seed + start,
+                    mask_history=mask_history,
+                    top_k=1,
+                )
+                ranks += [path["rank"] for path in answers.paths]
         gains = ndcg(np.array(ranks)).reshape(len(rows), n_paths)
         spread = gains.max(1) - gains.min(1)
         kept = [row["example_id"] for row, s in zip(rows, spread, strict=True) if s >= least]
