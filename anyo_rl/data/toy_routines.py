@@ -3,8 +3,9 @@
 A *routine* is a tuple of places `(a, b)`, each a category with a run length of 1 or 2 events, or
 `(a, b, complement(b))` with one event each; and a *start* and a *climb*. The user starts at the first place and goes
 around for ever. The grade of each category begins at the user's start and rises by the user's climb at each event of
-that category, modulo the number of grades. So a routine fixes the whole sequence of intended (category, grade) pairs, and the table below simply lists
-these sequences. Categories, grades and styles are numbers from 0 here; the words are in `anyo_rl.data.toy`.
+that category, modulo the number of grades. So a routine fixes the whole sequence of intended (category, grade) pairs,
+and the table below simply lists these sequences. Categories, grades and styles are numbers from 0 here; the words are
+in `anyo_rl.data.toy`.
 
 Prior of a routine: two or three places with probability 1/2 each; then (a, b) uniform over the pairs that are allowed
 (a != b, and a != complement(b) where there are three places); then, of two places, each run length 1 or 2 with

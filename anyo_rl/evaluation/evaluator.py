@@ -28,6 +28,7 @@ from anyo_rl.task import Task
 
 logger = logging.getLogger(__name__)
 
+Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
 REASONING_MODES: tuple[Mode, ...] = ("greedy", "mixture")
 TOP_K = max(CUTOFFS)
 MADE_WITH = "made_with"  # the key of a file's metadata
@@ -119,28 +120,20 @@ class Evaluation:
         ]
         return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
 
-    def score_answers(
-        self, score: Callable[..., np.ndarray], break_score_ties: bool = False, with_starts: bool = False
-    ) -> Answers:
+    def score_answers(self, score: Score, break_score_ties: bool = False) -> Answers:
         """Answers of anything that scores the whole catalog.
 
         Args:
-            score: gets histories of item indices (and, `with_starts`, the positions of their first events among the
-                user's events: a history may have been cut) and gives a score for each history and item.
+            score: gets histories of item indices and their rows of the test frame, and gives a score for each history
+                and item.
             break_score_ties: whether equal items are put in a random order; ties count against the target.
-            with_starts: see `score`.
         """
         histories = [self.catalog.indices(history).tolist() for history in self.test["history"].to_list()]
         targets = self.catalog.indices(self.test["target_id"].to_list())
-        positions = [self.task.position(example) for example in self.test["example_id"]] if with_starts else []
         ranks, top = [], []
         for start in tqdm(range(0, len(histories), 512), desc="users", mininterval=5, leave=False):
             batch = histories[start : start + 512]
-            if with_starts:
-                ends = positions[start : start + 512]
-                scores = score(batch, [end - len(history) for end, history in zip(ends, batch, strict=True)])
-            else:
-                scores = score(batch)
+            scores = score(batch, self.test[start : start + 512])
             if break_score_ties:
                 scores = break_ties(scores, seed=self.seed + start)
             excluded = batch if self.task.args.mask_history else None
@@ -149,40 +142,49 @@ class Evaluation:
         return Answers(np.concatenate(ranks), [[self.catalog.item_ids[i] for i in row] for row in top], [])
 
     def baselines(self) -> None:
-        """Popularity, item-kNN with settings chosen on validation, SASRec, and the toy world's oracle.
+        """Popularity, item-kNN with settings chosen on validation, SASRec, and the toy world's two oracles.
 
-        The oracle sees the history as the others do, cut to `max_history` events, and knows the world: that some
-        events are noise, and where in the user's life the history begins. No ranker of that history is better on
-        average.
+        `oracle` sees the history as the others do, cut to `max_history` events, and knows the world: that some events
+        are noise, and where in the user's life the history begins. No ranker of that history is better on average.
+        `intent_oracle` knows the user's routine and favourite style instead, and leaves the history alone.
         """
         n = len(self.catalog)
         sequences, validation = training_sequences(self.task, self.catalog)
         popular = fit_popularity(sequences, n)
-        self.keep("popularity", "plain", lambda: self.score_answers(popular.scores))
+        self.keep("popularity", "plain", lambda: self.score_answers(lambda histories, _: popular.scores(histories)))
 
         def item_knn() -> Answers:
             fit = partial(fit_item_knn, sequences, n)
             choice = choose_on_validation(fit, KNN_GRID, validation, mask_history=self.task.args.mask_history)
             logger.info("item-kNN: %s chosen on validation", choice.settings)
-            return self.score_answers(fit(**choice.settings).scores)
+            knn = fit(**choice.settings)
+            return self.score_answers(lambda histories, _: knn.scores(histories))
 
         def sasrec() -> Answers:
             mask = self.task.args.mask_history
             model = fit_sasrec(sequences, n, validation=validation, mask_history=mask, seed=self.seed)
-            return self.score_answers(lambda histories: model.scores(histories).numpy())
+            return self.score_answers(lambda histories, _: model.scores(histories).numpy())
 
         self.keep("item_knn", "plain", item_knn)
         self.keep("sasrec", "plain", sasrec)
         world = self.task.world
         if world is not None:
             columns = [world.index[item_id] for item_id in self.catalog.item_ids]
-            to_world = dict(enumerate(columns))
 
-            def oracle(histories: Sequence[Sequence[int]], starts: Sequence[int]) -> np.ndarray:
-                rows = [[to_world[i] for i in history] for history in histories]
-                return world.oracle_scores(rows, starts)[:, columns]
+            def oracle(histories: Sequence[Sequence[int]], rows: pl.DataFrame) -> np.ndarray:
+                seen = [[columns[item] for item in history] for history in histories]
+                starts = [
+                    self.task.position(example) - len(history)
+                    for example, history in zip(rows["example_id"], seen, strict=True)
+                ]
+                return world.oracle_scores(seen, starts)[:, columns]
 
-            self.keep("oracle", "plain", lambda: self.score_answers(oracle, break_score_ties=True, with_starts=True))
+            def intent_oracle(_: Sequence[Sequence[int]], rows: pl.DataFrame) -> np.ndarray:
+                positions = [self.task.position(example) for example in rows["example_id"]]
+                return world.intent_scores(rows["user_id"].to_list(), positions)[:, columns]
+
+            self.keep("oracle", "plain", lambda: self.score_answers(oracle, break_score_ties=True))
+            self.keep("intent_oracle", "plain", lambda: self.score_answers(intent_oracle, break_score_ties=True))
 
     def summary(self, ranker: str, n_paths: int) -> dict[str, Any]:
         """All answers of these users under the run folder as one `evaluation.json`; others are left out."""

@@ -245,8 +245,9 @@ def test_summary_by_hand(evaluation):
 def test_score_answers_by_hand(evaluation, mask_history, expected):
     evaluation.task.args.mask_history = mask_history
 
-    def score(histories) -> np.ndarray:
+    def score(histories, rows) -> np.ndarray:
         assert histories == [[2, 1], [3]]
+        assert rows.equals(evaluation.test)
         table = np.zeros((2, 10))
         table[0, [5, 2, 6, 0]] = [9, 8, 7, 6]  # target 0 behind 5, 2 (in the history) and 6
         table[1, [3, 4]] = [9, 8]
@@ -257,31 +258,7 @@ def test_score_answers_by_hand(evaluation, mask_history, expected):
     assert found.top_ids_U_K[1][0] == ("i4" if mask_history else "i3")
 
 
-def test_the_oracle_knows_where_a_cut_history_begins(small_tokens, tmp_path):
-    task = load_task(DataArguments(toy_users=60, toy_categories=4, max_history=8))
-    catalog = build_catalog(task.interactions.items, small_tokens)
-    evaluation = Evaluation(tmp_path, task, catalog, task.split("test"))
-    world, test = task.world, evaluation.test
-    histories = [[world.index[item] for item in history] for history in test["history"].to_list()]
-    assert {len(history) for history in histories} == {8}
-    starts = [task.position(example) - 8 for example in test["example_id"]]
-    assert max(starts) > 0
-
-    def oracle(rows, at):
-        return world.oracle_scores(rows, at)
-
-    found = evaluation.score_answers(oracle, with_starts=True).ranks_U
-    targets = [world.index[target] for target in test["target_id"]]
-    assert found.tolist() == target_ranks(world.oracle_scores(histories, starts), targets).tolist()
-    whole = [
-        world.interactions.frame.filter(pl.col("user_id") == user)["item_id"].to_list() for user in test["user_id"]
-    ]
-    assert [[world.index[i] for i in items[:-1][-8:]] for items in whole] == histories
-    blind = world.oracle_scores(histories)
-    assert not np.allclose(blind, world.oracle_scores(histories, starts))
-
-
-def test_the_oracle_of_the_baselines_is_the_exact_one(small_tokens, tmp_path, monkeypatch):
+def test_the_oracles_of_the_baselines_are_the_exact_ones_for_cut_histories(small_tokens, tmp_path, monkeypatch):
     for name in ("fit_sasrec", "fit_item_knn"):
         monkeypatch.setattr(evaluator, name, lambda sequences, n, **settings: fit_popularity(sequences, n))
     monkeypatch.setattr(evaluator, "KNN_GRID", {"history_decay": [0.3]})
@@ -291,10 +268,18 @@ def test_the_oracle_of_the_baselines_is_the_exact_one(small_tokens, tmp_path, mo
     evaluation.baselines()
     world, test = task.world, evaluation.test
     histories = [[world.index[item] for item in history] for history in test["history"].to_list()]
-    starts = [task.position(example) - 8 for example in test["example_id"]]
-    scores = break_ties(world.oracle_scores(histories, starts), seed=0)
-    expected = target_ranks(scores, [world.index[target] for target in test["target_id"]])
-    assert pl.read_parquet(evaluation.file("oracle", "plain"))["rank"].to_list() == expected.tolist()
+    positions = [task.position(example) for example in test["example_id"]]
+    starts = [position - 8 for position in positions]
+    assert {len(history) for history in histories} == {8}
+    assert max(starts) > 0
+    assert not np.allclose(world.oracle_scores(histories), world.oracle_scores(histories, starts))
+    targets = [world.index[target] for target in test["target_id"]]
+    for stage, scores in {
+        "oracle": world.oracle_scores(histories, starts),
+        "intent_oracle": world.intent_scores(test["user_id"].to_list(), positions),
+    }.items():
+        expected = target_ranks(break_ties(scores, seed=0), targets)
+        assert pl.read_parquet(evaluation.file(stage, "plain"))["rank"].to_list() == expected.tolist()
 
 
 def test_true_intents_are_counted_among_the_stated(small_tokens, tmp_path):

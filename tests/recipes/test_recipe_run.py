@@ -40,7 +40,8 @@ def test_every_stage_is_evaluated_with_intervals(finished_run):
     modes = {stage: set(found) for stage, found in summary["stages"].items()}
     reasoning, plain = {"greedy", "mixture"}, {"plain"}
     assert modes.pop("sft") == modes.pop("grpo") == reasoning
-    assert modes == dict.fromkeys(("direct", "popularity", "item_knn", "sasrec", "oracle"), plain)
+    others = ("direct", "popularity", "item_knn", "sasrec", "oracle", "intent_oracle")
+    assert modes == dict.fromkeys(others, plain)
     assert set(summary["differences"]) == {"grpo-sft", "grpo-direct"}
     assert (summary["dataset"], summary["n_users"], summary["n_paths"]) == ("toy", 20, 2)
     for section in ("stages", "differences"):
@@ -53,6 +54,7 @@ def test_every_stage_is_evaluated_with_intervals(finished_run):
         assert 0 <= summary["stated_intent"][stage] <= 1
         assert 0 <= summary["true_intent"].get(stage, 0) <= 1  # not known where no intent is stated
     ndcg = {stage: found[mode]["ndcg@10"]["mean"] for stage, found in summary["stages"].items() for mode in found}
+    assert ndcg.pop("intent_oracle") >= 0
     assert ndcg["oracle"] == max(ndcg.values())
     assert "popularity" in finished_run.output  # the table is printed
     assert "grpo" in (finished_run.folder / "evaluation.md").read_text()
