@@ -80,9 +80,6 @@ class DataArguments:
     toy_users: int = field(default=ToyConfig.n_users, metadata={"help": "Users of the toy world."})
     toy_categories: int = field(default=ToyConfig.n_categories, metadata={"help": "Categories of the toy world."})
     toy_noise: float = field(default=ToyConfig.noise, metadata={"help": "Share of random events in the toy world."})
-    toy_careful_share: float = field(
-        default=ToyConfig.careful_share, metadata={"help": "Share of the toy world's rationales that are careful."}
-    )
     split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
 
 
@@ -210,7 +207,6 @@ def _toy_world(args: DataArguments) -> ToyWorld:
             n_categories=args.toy_categories,
             noise=args.toy_noise,
             rationale_share=args.rationale_share,
-            careful_share=args.toy_careful_share,
             seed=args.split_seed,
         )
     except ValueError as error:  # says which is out of its range
@@ -279,7 +275,7 @@ def _rationales(
     rows = train.select("example_id", "user_id", "history", "target_id").iter_rows(named=True)
     if world is not None:
         return {
-            row["example_id"]: world.bought_rationale(row["user_id"], position)
+            row["example_id"]: world.rationale(row["user_id"], position)
             for row in rows
             if world.has_rationale(row["user_id"])
             and (position := int(row["example_id"].rsplit(":", 1)[1])) >= LONGEST_LAP

@@ -52,10 +52,8 @@ def test_toy_rationales_are_true_and_of_training_examples(toy):
     users = dict(toy.examples.select("example_id", "user_id").iter_rows())
     for example, steps in list(toy.rationales.items())[:50]:
         user, position = users[example], toy.position(example)
-        assert steps == toy.world.bought_rationale(user, position)
-        assert all(toy.world.true_steps(steps, user, position))
-    careful = [steps for steps in toy.rationales.values() if parse_intent(steps) is not None]
-    assert 0 < len(careful) < len(toy.rationales)
+        assert parse_intent(steps) is not None
+        assert toy.world.is_true(steps, user, position)
 
 
 def test_rows_and_the_history_budget(toy, small_tokens):

@@ -16,10 +16,8 @@ Because the world is known, `ToyWorld.oracle_scores` is the best that anyone can
 the same item again when a grade wraps, so evaluate this world without history masking.
 
 Rationales are what a strong model would write: they state the true hidden state before the event, and never look at
-the event itself. Not all are equally thorough: a careful one works out the climb and the grade, a hasty one stops at
-category and style, and SFT learns to write both. They exist from position `LONGEST_LAP` on, where every place of the
-routine has been visited, and one of them twice, which shows the climb (noise may hide an event: the rationale then
-still tells the truth).
+the event itself. They exist from position `LONGEST_LAP` on, where every place of the routine has been visited, and one
+of them twice, which shows the climb (noise may hide an event: the rationale then still tells the truth).
 
 A world is a function of its config alone, and the events of a user depend on the seed and the user's number, not on
 `n_users`: a smaller world has the same first users (but fewer digits in their ids, and its own draw of who has
@@ -43,7 +41,6 @@ CATEGORIES = ("tea", "mug", "candle", "lamp", "book", "pen", "bag", "scarf", "cl
 STYLES = ("oak", "blue", "linen", "steel", "coral", "ivory", "moss")
 MAX_GRADES = 9
 TITLE = "{category} {style} {grade}"
-HASTY_SKIPS = ("climb:", "grade:")
 
 _DAY_S = 86_400
 _FIRST_DAY_S = 1_600_000_000
@@ -64,7 +61,6 @@ class ToyConfig:
         noise: share of events replaced by an item drawn uniformly from the catalog, in [0, 1].
         style_fidelity: probability of the favourite style, in [0, 1].
         rationale_share: share of users who have rationales, in [0, 1].
-        careful_share: share of these rationales that are careful, in [0, 1].
         seed: seed of everything that is drawn.
     """
 
@@ -77,8 +73,7 @@ class ToyConfig:
     n_starts: int = 1
     noise: float = 0.1
     style_fidelity: float = 0.7
-    rationale_share: float = 0.33
-    careful_share: float = 0.3
+    rationale_share: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,7 +87,6 @@ class ToyConfig:
             "noise": (0, 1),
             "style_fidelity": (0, 1),
             "rationale_share": (0, 1),
-            "careful_share": (0, 1),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -206,16 +200,6 @@ class ToyWorld:
             f"grade: {wanted.category} {wanted.previous_grade} then {wanted.grade}",
             f"style: {wanted.style}",
         )
-
-    def bought_rationale(self, user_id: str, position: int) -> tuple[str, ...]:
-        """What the strong model wrote: `rationale`, or where it was hasty without the steps of climb and grade.
-
-        Raises:
-            ValueError: as `rationale`.
-        """
-        steps = self.rationale(user_id, position)
-        draw = np.random.default_rng([self.config.seed, self._users[user_id], position]).random()
-        return steps if draw < self.config.careful_share else tuple(s for s in steps if not s.startswith(HASTY_SKIPS))
 
     @cached_property
     def _bought(self) -> dict[str, list[str]]:

@@ -318,23 +318,6 @@ def test_rationale_is_readable_and_true_by_construction(world):
             assert all(world.true_steps(steps, user_id, position))
 
 
-def test_bought_rationales_are_careful_or_hasty_and_the_same_each_time():
-    world = make_toy_world(ToyConfig(n_users=200, careful_share=0.3))
-    careful = []
-    for user_id, history in item_sequences(world).items():
-        for position in range(LONGEST_LAP, len(history)):
-            whole, bought = world.rationale(user_id, position), world.bought_rationale(user_id, position)
-            assert bought in (whole, (whole[0], whole[2], whole[4]))
-            assert bought == world.bought_rationale(user_id, position)
-            careful.append(bought == whole)
-    assert len(careful) > 1000
-    assert np.mean(careful) == pytest.approx(0.3, abs=0.05)
-    assert parse_intent((whole[0], whole[2], whole[4])) is None  # a hasty one states no grade
-    for share, kind in ((0.0, 3), (1.0, 5)):
-        other = make_toy_world(ToyConfig(n_users=3, careful_share=share))
-        assert {len(other.bought_rationale("u1", position)) for position in range(6, 9)} == {kind}
-
-
 def test_rationale_is_refused_before_the_first_lap_is_over(world):
     with pytest.raises(ValueError, match="asked at position 3, expected 4 or more"):
         world.rationale("u000", 3)
