@@ -6,6 +6,7 @@ teacher in `<stage>/teacher`; that this folder is there says that the stage is d
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 from anyo_rl.training.validation import Validation
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
 TEACHER = "teacher"
 
@@ -76,7 +79,10 @@ def finish_stage(trainer: Trainer, stage_dir: Path, tokens: Tokens, start: Calla
     if accelerator.is_main_process:
         # Read from the disk: what the trainer holds may be shared out over the processes.
         with whole_weights():
-            model = load_checkpoint(best_checkpoint(stage_dir), start)
+            best = best_checkpoint(stage_dir)
+            model = load_checkpoint(best, start) if best else start()
+        if not best:
+            logger.warning("%s: no validation was better than at the start, whose teacher is kept", stage_dir)
         stop_at_marker(model, tokens)
         save_teacher(model, tokens.tokenizer, teacher_folder(stage_dir))
     accelerator.wait_for_everyone()

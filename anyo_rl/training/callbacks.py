@@ -70,10 +70,11 @@ def latest_checkpoint(stage_dir: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def best_checkpoint(stage_dir: Path) -> Path:
+def best_checkpoint(stage_dir: Path) -> Path | None:
     """The checkpoint with the best validation, or the newest where that one was not saved.
 
-    The folder may have been moved since: only the name of a checkpoint counts.
+    `None` where training made nothing better: the validation before the first step (`eval_on_start`) beats all later
+    ones. The folder may have been moved since: only the name of a checkpoint counts.
 
     Raises:
         FileNotFoundError: there is no complete checkpoint.
@@ -81,7 +82,12 @@ def best_checkpoint(stage_dir: Path) -> Path:
     newest = latest_checkpoint(stage_dir)
     if newest is None:
         raise FileNotFoundError(f"no complete checkpoint in {stage_dir}, expected one at the end of training")
-    named = json.loads((newest / "trainer_state.json").read_text())["best_model_checkpoint"]
+    state = json.loads((newest / "trainer_state.json").read_text())
+    metric = f"eval_{METRIC}"
+    at_start = [row[metric] for row in state["log_history"] if row["step"] == 0 and metric in row]
+    if at_start and state["best_metric"] is not None and at_start[0] > state["best_metric"]:
+        return None
+    named = state["best_model_checkpoint"]
     best = stage_dir / Path(named).name if named else newest
     return best if best.is_dir() else newest
 

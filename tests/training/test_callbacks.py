@@ -157,10 +157,11 @@ def test_checkpoints_with_a_validation_are_fine(tmp_path, changed):
     assert keep_best(trainer_settings(tmp_path, **changed), tmp_path).load_best_model_at_end
 
 
-def over(step: int, best: str | None, stopped: bool = False) -> str:
+def over(step: int, best: str | None, stopped: bool = False, at_start: float | None = None) -> str:
     control = {"TrainerControl": {"args": {"should_training_stop": stopped}}}
     state = {"global_step": step, "max_steps": 30, "best_model_checkpoint": best, "stateful_callbacks": control}
-    return json.dumps(state)
+    history = [{"step": 0, "eval_ndcg@10": at_start}] if at_start is not None else []
+    return json.dumps(state | {"best_metric": 0.3, "log_history": [*history, {"step": 10, "eval_ndcg@10": 0.3}]})
 
 
 def test_the_best_checkpoint_is_found_where_the_folder_lies_now(tmp_path):
@@ -173,6 +174,13 @@ def test_the_best_checkpoint_is_found_where_the_folder_lies_now(tmp_path):
     assert best_checkpoint(tmp_path) == newest
     (newest / "trainer_state.json").write_text(over(30, None))
     assert best_checkpoint(tmp_path) == newest
+
+
+@pytest.mark.parametrize(("at_start", "kept"), [(None, True), (0.2, True), (0.3, True), (0.31, False)])
+def test_a_start_that_was_better_than_all_checkpoints_is_kept(tmp_path, at_start, kept):
+    best = checkpoint(tmp_path, 10, over(10, None))
+    checkpoint(tmp_path, 30, over(30, "checkpoint-10", at_start=at_start))
+    assert best_checkpoint(tmp_path) == (best if kept else None)
 
 
 def test_whether_training_is_over(tmp_path):
