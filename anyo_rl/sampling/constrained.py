@@ -55,43 +55,76 @@ class CatalogConstraint(LogitsProcessor):
             scores: (R, V) logits or log-probabilities.
         """
         nodes_R = self._walk(input_ids[:, self.start :].cpu().numpy())
-        free_R = nodes_R == FREE
-        if self.max_reasoning_tokens is None and free_R.all():
+        if self.max_reasoning_tokens is None and (nodes_R == FREE).all():
             return scores
+        n_children_R = np.where(nodes_R >= 0, self.tree.child_start[nodes_R + 1] - self.tree.child_start[nodes_R], 0)
 
-        start_R, end_R = self.tree.child_start[nodes_R], self.tree.child_start[nodes_R + 1]
-        count_R = np.where(nodes_R >= 0, end_R - start_R, 0)
-        row_E = np.repeat(np.arange(len(nodes_R)), count_R)
-        first_E = np.repeat(
-            start_R - (np.cumsum(count_R) - count_R), count_R
-        )  # so that each row's count from its start
-        token_E = self.tree.token[first_E + np.arange(len(row_E))]
-        forced_R = np.where(free_R, self.marker_id, self.eos_id)
-        closed_R = (count_R == 0) & ~free_R
-        if self.max_reasoning_tokens is not None and input_ids.shape[1] - 1 - self.start >= self.max_reasoning_tokens:
-            closed_R |= free_R
+        def rows(where_R: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.flatnonzero(where_R)).to(scores.device)
+
         limited = torch.full_like(scores, -torch.inf)
-        _put_log_probs(scores, limited, row_E, token_E)
-        rows = torch.from_numpy(np.flatnonzero(closed_R)).to(scores.device)
-        limited[rows, torch.from_numpy(forced_R[closed_R]).to(scores.device)] = 0.0
-        rows = torch.from_numpy(np.flatnonzero(free_R & ~closed_R)).to(scores.device)
-        limited[rows] = scores[rows]
-        if self.max_reasoning_tokens is not None and len(rows):
-            limited[rows, self.eos_id] = -torch.inf
-            limited[rows] = limited[rows].log_softmax(-1)
+        limited[rows((nodes_R != FREE) & (n_children_R == 0)), self.eos_id] = 0.0
+        self._put_reasoning(scores, limited, rows(nodes_R == FREE), input_ids.shape[1] - 1 - self.start)
+        self._put_first(scores, limited, rows(nodes_R == 0))
+        self._put_children(scores, limited, np.where(nodes_R > 0, nodes_R, 0), np.where(nodes_R > 0, n_children_R, 0))
         return limited
+
+    def _put_reasoning(self, scores: torch.Tensor, limited: torch.Tensor, rows: torch.Tensor, n_written: int) -> None:
+        """Before the marker: everything, or under a budget everything but the end, and at last the marker alone."""
+        if len(rows) == 0:
+            return
+        if self.max_reasoning_tokens is None:
+            limited[rows] = scores[rows]
+        elif n_written >= self.max_reasoning_tokens:
+            limited[rows, self.marker_id] = 0.0
+        else:
+            going_on = scores[rows]
+            going_on[:, self.eos_id] = -torch.inf
+            limited[rows] = going_on.log_softmax(-1)
+
+    def _put_first(self, scores: torch.Tensor, limited: torch.Tensor, rows: torch.Tensor) -> None:
+        """At the root, where all rows come by and have the most children: the same columns for all of them."""
+        if len(rows) == 0:
+            return
+        tokens = torch.from_numpy(self.tree.token[self.tree.children(0)]).to(scores.device)
+        log_probs = scores[rows].index_select(1, tokens).log_softmax(-1)
+        limited[rows] = limited[rows].index_copy(1, tokens.long(), log_probs)
+
+    def _put_children(
+        self, scores: torch.Tensor, limited: torch.Tensor, nodes_R: np.ndarray, n_children_R: np.ndarray
+    ) -> None:
+        """Further down: the children of each row's node, as E (row, token) pairs one row after the other."""
+        row_E = np.repeat(np.arange(len(nodes_R)), n_children_R)
+        place_E = np.arange(len(row_E)) - np.repeat(np.cumsum(n_children_R) - n_children_R, n_children_R)
+        token_E = self.tree.token[self.tree.child_start[nodes_R][row_E] + place_E]
+        row, token = torch.from_numpy(row_E).to(scores.device), torch.from_numpy(token_E).to(scores.device)
+        chosen = scores[row, token]
+        highest = chosen.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, chosen, "amax")
+        shifted = chosen - highest[row]
+        total = torch.zeros_like(highest).scatter_add(0, row, shifted.exp())
+        limited[row, token] = shifted - total.log()[row]
 
     def _walk(self, written_R_T: np.ndarray) -> np.ndarray:
         """(R,) the node that each row is at, given everything from the prompt's last token on."""
-        seen, nodes = self._seen, self._nodes
-        if nodes is not None and seen is not None and np.array_equal(written_R_T[:, :-1], seen):
+        nodes = self._nodes_before(written_R_T[:, :-1])
+        if nodes is None:
+            nodes = self._walk_from_marker(written_R_T)
+        else:
             last_R = written_R_T[:, -1]
             marked_R = np.where(last_R == self.marker_id, 0, FREE)
             nodes = np.where(nodes == FREE, marked_R, self.tree.step(nodes, last_R))
-        else:  # the first call, or beams that changed places
-            nodes = self._walk_from_marker(written_R_T)
         self._seen, self._nodes = written_R_T.copy(), nodes
         return nodes
+
+    def _nodes_before(self, before_R_T: np.ndarray) -> np.ndarray | None:
+        """(R,) the nodes at the last call, where beams have moved to since; `None` when a row is new."""
+        if self._seen is None or self._nodes is None or before_R_T.shape[1] != self._seen.shape[1]:
+            return None
+        if np.array_equal(before_R_T, self._seen):
+            return self._nodes
+        place = {row.tobytes(): i for i, row in enumerate(self._seen)}
+        moved_R = [place.get(row.tobytes(), -1) for row in before_R_T]
+        return None if -1 in moved_R else self._nodes[moved_R]
 
     def _walk_from_marker(self, written_R_T: np.ndarray) -> np.ndarray:
         is_marker_R_T = written_R_T == self.marker_id
@@ -102,17 +135,6 @@ class CatalogConstraint(LogitsProcessor):
             rows = np.flatnonzero(marked_R & (marker_R + offset < width))
             nodes[rows] = self.tree.step(nodes[rows], written_R_T[rows, marker_R[rows] + offset])
         return nodes
-
-
-def _put_log_probs(scores_R_V: torch.Tensor, to_R_V: torch.Tensor, row_E: np.ndarray, token_E: np.ndarray) -> None:
-    """Writes the log-probabilities of E (row, token) pairs among the pairs of their row, at these places alone."""
-    device = scores_R_V.device
-    row, token = torch.from_numpy(row_E).to(device), torch.from_numpy(token_E).to(device)
-    chosen = scores_R_V[row, token]
-    highest = chosen.new_full((len(scores_R_V),), -torch.inf).scatter_reduce(0, row, chosen, "amax")
-    shifted = chosen - highest[row]
-    total = torch.zeros_like(highest).scatter_add(0, row, shifted.exp())
-    to_R_V[row, token] = shifted - total.log()[row]
 
 
 def decode_items(
@@ -192,7 +214,7 @@ def decode_items(
                 if mode == "beam":
                     # Where fewer beginnings exist than beams, `generate` fills up with copies and impossible rows.
                     row = [item for item in dict.fromkeys(row) if item >= 0]
-                assert row and min(row) >= 0, "constrained decoding wrote what is no item"
+                assert min(row, default=-1) >= 0, "constrained decoding wrote what is no item"
                 items[i] = [catalog.item_ids[item] for item in row]
     return [items[i] for i in range(len(contexts_B))]
 
