@@ -1,16 +1,40 @@
 """Sampling with transformers' `generate`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from anyo_rl.ranking.policy import causal_lm, inference
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.tokens import Tokens
 
 LOGITS_AT_ONCE = 2**26  # logits held at once for log-probabilities: 256 MB in fp32
+
+
+def left_padded(
+    contexts_B: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, W) token ids, padded on the left, and (B, W) their attention mask."""
+    width = max(map(len, contexts_B))
+    ids = torch.tensor([[pad_id] * (width - len(c)) + list(c) for c in contexts_B], device=device)
+    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts_B], device=device)
+    return ids, mask
+
+
+@contextmanager
+def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Puts the checkpoint's generation config aside meanwhile.
+
+    What a config given to `generate` leaves out would be taken from it (top_k, repetition_penalty, beams).
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class TransformersSampler:
@@ -89,17 +113,10 @@ class TransformersSampler:
 
     def _generate(self, contexts: list[list[int]], config: GenerationConfig) -> list[Sample]:
         model = causal_lm(self.model)
-        width = max(map(len, contexts))
-        pad = self.tokens.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=model.device)
-        mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=model.device)
-        # What is not set here, `generate` would take from the checkpoint (top_k, repetition_penalty, beams).
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
+        ids, mask = left_padded(contexts, self.tokens.tokenizer.pad_token_id, model.device)
+        with own_settings_aside(model):
             sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        finally:
-            model.generation_config = own
-        new = sequences[:, width:]
+        new = sequences[:, ids.shape[1] :]
         log_probs = None
         if self.with_log_probs:
             scale = config.temperature if config.do_sample else 1.0
