@@ -6,7 +6,7 @@ what is allowed; the peer is not timed for that. The catalog is made up: titles 
 common than others. Times are the best of several runs, in one process and one thread.
 
 python benchmarks/prefix_tree.py                   10 thousand and 100 thousand items
-python benchmarks/prefix_tree.py --items 1000000 --json prefix_tree.json     the dict takes about 8 GB
+python benchmarks/prefix_tree.py --items 1000000 --json prefix_tree.json
 python benchmarks/prefix_tree.py --items 1000000 --no-peer                   the tree alone
 """
 
