@@ -7,6 +7,7 @@ the first item token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,10 +40,20 @@ class PrefixTree:
         """Number of nodes M, the root included."""
         return len(self.token)
 
-    @property
+    @cached_property
     def n_children(self) -> np.ndarray:
         """(M,) number of children of each node."""
         return np.diff(self.child_start)
+
+    @cached_property
+    def next_choice(self) -> np.ndarray:
+        """(M,) the first node at or below each one that has not exactly one child: a branching, or a leaf."""
+        following = np.where(self.n_children == 1, self.child_start[:-1], np.arange(self.n_nodes))
+        while True:  # each pass doubles the number of forced tokens that are skipped
+            further = following[following]
+            if np.array_equal(further, following):
+                return following
+            following = further
 
     def children(self, node: int) -> slice:
         """The children of a node, as a slice of node numbers."""
