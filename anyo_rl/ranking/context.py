@@ -1,4 +1,4 @@
-"""Contexts in the model's key-value cache, and tree nodes read on top of them: what every form of the engine shares."""
+"""Contexts in the model's key-value cache, and tree nodes read on top of them: what all forms of the engine share."""
 
 from collections.abc import Sequence
 

@@ -35,7 +35,11 @@ class NodeReader:
     """
 
     def __init__(
-        self, model: nn.Module, tree: PrefixTree, contexts_U_G: Sequence[Sequence[Sequence[int]]], nodes_per_forward: int
+        self,
+        model: nn.Module,
+        tree: PrefixTree,
+        contexts_U_G: Sequence[Sequence[Sequence[int]]],
+        nodes_per_forward: int,
     ) -> None:
         self.tree = tree
         self.policy = causal_lm(model)
@@ -94,13 +98,12 @@ class NodeReader:
 
         g = np.arange(self.n_paths)
         state_E_G = pair_E[:, None] * self.n_paths + g
-        token_E_G = np.broadcast_to(self.tree.token[child_E][:, None], state_E_G.shape)
         device = self.policy.device
         logits = pair_logits(
             self.policy,
             states_K_G_H.flatten(0, 1),
             torch.from_numpy(state_E_G.reshape(-1)).to(device),
-            torch.from_numpy(token_E_G.reshape(-1)).to(device),
+            torch.from_numpy(np.repeat(self.tree.token[child_E], self.n_paths)).to(device),
         )
         logits_E_G = logits.cpu().numpy().astype(np.float64).reshape(state_E_G.shape)
         shifted = logits_E_G - np.maximum.reduceat(logits_E_G, begin_K)[pair_E]
