@@ -36,11 +36,7 @@ SIZE = {
     "eos_token_id": 1,
     "bos_token_id": None,
 }
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**SIZE),
-    "qwen3": lambda: Qwen3Config(**SIZE),
-    "gemma": lambda: GemmaConfig(**SIZE),
-}
+CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma": GemmaConfig}
 WORDS = ["Alien", "3", "Aliens", "oak", "lamp", "a", "b", "é", "toy story", "x9"]
 
 
@@ -48,7 +44,7 @@ def make_model(name: str = "qwen3", scale: float = 8.0, attention: str = "sdpa",
     """A tiny model; the larger the scale, the more peaked its answers. At 0 every child is as likely as the other."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation=attention).float()
+        model = AutoModelForCausalLM.from_config(CONFIGS[name](**SIZE), attn_implementation=attention).float()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" not in parameter_name:
