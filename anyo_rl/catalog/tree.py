@@ -10,6 +10,7 @@ Arrays are int32: a million titles of 12 tokens take about 300 MB. `anyo_rl.cata
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -51,7 +52,7 @@ class PrefixTree:
         """Number of nodes M, the root included."""
         return len(self.token)
 
-    @property
+    @cached_property
     def n_children(self) -> np.ndarray:
         """(M,) number of children of each node."""
         return np.diff(self.child_start)

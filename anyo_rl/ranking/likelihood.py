@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.metrics.ranking import target_ranks, top_items
-from anyo_rl.ranking.policy import causal_lm, check_tree_attention, inference, row_logits
+from anyo_rl.ranking.context import ContextCache, check_catalog, check_contexts
+from anyo_rl.ranking.policy import causal_lm, inference, row_logits
 from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
 
 
@@ -60,14 +60,7 @@ class LikelihoodRanker:
         self.catalog = catalog
         self.model = model
         self.tokens_per_forward = tokens_per_forward
-        policy = causal_lm(model)
-        check_tree_attention(policy)
-        vocabulary = policy.config.get_text_config().vocab_size
-        if catalog.tree.token.max() >= vocabulary:
-            raise ValueError(
-                f"the catalog has token {catalog.tree.token.max()} but the model knows {vocabulary} tokens; build the "
-                f"catalog with the model's own tokenizer"
-            )
+        check_catalog(model, catalog)
         self._plan(catalog.tree, nodes_per_forward)
 
     def _plan(self, tree: PrefixTree, nodes_per_forward: int) -> None:
@@ -149,7 +142,7 @@ class LikelihoodRanker:
         if len(self.catalog) == 1 or not contexts:
             return torch.zeros(len(contexts), len(self.catalog))
         unique = list(dict.fromkeys(tuple(context) for context in contexts))
-        self._check(unique)
+        check_contexts(self.model, unique, int(self.catalog.tree.depth.max()))
         rows: dict[tuple[int, ...], torch.Tensor] = {}
         by_length = sorted(unique, key=len)
         most_nodes = max((len(block.tokens_M) for block in self._blocks), default=0)
@@ -161,52 +154,19 @@ class LikelihoodRanker:
                 rows.update(zip(batch, self._batch_log_probs(batch), strict=True))
         return torch.stack([rows[tuple(context)] for context in contexts])
 
-    def _check(self, contexts: list[tuple[int, ...]]) -> None:
-        longest = max(map(len, contexts), default=0) + int(self.catalog.tree.depth.max())
-        limit = causal_lm(self.model).config.get_text_config().max_position_embeddings
-        if longest > limit:
-            raise ValueError(
-                f"a context and its item take {longest} tokens, the model {limit}; shorten the history budget"
-            )
-        if any(not context for context in contexts):
-            raise ValueError("a context is empty; it must hold at least the marker")
-
     def _batch_log_probs(self, contexts: list[tuple[int, ...]]) -> torch.Tensor:
         """(B, N) log-probabilities of one batch of contexts."""
         policy = causal_lm(self.model)
-        decoder = getattr(policy, policy.base_model_prefix)
-        device, dtype = policy.device, policy.dtype
-        width = max(map(len, contexts))
-        lengths_B = torch.tensor([len(context) for context in contexts], device=device)
-        ids = torch.tensor([[0] * (width - len(c)) + list(c) for c in contexts], device=device)
-        mask = torch.arange(width, device=device)[None] >= width - lengths_B[:, None]
-        cache = DynamicCache(config=policy.config)
-        states = decoder(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1:]
-
+        device = policy.device
+        cache = ContextCache(self.model, contexts)
         logits = torch.empty(len(contexts), self.n_edges, device=device)
         root_tokens = torch.from_numpy(self.catalog.tree.token[self._root_edges]).to(device)
         if len(root_tokens):
-            logits[:, : len(root_tokens)] = row_logits(policy, states, torch.zeros_like(root_tokens), root_tokens)
+            at_root = torch.zeros_like(root_tokens)
+            logits[:, : len(root_tokens)] = row_logits(policy, cache.states_B_H[:, None], at_root, root_tokens)
         for block in self._blocks:
-            size = len(block.tokens_M)
-            tree_mask = block.mask_M_M.to(device).expand(len(contexts), 1, size, size)
-            allowed = torch.cat([mask[:, None, None].expand(-1, 1, size, -1), tree_mask], dim=-1)
-            # Additive, because eager attention takes no boolean mask.
-            bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
-            states = decoder(
-                input_ids=block.tokens_M.to(device).expand(len(contexts), size),
-                attention_mask=bias,
-                position_ids=lengths_B[:, None] - 1 + block.depth_M.to(device),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            cache.crop(-size)  # back to the context alone
+            states = cache.read(block.tokens_M[None], block.depth_M[None], block.mask_M_M[None])
+            cache.forget_nodes()
             logits[:, block.edge] = row_logits(policy, states, block.row_E.to(device), block.token_E.to(device))
         return self._item_log_probs(logits.cpu())
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 TREE_ATTENTION = ("sdpa", "eager")
+PIECE = 1 << 22  # numbers that one gather may make
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -72,7 +73,6 @@ def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, 
         (B, E) float32 logits, as the model's own forward gives them.
     """
     head = model.get_output_embeddings()
-    config = model.config.get_text_config()
     if type(head) is nn.Linear:
         weight = head.weight[tokens].float()
         logits = torch.einsum("beh,eh->be", hidden[:, row].float(), weight)
@@ -80,6 +80,42 @@ def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, 
             logits = logits + head.bias[tokens].float()
     else:  # an adapted or quantised head: its rows are not plain weights
         logits = head(hidden).float()[:, row, tokens]
+    return _shaped(model, logits)
+
+
+def pair_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Like `row_logits` for states that lie in one flat list, in pieces of a bounded size.
+
+    Args:
+        model: the causal LM.
+        hidden: (K, H) last hidden states.
+        row: (E,) which of the K states.
+        tokens: (E,) which token.
+
+    Returns:
+        (E,) float32 logits.
+    """
+    head = model.get_output_embeddings()
+    logits = torch.empty(len(row), dtype=torch.float32, device=hidden.device)
+    if type(head) is nn.Linear:
+        size = max(1, PIECE // hidden.shape[1])
+        for part in range(0, len(row), size):
+            r, t = row[part : part + size], tokens[part : part + size]
+            logits[part : part + size] = (hidden[r].float() * head.weight[t].float()).sum(-1)
+        if head.bias is not None:
+            logits += head.bias[tokens].float()
+    else:
+        size = max(1, PIECE // model.config.get_text_config().vocab_size)
+        for part in range(0, len(hidden), size):
+            inside = (row >= part) & (row < part + size)
+            rows = head(hidden[part : part + size]).float()
+            logits[inside] = rows[row[inside] - part, tokens[inside]]
+    return _shaped(model, logits)
+
+
+def _shaped(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+    """What some architectures do to the head's output."""
+    config = model.config.get_text_config()
     scale = getattr(config, "logits_scaling", None)  # Granite divides
     if scale:
         logits = logits / scale

@@ -31,18 +31,26 @@ class Ranking:
             have a place of their own (a `match` ranker knows one at most).
         top_scores_B_K: their scores, same lengths, higher is better. Comparable within a row only.
         log_probs_B: float, shape (B,), log p(target), where the ranker is a distribution; `None` elsewhere.
+        lowest_B, highest_B: int64, shape (B,), a bracket of the rank, from a ranker that may stop early.
+        top_exact_B: bool, shape (B,), whether the top items are certain, from a ranker that may stop early.
+        n_nodes_B: int64, shape (B,), tree nodes that were evaluated for each context, where they were counted.
     """
 
     ranks_B: np.ndarray
     top_ids_B_K: list[list[str]]
     top_scores_B_K: list[list[float]]
     log_probs_B: np.ndarray | None = None
+    lowest_B: np.ndarray | None = None
+    highest_B: np.ndarray | None = None
+    top_exact_B: np.ndarray | None = None
+    n_nodes_B: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ranks_B)
         lengths = {"top_ids_B_K": len(self.top_ids_B_K), "top_scores_B_K": len(self.top_scores_B_K)}
-        if self.log_probs_B is not None:
-            lengths["log_probs_B"] = len(self.log_probs_B)
+        for name in ("log_probs_B", "lowest_B", "highest_B", "top_exact_B", "n_nodes_B"):
+            if getattr(self, name) is not None:
+                lengths[name] = len(getattr(self, name))
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
             raise ValueError(f"a Ranking of {n} ranks needs {n} rows in every field, found {wrong}")

@@ -1,0 +1,24 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_benchmark_prints_a_table_and_writes_json(repo_root, tmp_path, data_folder):
+    if not (data_folder / "office").is_dir():
+        pytest.skip("no office/ in ANYO_RL_DATA")
+    command = [sys.executable, "benchmarks/rank_engine.py", "--contexts", "3", "--peer_items", "12"]
+    command += ["--train_steps", "1", "--json", str(tmp_path / "found.json")]
+    env = {**os.environ, "ANYO_RL_DATA": str(data_folder.resolve())}
+    subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=True, timeout=600, env=env)
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert len(rows) == 2 * 2 * 2 * 2  # teachers, engines, peers, units
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"])
+        assert row["agree"] < 1e-3
+        if row["name"].endswith("tokens per context"):
+            assert row["ratio"] > 10
