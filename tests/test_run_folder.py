@@ -51,7 +51,7 @@ def test_what_only_says_how_to_run_may_change(run):
 @pytest.mark.parametrize(
     ("arguments", "difference"),
     [
-        ((replace(DATA, toy_users=9),), "toy_users=1500, now 9"),
+        ((replace(DATA, toy_users=9),), f"toy_users={DATA.toy_users}, now 9"),
         ((replace(TEACHER, tiny_layers=1),), "tiny_layers=4, now 1"),
         ((ModelConfig(use_peft=True),), "use_peft=False, now True"),
         ((replace(REASONER, reward_funcs=["my_reward"]),), "reward_funcs=['ndcg'], now ['my_reward']"),
