@@ -180,7 +180,7 @@ def test_direct_teacher_and_evaluate(finished_run, launcher, tmp_path):
     shutil.copytree(finished_run.folder / "sft" / "teacher", run / "sft" / "teacher")
     launcher.finish("evaluate", "--run_dir", run)
     found, expected = evaluation(run), evaluation(finished_run.folder)
-    assert set(found["stages"]) == {"sft", "direct", "popularity", "item_knn", "sasrec", "oracle"}
+    assert set(found["stages"]) == set(expected["stages"]) - {"grpo"}
     assert found["stages"]["sft"] == expected["stages"]["sft"]
     assert (found["n_users"], found["n_paths"], found["seed"]) == (20, 2, 42)
     assert (run / "report.html").exists()
