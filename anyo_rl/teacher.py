@@ -128,7 +128,21 @@ def stop_at_marker(model: PreTrainedModel, tokens: Tokens) -> None:
 
     TRL reads the stop tokens from the model's generation config when a trainer is built: call this before. What the
     checkpoint brought besides (top_k, repetition penalty) is dropped: it would fill what the trainer leaves open.
+
+    Raises:
+        ValueError: other tokens have the marker's very vector in the head, as unused tokens of a checkpoint often do:
+            the teacher could not learn to write it rather than them.
     """
+    head = model.get_output_embeddings().weight
+    if len(head) > tokens.marker_id:  # under ZeRO-3 the head is elsewhere
+        alike = (head == head[tokens.marker_id]).all(1).nonzero().flatten().tolist()
+        if len(alike) > 1:
+            names = tokens.tokenizer.convert_ids_to_tokens(alike)
+            others = sorted(set(tokens.tokenizer.get_added_vocab()) - set(names))
+            raise ValueError(
+                f"the marker {names[alike.index(tokens.marker_id)]!r} has the same vector as {len(alike) - 1} other "
+                f"tokens and cannot be told from them; set marker_token to another one of {others}"
+            )
     model.generation_config = GenerationConfig(
         eos_token_id=[tokens.eos_id, tokens.marker_id], pad_token_id=tokens.tokenizer.pad_token_id
     )

@@ -5,7 +5,7 @@ the titles over a context that was read once. The engine is the bounded search (
 whole distribution (`whole`). A teacher is measured before and after some steps of training on answers.
 
 ANYO_RL_DATA=data python benchmarks/rank_engine.py --json rank_engine.json
-ANYO_RL_DATA=data python benchmarks/rank_engine.py --model_name_or_path PATH --marker_token "<file_sep>" \
+ANYO_RL_DATA=data python benchmarks/rank_engine.py --model_name_or_path PATH --marker_token "<filename>" \
     --contexts 4 --peer_items 64 --train_steps 20 --lr 1e-4
 
 With `--peer_items` the peers score an even sample of the catalog, and their time is scaled up by tokens.

@@ -76,3 +76,11 @@ def test_what_is_no_teacher_is_refused(small_teacher, small_tokens, tmp_path):
     torch.save(small_teacher.state_dict(), tmp_path / "pytorch_model.bin")  # a pickle may run code: never read
     with pytest.raises(ValueError, match=r"no teacher at .*expected a model folder with config\.json"):
         load(tmp_path)
+
+
+def test_a_marker_that_cannot_be_told_from_other_tokens_is_refused(small_teacher, small_tokens):
+    head = small_teacher.get_output_embeddings().weight
+    with torch.no_grad():
+        head[7] = head[small_tokens.marker_id]
+    with pytest.raises(ValueError, match=r"marker '->' has the same vector as 1 other tokens.*set marker_token"):
+        stop_at_marker(small_teacher, small_tokens)
