@@ -26,7 +26,7 @@ import torch
 from anyo_rl.completion import parse
 from anyo_rl.metrics import ndcg
 from anyo_rl.ranking.grounding import ItemSpace
-from anyo_rl.ranking.protocol import Ranking, check_lengths, check_target
+from anyo_rl.ranking.protocol import Ranking, check_lengths
 from anyo_rl.ranking.tiles import Weights
 
 Encoder = Callable[[list[str]], "torch.Tensor | np.ndarray"]
@@ -239,7 +239,11 @@ def competing_items(
     Raises:
         ValueError: when the target is not in the catalog.
     """
-    check_target(index, target_id)
+    if target_id not in index:
+        raise ValueError(
+            f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
+            "rebuild the catalog with it, or drop the example"
+        )
     removed = {index[item] for item in (excluded or ()) if item in index and item != target_id}
     if candidates is None:
         return Competing(sorted(removed), [], True, len(index) - len(removed))

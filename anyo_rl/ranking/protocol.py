@@ -106,7 +106,11 @@ def allowed_items(
     Raises:
         ValueError: when the target is not in the catalog.
     """
-    check_target(index, target_id)
+    if target_id not in index:
+        raise ValueError(
+            f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
+            "rebuild the catalog with it, or drop the example"
+        )
     kept_N = np.ones(len(index), dtype=bool)
     kept_N[[index[item] for item in (excluded or ()) if item in index and item != target_id]] = False
     if candidates is None:
@@ -115,15 +119,6 @@ def allowed_items(
     candidate_N[[index[item] for item in candidates if item in index]] = True
     allowed_N = kept_N & candidate_N
     return allowed_N, int(allowed_N.sum() if allowed_N[index[target_id]] else kept_N.sum())
-
-
-def check_target(index: Mapping[str, int], target_id: str) -> None:
-    """Raise a `ValueError` when the target is not in the catalog."""
-    if target_id not in index:
-        raise ValueError(
-            f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
-            "rebuild the catalog with it, or drop the example"
-        )
 
 
 def check_lengths(n_contexts: int, **columns: Sized | None) -> None:
