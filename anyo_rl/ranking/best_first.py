@@ -244,11 +244,13 @@ class Search:
         active = np.unique(self.user[wanted])
         if 4 * len(active) <= 3 * len(self.reader.users):  # to take users out of the cache copies it
             self.reader.keep_users(active)
-        quota = self.reader.quota
-        growth = quota * len(self.reader.cache)
-        if self.reader.cache.n_kept and self.reader.n_tokens + growth > self.limits.tokens_in_cache:
+        cache, quota = self.reader.cache, self.reader.quota
+        columns = self.limits.tokens_in_cache // len(cache) - cache.width  # for nodes
+        longest = int((self.tree.depth[self.node[wanted]] - self.above[wanted]).max())
+        if cache.n_kept and columns - cache.n_kept < max(longest, min(quota, columns // 2)):
             self.reader.forget_nodes()
             self.above[:] = 0
+        quota = min(quota, max(1, columns - cache.n_kept))
         wanted = wanted[np.lexsort((self.node[wanted], -self.mean[wanted], self.user[wanted]))]
         user = self.user[wanted]
         first = np.searchsorted(user, user)

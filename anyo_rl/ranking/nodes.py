@@ -52,11 +52,6 @@ class NodeReader:
         self._forget()
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens in the cache, padding included."""
-        return len(self.cache) * (self.cache.width + self.cache.n_kept)
-
-    @property
     def quota(self) -> int:
         """Nodes of one user that fit one forward, when all users in the cache have as many."""
         return max(1, self.nodes_per_forward // len(self.cache))

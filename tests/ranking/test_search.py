@@ -269,7 +269,7 @@ def test_memory_is_bounded(catalog, contexts, monkeypatch):
     forgets: list[int] = []
     original = best_first.NodeReader.forget_nodes
     monkeypatch.setattr(best_first.NodeReader, "forget_nodes", lambda self: (forgets.append(1), original(self)))
-    for nodes_per_forward, tokens_per_forward in ((64, 400), (7, 100)):
+    for nodes_per_forward, tokens_per_forward in ((64, 400), (2048, 400), (7, 100)):
         sizes.clear()
         cached.clear()
         forgets.clear()
