@@ -54,6 +54,13 @@ class ReasonerArguments:
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
     )
     item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
+    rank_cap: int = field(
+        default=1000, metadata={"help": "Ranks beyond it count as the last while training; 0 for no cap."}
+    )
+    rank_node_budget: int = field(
+        default=4096,
+        metadata={"help": "Tree nodes evaluated for the rank of one completion while training; 0 for no budget."},
+    )
     min_gain_spread: float = field(
         default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
     )

@@ -251,6 +251,8 @@ def train_grpo(
         item_loss=reasoner_args.item_loss,
         item_loss_weight=reasoner_args.item_loss_weight,
         mask_history=task.args.mask_history,
+        rank_cap=reasoner_args.rank_cap or None,
+        rank_node_budget=reasoner_args.rank_node_budget or None,
         callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, "grpo")],
     )
     finish_stage(trainer, stage_dir, tokens, lambda: load()[0])

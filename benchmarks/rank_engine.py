@@ -26,8 +26,8 @@ from transformers import DynamicCache, PreTrainedModel
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.ranking.likelihood import LikelihoodRanker, rank_scores
-from anyo_rl.ranking.search import BoundedRanker
+from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
+from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.task import DataArguments, Task, load_task
 from anyo_rl.teacher import load_teacher, make_tiny_teacher, train_tokenizer
 from anyo_rl.tokens import Tokens
@@ -110,11 +110,11 @@ def compare(model: PreTrainedModel, name: str, catalog: Catalog, rows: list[Any]
     targets = [row["target_id"] for row in rows]
     engines: dict[str, tuple[float, float]] = {}
     began = time.perf_counter()
-    bounded = BoundedRanker(catalog, model, cap=args.cap).rank(contexts, targets, top_k=10)
+    bounded = LikelihoodRanker(catalog, model, cap=args.cap).rank(contexts, targets, top_k=10)
     context_tokens = np.mean([len(context) for context in contexts])
     engines["bounded"] = (time.perf_counter() - began) / len(rows), context_tokens + bounded.n_nodes_B.mean()
     began = time.perf_counter()
-    ranker = LikelihoodRanker(catalog, model)
+    ranker = DistributionRanker(catalog, model)
     table = ranker.log_probs(contexts).numpy()
     engines["whole"] = (time.perf_counter() - began) / len(rows), context_tokens + ranker.n_nodes_evaluated
     expected = rank_scores(catalog, table, targets)

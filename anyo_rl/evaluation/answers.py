@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from anyo_rl.ranking.likelihood import LikelihoodRanker, rank_scores
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.sampling.protocol import Sample, Sampler
 from anyo_rl.tokens import Tokens
 
@@ -70,33 +70,39 @@ def answer(
         else:
             n, heat = (1, 0.0) if mode == "greedy" else (n_paths, temperature)
             samples = sampler.sample(contexts, n=n, temperature=heat, max_new_tokens=max_new_tokens, seed=seed + start)
-        flat = [
-            tokens.marked_context(context, sample.token_ids)
+        marked = [
+            [tokens.marked_context(context, sample.token_ids) for sample in of_user]
             for context, of_user in zip(contexts, samples, strict=True)
-            for sample in of_user
         ]
         targets = [row["target_id"] for row in batch]
         excluded = [row["history"] for row in batch] if mask_history else None
-        log_probs = ranker.log_probs(flat).view(len(batch), -1, len(ranker.catalog))
-        n_each = log_probs.shape[1]
-        mean = torch.logsumexp(log_probs, 1) - np.log(n_each)
-        ranking = rank_scores(ranker.catalog, mean.numpy(), targets, top_k=top_k, excluded_B=excluded)
+        ranking = ranker.rank_mixture(marked, targets, top_k=top_k, excluded_B=excluded)
         ranks.append(ranking.ranks_B)
         top_ids += ranking.top_ids_B_K
         if mode != "plain":
-            single = rank_scores(
-                ranker.catalog,
-                log_probs.flatten(0, 1).numpy(),
-                [target for target in targets for _ in range(n_each)],
-                top_k=1,
-                excluded_B=[items for items in excluded for _ in range(n_each)] if excluded else None,
-            )
+            single = ranking if len(marked[0]) == 1 else _rank_paths(ranker, marked, targets, excluded)
             paths += _paths(batch, samples, single, tokens, seed + start)
     return Answers(np.concatenate(ranks) if ranks else np.zeros(0, np.int64), top_ids, paths)
 
 
+def _rank_paths(
+    ranker: LikelihoodRanker,
+    contexts_B_G: list[list[list[int]]],
+    targets_B: list[str],
+    excluded_B: list[list[str]] | None,
+) -> Ranking:
+    """Ranks after each path alone, B·G in a row."""
+    n_each = len(contexts_B_G[0])
+    return ranker.rank(
+        [context for of_user in contexts_B_G for context in of_user],
+        [target for target in targets_B for _ in range(n_each)],
+        top_k=1,
+        excluded_B=[items for items in excluded_B for _ in range(n_each)] if excluded_B else None,
+    )
+
+
 def _paths(
-    batch: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]], single: Any, tokens: Tokens, seed: int
+    batch: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]], single: Ranking, tokens: Tokens, seed: int
 ) -> list[dict[str, Any]]:
     rows, i = [], 0
     for row, of_user in zip(batch, samples, strict=True):

@@ -46,14 +46,15 @@ class Limits:
     Attributes:
         top_k: top items looked for.
         cap: a rank beyond which ranks need not be exact; `None` for no cap.
-        node_budget: tree nodes read for one context, the target's own path included, which is read in any case.
+        node_budget: tree nodes read for one context, the target's own path included, which is read in any case; `None`
+            for no budget.
         tokens_in_cache: context and node tokens kept at once.
         tie_band: differences in log-probability that float noise may make.
     """
 
     top_k: int
     cap: int | None
-    node_budget: int
+    node_budget: int | None
     tokens_in_cache: int
     tie_band: float
 
@@ -257,7 +258,8 @@ class Search:
         cost = self.tree.depth[self.node[wanted]] - self.above[wanted]
         total = np.cumsum(cost)
         total -= (total - cost)[first]  # within the user
-        left = self.limits.node_budget - self.reader.n_nodes_U[user]
+        budget = np.inf if self.limits.node_budget is None else self.limits.node_budget
+        left = budget - self.reader.n_nodes_U[user]
         place = np.arange(len(user)) - first
         # Nodes for the rank are all needed; how many the top items need is not known, so these go few at a time.
         few = place < max(self.limits.top_k, LEAST_WIDTH)

@@ -1,187 +1,80 @@
-"""Exact ranks under the policy: the distribution over the whole catalog that constrained decoding samples from.
+"""Exact ranks under the policy without the whole distribution: a bounded best-first search.
 
-At each node of the catalog's prefix tree the policy's next-token distribution is renormalised over the node's
-children; the product along a path is a probability over items that sums to 1. It is not the raw sequence likelihood:
-forced tokens cost nothing, so items in sparse branches gain. Only nodes with a branching at or below them are
-evaluated, all of them in a few forwards that share the context's key-value cache: each node attends to the context
-and to its own ancestors.
-
-This is the plain form: every branching node is evaluated, and the whole distribution comes out.
+The item distribution is that of `anyo_rl.ranking.distribution`; see `anyo_rl.ranking.best_first` for the search. What
+it costs depends on how peaked the policy is and on the target's probability p (at most depth / p tree nodes), not on
+the size of the catalog.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.catalog.tree import PrefixTree
-from anyo_rl.metrics.ranking import target_ranks, top_items
-from anyo_rl.ranking.context import ContextCache, check_catalog, check_contexts
-from anyo_rl.ranking.policy import causal_lm, inference, row_logits
+from anyo_rl.ranking.best_first import Found, Goal, Limits, Search
+from anyo_rl.ranking.context import check_catalog, check_contexts
+from anyo_rl.ranking.nodes import NodeReader
+from anyo_rl.ranking.policy import causal_lm, inference
 from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
 
-
-@dataclass(frozen=True)
-class _Block:
-    """Nodes evaluated in one forward: `m` tokens with their tree mask, and the edges that leave them."""
-
-    tokens_M: torch.Tensor
-    depth_M: torch.Tensor
-    mask_M_M: torch.Tensor  # True where row attends to column
-    edge: slice  # the edges scored here
-    row_E: torch.Tensor  # the block's row each of these edges leaves from
-    token_E: torch.Tensor
+TIE_BAND = {torch.float32: 1e-5, torch.float64: 1e-5}
+HALF_TIE_BAND = 0.1  # bfloat16 and float16
+LEAST_QUOTA = 16  # tree nodes of one context that fit a forward, at least, where many contexts share it
+ROOM = 64  # tree nodes of one context that the cache has room for, at least, before it forgets them
 
 
 class LikelihoodRanker:
-    """Ranks the catalog under a causal LM, given context and reasoning up to the marker.
+    """Ranks the catalog under a causal LM as far as needed, given context and reasoning up to the marker.
 
-    Contexts of unequal length are batched with left padding; equal contexts are evaluated once. The result does not
-    depend on the batching beyond float rounding: scores closer than 1e-5 may swap.
+    The rank is exact (but for the tie band) unless the cap or the node budget ends the search; then `lowest_B` and
+    `highest_B` of the `Ranking` say what is known, and `ranks_B` counts everything unknown against the target. A rank
+    beyond the cap is the last one in `ranks_B`: where in between the search stopped is chance, and a reward made of it
+    would be noise.
 
     Args:
         catalog: the catalog, built with the model's tokenizer.
         model: the teacher; wrappers and LoRA adapters are seen through. Its weights are read at each call.
-        nodes_per_forward: tree nodes evaluated at once; bounds memory.
-        tokens_per_forward: context tokens plus nodes evaluated at once over the batch; bounds memory.
+        cap: ranks beyond it are not told apart; `None` makes all of them exact, as far as the budget goes.
+        node_budget: tree nodes evaluated for one context, at most; `None` for no budget. The target's own path is
+            evaluated in any case.
+        nodes_per_forward: tree nodes evaluated in one forward, over all contexts; bounds memory.
+        tokens_per_forward: tokens of contexts and tree nodes in the cache at once, over all contexts; bounds memory.
+        tie_band: log-probabilities closer than this may stand in either order, and the bracket allows for it. `None`
+            takes 1e-5 for models in float32 and 0.1 for half precision.
 
     Raises:
-        ValueError: the model cannot do tree attention, or its vocabulary is smaller than the catalog's tokens.
+        ValueError: the model cannot do tree attention, its vocabulary is smaller than the catalog's tokens, or a
+            limit is not positive.
     """
 
     kind = "likelihood"
 
     def __init__(
-        self, catalog: Catalog, model: nn.Module, nodes_per_forward: int = 512, tokens_per_forward: int = 32_768
+        self,
+        catalog: Catalog,
+        model: nn.Module,
+        *,
+        cap: int | None = None,
+        node_budget: int | None = None,
+        nodes_per_forward: int = 2048,
+        tokens_per_forward: int = 32_768,
+        tie_band: float | None = None,
     ) -> None:
+        check_catalog(model, catalog)
+        limits = {"cap": cap, "node_budget": node_budget, "nodes_per_forward": nodes_per_forward}
+        limits["tokens_per_forward"] = tokens_per_forward
+        for name, value in limits.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, found {value}")
         self.catalog = catalog
         self.model = model
+        self.node_budget = node_budget
+        self.cap = cap
+        self.nodes_per_forward = nodes_per_forward
         self.tokens_per_forward = tokens_per_forward
-        check_catalog(model, catalog)
-        self._plan(catalog.tree, nodes_per_forward)
-
-    def _plan(self, tree: PrefixTree, nodes_per_forward: int) -> None:
-        """Lays out the evaluation: which nodes go through the model together, and how edges make up items."""
-        branching = tree.n_children >= 2
-        needed = branching.copy()
-        for node in range(tree.n_nodes - 1, 0, -1):  # children come after their parents
-            if needed[node]:
-                needed[tree.parent[node]] = True
-        needed[0] = False  # the root is the marker: the context's last token
-
-        # Edges: the children of branching nodes, in blocks of parents in depth-first order, root first.
-        nodes = np.flatnonzero(needed)
-        nodes = nodes[np.lexsort((tree.depth[nodes], tree.leaf_start[nodes]))]
-        chunks = [nodes[i : i + nodes_per_forward] for i in range(0, len(nodes), nodes_per_forward)]
-        self._root_edges = (
-            np.arange(*tree.children(0).indices(tree.n_nodes)[:2]) if branching[0] else np.array([], int)
-        )
-        edge_nodes = [self._root_edges]
-        self._blocks: list[_Block] = []
-        n_edges = len(self._root_edges)
-        for chunk in chunks:
-            ancestors, node = [], int(tree.parent[chunk[0]])
-            while node > 0:
-                ancestors.append(node)
-                node = int(tree.parent[node])
-            block = np.concatenate([np.array(ancestors[::-1], dtype=np.int64), chunk])
-            start, end, depth = tree.leaf_start[block], tree.leaf_end[block], tree.depth[block]
-            mask = (start[None] <= start[:, None]) & (end[None] >= end[:, None]) & (depth[None] <= depth[:, None])
-            parents = [i for i in range(len(ancestors), len(block)) if branching[block[i]]]
-            children = [np.arange(tree.child_start[block[i]], tree.child_start[block[i] + 1]) for i in parents]
-            edges = np.concatenate(children) if children else np.array([], dtype=np.int64)
-            self._blocks.append(
-                _Block(
-                    tokens_M=torch.from_numpy(tree.token[block]),
-                    depth_M=torch.from_numpy(depth),
-                    mask_M_M=torch.from_numpy(mask),
-                    edge=slice(n_edges, n_edges + len(edges)),
-                    row_E=torch.from_numpy(np.repeat(parents, [len(c) for c in children]).astype(np.int64)),
-                    token_E=torch.from_numpy(tree.token[edges]),
-                )
-            )
-            edge_nodes.append(edges)
-            n_edges += len(edges)
-
-        edge_node = np.concatenate(edge_nodes).astype(np.int64)
-        edge_of_node = np.full(tree.n_nodes, -1)
-        edge_of_node[edge_node] = np.arange(n_edges)
-        for node in range(1, tree.n_nodes):  # a forced node counts as the last edge chosen above it
-            if edge_of_node[node] < 0:
-                edge_of_node[node] = edge_of_node[tree.parent[node]]
-        parent_node = tree.parent[edge_node]
-        self._group_E = torch.from_numpy(np.unique(parent_node, return_inverse=True)[1])
-        above = edge_of_node[parent_node]
-        level = np.zeros(n_edges, dtype=np.int64)
-        for edge in np.argsort(edge_node):  # parents first
-            level[edge] = level[above[edge]] + 1 if above[edge] >= 0 else 0
-        self._levels = [
-            (torch.from_numpy(np.flatnonzero(level == d)), torch.from_numpy(above[level == d]))
-            for d in range(1, int(level.max(initial=0)) + 1)
-        ]
-        self._item_edge_N = torch.from_numpy(edge_of_node[tree.leaf])
-        self.n_edges = n_edges
-
-    @property
-    def n_nodes_evaluated(self) -> int:
-        """Tree nodes that go through the model for each context."""
-        return sum(len(block.tokens_M) for block in self._blocks)
-
-    def log_probs(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Log-probabilities of all items: (B, N) float32 on the CPU, each row's exponentials summing to 1.
-
-        Args:
-            contexts: B token id lists: prompt, reasoning and marker. The marker comes last.
-
-        Raises:
-            ValueError: a context is empty, or longer with its item than the model's positions.
-        """
-        if len(self.catalog) == 1 or not contexts:
-            return torch.zeros(len(contexts), len(self.catalog))
-        unique = list(dict.fromkeys(tuple(context) for context in contexts))
-        check_contexts(self.model, unique, int(self.catalog.tree.depth.max()))
-        rows: dict[tuple[int, ...], torch.Tensor] = {}
-        by_length = sorted(unique, key=len)
-        most_nodes = max((len(block.tokens_M) for block in self._blocks), default=0)
-        with inference(self.model):
-            while by_length:
-                width = len(by_length[-1]) + most_nodes
-                take = max(1, self.tokens_per_forward // width)
-                batch, by_length = by_length[-take:], by_length[:-take]
-                rows.update(zip(batch, self._batch_log_probs(batch), strict=True))
-        return torch.stack([rows[tuple(context)] for context in contexts])
-
-    def _batch_log_probs(self, contexts: list[tuple[int, ...]]) -> torch.Tensor:
-        """(B, N) log-probabilities of one batch of contexts."""
-        policy = causal_lm(self.model)
-        device = policy.device
-        cache = ContextCache(self.model, contexts)
-        logits = torch.empty(len(contexts), self.n_edges, device=device)
-        root_tokens = torch.from_numpy(self.catalog.tree.token[self._root_edges]).to(device)
-        if len(root_tokens):
-            at_root = torch.zeros_like(root_tokens)
-            logits[:, : len(root_tokens)] = row_logits(policy, cache.states_B_H[:, None], at_root, root_tokens)
-        for block in self._blocks:
-            states = cache.read(block.tokens_M[None], block.depth_M[None], block.mask_M_M[None])
-            cache.forget_nodes()
-            logits[:, block.edge] = row_logits(policy, states, block.row_E.to(device), block.token_E.to(device))
-        return self._item_log_probs(logits.cpu())
-
-    def _item_log_probs(self, logits_B_E: torch.Tensor) -> torch.Tensor:
-        """(B, N) from edge logits: a softmax over each node's children, summed down the paths."""
-        group = self._group_E.expand_as(logits_B_E)
-        n_groups = int(self._group_E.max()) + 1
-        highest = logits_B_E.new_full((len(logits_B_E), n_groups), -torch.inf)
-        highest = highest.scatter_reduce(1, group, logits_B_E, "amax")
-        shifted = logits_B_E - highest.gather(1, group)
-        total = torch.zeros_like(highest).scatter_add_(1, group, shifted.exp())
-        log_p = shifted - total.log().gather(1, group)
-        for edges, above in self._levels:
-            log_p[:, edges] += log_p[:, above]
-        return log_p[:, self._item_edge_N]
+        self.tie_band = TIE_BAND.get(causal_lm(model).dtype, HALF_TIE_BAND) if tie_band is None else tie_band
+        self.most_nodes = 0  # that one forward has read so far, padding included
 
     def rank(
         self,
@@ -195,44 +88,110 @@ class LikelihoodRanker:
         """Ranks the target of each context among the catalog; see `anyo_rl.ranking.protocol.Ranker`.
 
         Contexts are token ids that end with the marker. With candidates, probabilities stay those of the whole
-        catalog: the order within a candidate set is the same.
+        catalog, and only the part of the tree that holds candidates is searched.
 
         Raises:
             ValueError: a target is not in the catalog, or a context does not fit the model.
         """
-        check_lengths(len(contexts_B), target_ids_B=target_ids_B)
-        log_probs = self.log_probs(contexts_B).numpy()
-        return rank_scores(
-            self.catalog, log_probs, target_ids_B, top_k=top_k, excluded_B=excluded_B, candidates_B=candidates_B
+        return self.rank_mixture(
+            [[context] for context in contexts_B],
+            target_ids_B,
+            top_k=top_k,
+            excluded_B=excluded_B,
+            candidates_B=candidates_B,
         )
 
+    def rank_mixture(
+        self,
+        contexts_B_G: Sequence[Sequence[Sequence[int]]],
+        target_ids_B: Sequence[str],
+        *,
+        top_k: int = 10,
+        excluded_B: Sequence[Collection[str]] | None = None,
+        candidates_B: Sequence[Collection[str]] | None = None,
+    ) -> Ranking:
+        """Ranks the target under the mean of the item distributions after G contexts each, by one joint search.
 
-def rank_scores(
-    catalog: Catalog,
-    log_probs_B_N: np.ndarray,
-    target_ids_B: Sequence[str],
-    *,
-    top_k: int = 10,
-    excluded_B: Sequence[Collection[str]] | None = None,
-    candidates_B: Sequence[Collection[str]] | None = None,
-) -> Ranking:
-    """Ranks targets by a given (B, N) table of log-probabilities; other arguments as in `LikelihoodRanker.rank`."""
-    n = len(target_ids_B)
-    check_lengths(n, log_probs_B_N=log_probs_B_N, excluded_B=excluded_B, candidates_B=candidates_B)
-    scores, fallback = np.array(log_probs_B_N, copy=True), np.zeros(n, dtype=np.int64)
-    allowed_B_N = np.ones(scores.shape, dtype=bool)
-    for row, target in enumerate(target_ids_B):
-        excluded = excluded_B[row] if excluded_B is not None else None
-        candidates = candidates_B[row] if candidates_B is not None else None
-        allowed_B_N[row], fallback[row] = allowed_items(catalog.index, target, excluded, candidates)
-    target_B = catalog.indices(list(target_ids_B))
-    scores[~allowed_B_N] = -np.inf
-    retrieved_B = allowed_B_N[np.arange(n), target_B]
-    ranks = np.where(retrieved_B, target_ranks(scores, target_B, ~allowed_B_N), fallback)
-    top, top_scores = top_items(scores, top_k)
-    return Ranking(
-        ranks_B=ranks,
-        top_ids_B_K=[[catalog.item_ids[item] for item in row] for row in top],
-        top_scores_B_K=top_scores,
-        log_probs_B=log_probs_B_N[np.arange(n), target_B],
-    )
+        Other arguments as in `rank`; `n_nodes_B` counts the nodes of one of the G contexts.
+
+        Raises:
+            ValueError: as `rank`; or not all rows have the same number of contexts, 1 to `nodes_per_forward`.
+        """
+        check_lengths(len(contexts_B_G), target_ids_B=target_ids_B, excluded_B=excluded_B, candidates_B=candidates_B)
+        goals, fallback = [], []
+        for b, target in enumerate(target_ids_B):
+            excluded = excluded_B[b] if excluded_B is not None else None
+            candidates = candidates_B[b] if candidates_B is not None else None
+            allowed_N, last_rank = allowed_items(self.catalog.index, target, excluded, candidates)
+            goals.append(Goal(self.catalog.index[target], None if allowed_N.all() else allowed_N))
+            fallback.append(last_rank)
+        found = self.search(contexts_B_G, goals, top_k)
+        items = self.catalog.item_ids
+
+        def column(name: str) -> np.ndarray:
+            values = [getattr(f, name) for f in found]
+            return np.array([last if v is None else v for v, last in zip(values, fallback, strict=True)], np.int64)
+
+        ranks = column("rank")
+        if self.cap is not None:
+            ranks = np.where(ranks > self.cap, fallback, ranks)
+        return Ranking(
+            ranks_B=ranks,
+            top_ids_B_K=[[items[item] for item, _ in f.top] for f in found],
+            top_scores_B_K=[[log_p for _, log_p in f.top] for f in found],
+            log_probs_B=np.array([f.log_prob for f in found], dtype=np.float64),
+            lowest_B=column("lowest"),
+            highest_B=column("highest"),
+            top_exact_B=np.array([f.top_exact for f in found], dtype=bool),
+            n_nodes_B=np.array([f.n_nodes for f in found], dtype=np.int64),
+        )
+
+    def search(
+        self, contexts_B_G: Sequence[Sequence[Sequence[int]]], goals_B: Sequence[Goal], top_k: int
+    ) -> list[Found]:
+        """Searches for targets and top items by item index; a goal without a target asks for top items alone.
+
+        Equal rows are searched once.
+
+        Raises:
+            ValueError: as `rank_mixture`.
+        """
+        if not contexts_B_G:
+            return []
+        tree, n_paths = self.catalog.tree, len(contexts_B_G[0])
+        if not 1 <= n_paths <= self.nodes_per_forward or any(len(of_row) != n_paths for of_row in contexts_B_G):
+            counts = sorted({len(of_row) for of_row in contexts_B_G})
+            raise ValueError(
+                f"every row of a mixture needs the same number of contexts, 1 to nodes_per_forward="
+                f"{self.nodes_per_forward}; found {counts}"
+            )
+        check_contexts(self.model, [c for of_row in contexts_B_G for c in of_row], int(tree.depth.max()))
+        keys = [self._key(of_row, goal) for of_row, goal in zip(contexts_B_G, goals_B, strict=True)]
+        if tree.n_children[tree.chain_end[0]] == 0:
+            return [self._only_item(goal, top_k) for goal in goals_B]
+        rows = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first of each
+        waiting = sorted(rows.values(), key=lambda row: max(map(len, contexts_B_G[row])))
+        limits = Limits(top_k, self.cap, self.node_budget, self.tokens_per_forward, self.tie_band)
+        most_contexts = max(self.nodes_per_forward // LEAST_QUOTA, 1)
+        found: dict[Hashable, Found] = {}
+        with inference(self.model):
+            while waiting:
+                width = max(map(len, contexts_B_G[waiting[-1]])) + max(ROOM, int(tree.depth.max()))
+                take = max(1, min(self.tokens_per_forward // width, most_contexts) // n_paths)
+                batch, waiting = waiting[-take:], waiting[:-take]
+                reader = NodeReader(self.model, tree, [contexts_B_G[row] for row in batch], self.nodes_per_forward)
+                results = Search(reader, tree, [goals_B[row] for row in batch], limits).run()
+                self.most_nodes = max(self.most_nodes, reader.most_nodes)
+                found.update(zip([keys[row] for row in batch], results, strict=True))
+        return [found[key] for key in keys]
+
+    def _key(self, contexts_G: Sequence[Sequence[int]], goal: Goal) -> Hashable:
+        allowed = None if goal.allowed_N is None else goal.allowed_N.tobytes()
+        return tuple(map(tuple, contexts_G)), goal.target, allowed
+
+    def _only_item(self, goal: Goal, top_k: int) -> Found:
+        """A catalog of one item has no choice and asks the model nothing."""
+        competes = goal.allowed_N is None or bool(goal.allowed_N[0])
+        rank = 1 if competes and goal.target is not None else None
+        log_prob = None if goal.target is None else 0.0
+        return Found(rank, rank, rank, log_prob, [(0, 0.0)] * (competes and top_k > 0), True, 0)

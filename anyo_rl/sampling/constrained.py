@@ -1,6 +1,6 @@
 """Constrained decoding: after the marker, a teacher can write nothing but items of the catalog.
 
-What is sampled so is the distribution that `anyo_rl.ranking.likelihood` computes: the next token's renormalised over
+What is sampled so is the distribution that `anyo_rl.ranking.distribution` computes: the next token's renormalised over
 the children of the prefix tree's node.
 """
 
@@ -159,7 +159,7 @@ def decode_items(
         contexts_B: token ids: prompt, reasoning and marker.
         mode: `greedy` takes the best token at each node, `sample` draws from the constrained policy, `beam` keeps the
             `n_beams` best beginnings, by their log-probability with no length penalty. Neither greedy nor narrow
-            beams are sure to find the best item: a `LikelihoodRanker` is.
+            beams are sure to find the best item: a `DistributionRanker` is.
         n: items of each context: draws, or the best beams. Greedy gives one.
         n_beams: width of the beam, at least n; n when left out.
         temperature: of the draws, above 0.

@@ -5,6 +5,7 @@ rewards, and reaches them as columns. What TRL hooks are used: `_calculate_rewar
 `_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ class ReasonerTrainer(GRPOTrainer):
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
         mask_history: whether items of the history are left out of the ranking.
+        rank_cap: ranks beyond it count as the last; `None` for no cap.
+        rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
         reward_funcs: reward callables (DESIGN: TRL's contract). An error in one stops all processes and names it.
         *args, **kwargs: as TRL's.
     """
@@ -54,6 +57,8 @@ class ReasonerTrainer(GRPOTrainer):
         item_loss: ItemLoss = "best",
         item_loss_weight: float = 0.1,
         mask_history: bool = False,
+        rank_cap: int | None = None,
+        rank_node_budget: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.catalog = catalog
@@ -62,6 +67,8 @@ class ReasonerTrainer(GRPOTrainer):
         self.item_loss = item_loss
         self.item_loss_weight = item_loss_weight
         self.mask_history = mask_history
+        self.rank_cap = rank_cap
+        self.rank_node_budget = rank_node_budget
         self._reward_errors = DeferredErrors()
         super().__init__(
             *args,
@@ -84,13 +91,17 @@ class ReasonerTrainer(GRPOTrainer):
             self.tokens.marked_context(self.tokens.context_ids(row["prompt"]), ids)
             for row, ids in zip(inputs, completion_ids, strict=True)
         ]
+        began = time.perf_counter()
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            return LikelihoodRanker(self.catalog, model).rank(
+            ranker = LikelihoodRanker(self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget)
+            ranking = ranker.rank(
                 contexts,
                 [row["target_id"] for row in inputs],
                 top_k=1,
                 excluded_B=[row["history"] for row in inputs] if self.mask_history else None,
             )
+        self._log_metric("rank/seconds", time.perf_counter() - began)
+        return ranking
 
     def _rank_together(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
         """`_rank`, with an error on any process raised on all: the others must not wait in a gather."""
@@ -102,10 +113,17 @@ class ReasonerTrainer(GRPOTrainer):
         raise_together(None, self.accelerator)
         return ranking
 
+    def _known(self, ranking: Ranking) -> np.ndarray:
+        """(B,) bool: the rank is exact, or surely beyond the cap; the node budget was enough."""
+        assert ranking.lowest_B is not None
+        exact = ranking.lowest_B == ranking.highest_B
+        return exact if self.rank_cap is None else exact | (ranking.lowest_B > self.rank_cap)
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         ranking = self._rank_together(inputs, completion_ids_list)
         log_probs_B = ranking.log_probs_B
         assert log_probs_B is not None, "the engine is a distribution"
+        assert ranking.n_nodes_B is not None, "it counts its nodes"
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
         ranked = [
@@ -133,6 +151,8 @@ class ReasonerTrainer(GRPOTrainer):
         self._log_metric("parsed_share", float(np.mean(marked)))
         self._log_metric("rank/mean", float(ranking.ranks_B.mean()))
         self._log_metric("rank/gain", float(gains.mean()))
+        self._log_metric("rank/nodes", float(ranking.n_nodes_B.mean()))
+        self._log_metric("rank/known_share", float(self._known(ranking).mean()))
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
         return rewards
 

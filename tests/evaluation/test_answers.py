@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from anyo_rl.evaluation.answers import answer
+from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -57,14 +58,14 @@ def test_greedy_is_one_path_at_temperature_0(ranker, small_tokens):
 
 
 @pytest.mark.parametrize("mask_history", [False, True])
-def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_tokens, mask_history):
+def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_teacher, small_tokens, mask_history):
     paths = [(5, 6, small_tokens.marker_id), (7,), (small_tokens.marker_id,)]
     sampler = Scripted([[Sample(path, None, "stop") for path in paths]] * 3)
     found = answer(ROWS, ranker, sampler, small_tokens, "mixture", n_paths=3, mask_history=mask_history, top_k=20)
     for user, row in enumerate(ROWS):
         start = small_tokens.context_ids(row["prompt"])
         contexts = [small_tokens.marked_context(start, path) for path in paths]
-        each = np.exp(ranker.log_probs(contexts).double().numpy())
+        each = np.exp(DistributionRanker(small_catalog, small_teacher).log_probs(contexts).double().numpy())
         mean = each.mean(0)
         target = small_catalog.index[row["target_id"]]
         hidden = {small_catalog.index[i] for i in row["history"]} - {target} if mask_history else set()

@@ -1,6 +1,7 @@
-"""The engine against brute force: every item scored by itself, renormalised over the tree's children at each node.
+"""The bounded search against the whole distribution, which `test_distribution` holds against brute force.
 
-Tolerance: 1e-4 in the log-probability of an item, fp32.
+Tolerance: 1e-5 in the log-probability of an item, the tie band in fp32. Ranks and top items are equal where no other
+item is that close.
 """
 
 import numpy as np
@@ -10,290 +11,386 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GemmaConfig,
-    GPT2Config,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.ranking.likelihood import LikelihoodRanker, rank_scores
-from anyo_rl.teacher import make_tiny_teacher
+from anyo_rl.ranking import best_first
+from anyo_rl.ranking.best_first import Goal
+from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.protocol import Ranking
+from anyo_rl.teacher import train_tokenizer
 from anyo_rl.tokens import Tokens
 
-TOLERANCE = 1e-4
-SIZE = {
-    "vocab_size": 320,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-}
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 1}
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**SIZE, mlp_bias=True),
-    "qwen3": lambda: Qwen3Config(**SIZE),
-    "gemma": lambda: GemmaConfig(**SIZE),
-    "granite": lambda: GraniteConfig(**SIZE, logits_scaling=0.5),
-    "gpt2": lambda: GPT2Config(vocab_size=320, **GPT2),
-}
+BAND = 1e-5
+SIZE = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SIZE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 256}
+SIZE |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma": GemmaConfig}
+WORDS = ["Alien", "3", "Aliens", "oak", "lamp", "a", "b", "é", "toy story", "x9"]
 
 
-def make_model(config, attention: str = "sdpa", scale: float = 8.0) -> PreTrainedModel:
+def make_model(name: str = "qwen3", scale: float = 8.0, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+    """A tiny model; the larger the scale, the more peaked its answers. At 0 every child is as likely as the other."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(CONFIGS[name](**SIZE), attn_implementation=attention).float()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name and "ln_" not in name:  # far from uniform
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" not in parameter_name:
                 parameter.mul_(scale)
     return model.eval()
 
 
-def brute_force(model: nn.Module, catalog: Catalog, contexts) -> np.ndarray:
-    """(B, N) log-probabilities, item by item."""
-    tree, training = catalog.tree, model.training
-    model.eval()
-    table = np.zeros((len(contexts), len(catalog)))
-    for b, context in enumerate(contexts):
-        length = max(map(len, catalog.paths))  # what follows a path, a causal model does not see
-        ids = torch.tensor([[*context, *path, *[0] * (length - len(path))] for path in catalog.paths])
-        with torch.no_grad():
-            logits_N = model(input_ids=ids).logits.double()
-        for i, path in enumerate(catalog.paths):
-            logits, node = logits_N[i], 0
-            for depth, token in enumerate(path):
-                children = tree.token[tree.children(node)].tolist()
-                at_node = logits[len(context) - 1 + depth][children].log_softmax(0)
-                table[b, i] += at_node[children.index(token)].item()
-                node = tree.walk(path[: depth + 1])
-    model.train(training)
-    return table
+def make_catalog(tokens: Tokens, titles: list[str]) -> Catalog:
+    return build_catalog(pl.DataFrame({"item_id": [f"i{i}" for i in range(len(titles))], "title": titles}), tokens)
 
 
 @pytest.fixture(scope="module")
-def contexts(small_tokens: Tokens) -> list[list[int]]:
-    """Contexts of unequal length, one twice, one of the marker alone."""
-    prompts = [
-        ("History:\nAlien\nNext:\n", ["a", "b c"]),
-        ("x", []),
-        ("Toy Story\nToys\nmug\n", ["wants 3"]),
-        ("x", []),
-    ]
-    made = [[*small_tokens.context_ids(p), *small_tokens.reasoning_ids(s)] for p, s in prompts]
-    return [*made, [small_tokens.marker_id]]
+def tokens() -> Tokens:
+    return Tokens.of(train_tokenizer([f" {word}" for word in WORDS] * 3, vocab_size=300))
+
+
+@pytest.fixture(scope="module")
+def catalog(tokens: Tokens) -> Catalog:
+    """300 items; many titles begin alike, and some are the same."""
+    rng = np.random.default_rng(0)
+    return make_catalog(tokens, [" ".join(rng.choice(WORDS, rng.integers(1, 5))) for _ in range(300)])
+
+
+@pytest.fixture(scope="module")
+def contexts(tokens: Tokens) -> list[list[int]]:
+    """Contexts of 1 to 30 tokens; the first and the last are the same."""
+    rng = np.random.default_rng(1)
+    made = [[*rng.integers(5, 250, n).tolist(), tokens.marker_id] for n in (5, 0, 29, 12, 3, 17)]
+    return [*made, made[0]]
+
+
+def targets_of(catalog: Catalog, n: int, seed: int = 0) -> list[str]:
+    return [catalog.item_ids[i] for i in np.random.default_rng(seed).integers(0, len(catalog), n)]
+
+
+def check_exact(found: Ranking, expected: Ranking, table: np.ndarray, catalog: Catalog, band: float = BAND) -> None:
+    """The bracket holds the rank, and both are equal where the target has no neighbour within the band."""
+    assert (found.lowest_B <= found.ranks_B).all()
+    assert (found.ranks_B <= found.highest_B).all()
+    assert (found.lowest_B <= expected.ranks_B).all()
+    assert (expected.ranks_B <= found.highest_B).all()
+    np.testing.assert_allclose(found.log_probs_B, expected.log_probs_B, atol=band, rtol=0)
+    alone = (np.abs(table - expected.log_probs_B[:, None]) < 2 * band).sum(1) == 1
+    assert (found.lowest_B == found.highest_B)[alone].all()
+    assert found.ranks_B[alone].tolist() == expected.ranks_B[alone].tolist()
+    assert found.top_exact_B.all()
+    for b, (top, of_expected) in enumerate(zip(found.top_ids_B_K, expected.top_ids_B_K, strict=True)):
+        np.testing.assert_allclose(found.top_scores_B_K[b], expected.top_scores_B_K[b], atol=band, rtol=0)
+        assert len(set(top)) == len(top)
+        for item, score, other in zip(top, found.top_scores_B_K[b], of_expected, strict=True):
+            assert item == other or (table[b] > score - 2 * band).sum() - (table[b] > score + 2 * band).sum() > 1
+            assert table[b, catalog.index[item]] == pytest.approx(score, abs=band)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_brute_force(small_catalog, contexts, name, attention):
-    model = make_model(CONFIGS[name](), attention)
-    expected = brute_force(model, small_catalog, contexts)
-    assert expected.max(1).min() > np.log(0.12)  # far from uniform, or the comparison would say little
-    for nodes_per_forward in (1, 3, 512):
-        found = LikelihoodRanker(small_catalog, model, nodes_per_forward).log_probs(contexts)
-        assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.numpy(), expected, atol=TOLERANCE, rtol=0)
-        np.testing.assert_allclose(found.double().exp().sum(1), 1, atol=1e-5)
+def test_the_whole_distribution_says_the_same(catalog, contexts, name, attention):
+    model = make_model(name, attention=attention)
+    targets = targets_of(catalog, len(contexts))
+    whole = DistributionRanker(catalog, model)
+    table = whole.log_probs(contexts).numpy()
+    for nodes_per_forward, tokens_per_forward, top_k in ((1, 9, 1), (5, 200, 3), (64, 32_768, 20), (2048, 600, 400)):
+        ranker = LikelihoodRanker(
+            catalog, model, nodes_per_forward=nodes_per_forward, tokens_per_forward=tokens_per_forward
+        )
+        found = ranker.rank(contexts, targets, top_k=top_k)
+        check_exact(found, whole.rank(contexts, targets, top_k=top_k), table, catalog)
+        assert ranker.most_nodes <= nodes_per_forward
 
 
-def test_batching_changes_nothing(small_catalog, contexts):
-    model = make_model(CONFIGS["qwen3"]())
-    whole = LikelihoodRanker(small_catalog, model).log_probs(contexts)
-    one_by_one = LikelihoodRanker(small_catalog, model, tokens_per_forward=1).log_probs(contexts)
-    torch.testing.assert_close(one_by_one, whole, atol=TOLERANCE, rtol=0)
-    backwards = LikelihoodRanker(small_catalog, model, tokens_per_forward=60).log_probs(contexts[::-1])
-    torch.testing.assert_close(backwards.flip(0), whole, atol=TOLERANCE, rtol=0)
-    assert torch.equal(whole[1], whole[3])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
+def test_flat_and_peaked_policies(catalog, contexts, scale):
+    model = make_model(scale=scale)
+    whole = DistributionRanker(catalog, model)
+    table = whole.log_probs(contexts).numpy()
+    best = [catalog.item_ids[i] for i in table.argmax(1)]
+    worst = [catalog.item_ids[i] for i in table.argmin(1)]
+    for targets in (best, worst, targets_of(catalog, len(contexts))):
+        found = LikelihoodRanker(catalog, model).rank(contexts, targets, top_k=5)
+        check_exact(found, whole.rank(contexts, targets, top_k=5), table, catalog)
 
 
-words = st.sampled_from(["Alien", "3", "Aliens", "oak", "lamp", "a", "b", "é"])
+def test_where_everything_ties_the_bracket_holds_every_tie(tokens):
+    catalog = make_catalog(tokens, ["a", "b", "é", "oak", "lamp"])
+    model = make_model(scale=0.0)
+    table = DistributionRanker(catalog, model).log_probs([[5, tokens.marker_id]]).numpy()
+    found = LikelihoodRanker(catalog, model).rank([[5, tokens.marker_id]], ["i2"], top_k=3)
+    target = table[0, 2]
+    assert found.lowest_B[0] == 1 + (table[0] >= target + BAND).sum()
+    assert found.highest_B[0] == (table[0] >= target - BAND).sum()
+    assert found.highest_B[0] > found.lowest_B[0]
 
 
-@settings(max_examples=8)
-@given(st.lists(st.lists(words, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=10), st.integers(1, 9))
-def test_brute_force_on_random_catalogs(small_tokens, contexts, titles, nodes_per_forward):
-    ids = [str(index) for index in range(len(titles))]
-    catalog = build_catalog(pl.DataFrame({"item_id": ids, "title": titles}), small_tokens)
-    model = make_model(CONFIGS["qwen3"]())
-    found = LikelihoodRanker(catalog, model, nodes_per_forward).log_probs(contexts[:2]).numpy()
-    np.testing.assert_allclose(found, brute_force(model, catalog, contexts[:2]), atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(np.exp(found).sum(1), 1, atol=1e-5)
+@settings(max_examples=25)
+@given(
+    st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join), min_size=1, max_size=14),
+    st.lists(st.lists(st.integers(5, 250), max_size=9), min_size=1, max_size=4),
+    st.sampled_from(["llama", "qwen3"]),
+    st.sampled_from([1.0, 4.0, 12.0]),
+    st.integers(1, 30),
+    st.integers(0, 6),
+    st.integers(0, 2**16),
+)
+def test_random_trees_models_and_contexts(tokens, titles, texts, name, scale, nodes_per_forward, top_k, seed):
+    catalog = make_catalog(tokens, titles)
+    model = make_model(name, scale, seed=seed)
+    contexts = [[*text, tokens.marker_id] for text in texts]
+    rng = np.random.default_rng(seed)
+    targets = targets_of(catalog, len(contexts), seed)
+    masks = {
+        "excluded_B": [[i for i in catalog.item_ids if rng.random() < 0.3] for _ in contexts],
+        "candidates_B": [[i for i in catalog.item_ids if rng.random() < 0.7] for _ in contexts],
+    }
+    whole = DistributionRanker(catalog, model)
+    table = whole.log_probs(contexts).numpy()
+    ranker = LikelihoodRanker(
+        catalog, model, nodes_per_forward=nodes_per_forward, tokens_per_forward=4 * seed % 999 + 1
+    )
+    for names in ((), ("excluded_B",), ("candidates_B",), ("excluded_B", "candidates_B")):
+        asked = {name: masks[name] for name in names}
+        found = ranker.rank(contexts, targets, top_k=top_k, **asked)
+        expected = whole.rank(contexts, targets, top_k=max(top_k, 1), **asked)
+        if top_k == 0:
+            assert found.top_ids_B_K == [[] for _ in contexts]
+            found = Ranking(**{**vars(found), "top_ids_B_K": expected.top_ids_B_K})
+            found = Ranking(**{**vars(found), "top_scores_B_K": expected.top_scores_B_K})
+        check_exact(found, expected, table, catalog)
+    tight = LikelihoodRanker(catalog, model, node_budget=1 + seed % 7, cap=1 + seed % 5).rank(contexts, targets)
+    expected = whole.rank(contexts, targets)
+    assert (tight.lowest_B <= expected.ranks_B).all()
+    assert (tight.highest_B >= expected.ranks_B).all()
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["lm_head", "v_proj"], ["embed_tokens", "v_proj"]])
-def test_lora(small_catalog, contexts, targets):
-    model = get_peft_model(make_model(CONFIGS["llama"]()), LoraConfig(r=2, target_modules=targets, lora_dropout=0.5))
-    plain = LikelihoodRanker(small_catalog, model.get_base_model()).log_probs(contexts)
+@pytest.mark.parametrize("titles", [["Alien", "Alien 3"], ["Alien", "Alien 3", "Aliens", "Alien 3 a"], ["a", "a"]])
+def test_nested_titles(tokens, titles):
+    catalog, model = make_catalog(tokens, titles), make_model()
+    context = [7, 9, tokens.marker_id]
+    whole = DistributionRanker(catalog, model)
+    table = whole.log_probs([context]).numpy()
+    for target in catalog.item_ids:
+        found = LikelihoodRanker(catalog, model).rank([context], [target], top_k=10)
+        check_exact(found, whole.rank([context], [target], top_k=10), table, catalog)
+
+
+def test_one_item_and_no_context(tokens):
+    catalog, model = make_catalog(tokens, ["Alien"]), make_model()
+    ranker, context = LikelihoodRanker(catalog, model), [5, tokens.marker_id]
+    found = ranker.rank([context], ["i0"], excluded_B=[["i0"]])
+    assert (found.ranks_B.tolist(), found.top_ids_B_K, found.log_probs_B.tolist()) == ([1], [["i0"]], [0.0])
+    assert (found.lowest_B.tolist(), found.highest_B.tolist(), found.n_nodes_B.tolist()) == ([1], [1], [0])
+    found = ranker.rank([context], ["i0"], candidates_B=[[]])
+    assert (found.ranks_B.tolist(), found.top_ids_B_K) == ([1], [[]])
+    assert ranker.rank([context], ["i0"], top_k=0).top_ids_B_K == [[]]
+    assert ranker.rank([], []).ranks_B.shape == (0,)
+
+
+def test_budget_and_cap_give_brackets_that_hold_the_rank(catalog, contexts):
+    model = make_model(scale=3.0)
+    targets = targets_of(catalog, len(contexts))
+    expected = DistributionRanker(catalog, model).rank(contexts, targets, top_k=10)
+    widths = []
+    for budget in (1, 5, 20, 60, 120, 4096):
+        found = LikelihoodRanker(catalog, model, node_budget=budget).rank(contexts, targets, top_k=10)
+        path = max(map(len, catalog.paths))
+        assert (found.n_nodes_B <= max(budget, path)).all()
+        assert (found.lowest_B <= expected.ranks_B).all()
+        assert (expected.ranks_B <= found.highest_B).all()
+        assert (found.highest_B <= len(catalog)).all()
+        widths.append((found.highest_B - found.lowest_B).sum())
+        for top, of_expected, exact in zip(found.top_ids_B_K, expected.top_ids_B_K, found.top_exact_B, strict=True):
+            assert not exact or top == of_expected
+    assert widths[0] > 0
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == 0
+
+    for cap in (1, 10, 100):
+        found = LikelihoodRanker(catalog, model, cap=cap, nodes_per_forward=32).rank(contexts, targets, top_k=1)
+        within = expected.ranks_B <= cap
+        assert found.ranks_B[within].tolist() == expected.ranks_B[within].tolist()
+        assert (found.lowest_B == found.highest_B)[within].all()
+        assert (found.lowest_B[~within] > cap).all()
+        assert (found.ranks_B[~within] == len(catalog)).all()
+        assert (found.lowest_B <= expected.ranks_B).all()
+        assert (expected.ranks_B <= found.highest_B).all()
+
+
+def test_a_cap_saves_nodes(catalog, contexts):
+    model = make_model(scale=3.0)
+    worst = DistributionRanker(catalog, model).log_probs(contexts).argmin(1)
+    targets = [catalog.item_ids[i] for i in worst]
+
+    def n_nodes(cap: int | None) -> int:
+        return LikelihoodRanker(catalog, model, cap=cap, nodes_per_forward=32).rank(contexts, targets).n_nodes_B.sum()
+
+    assert n_nodes(3) < n_nodes(None) / 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, 12.0])
+def test_nodes_stay_under_depth_over_p(catalog, contexts, scale):
+    model = make_model(scale=scale)
+    table = DistributionRanker(catalog, model).log_probs(contexts).numpy()
+    order = np.argsort(-table, axis=1)
+    depth = max(map(len, catalog.paths))
+    for place in (0, 2, 10, 100):
+        found = LikelihoodRanker(catalog, model).rank(
+            contexts, [catalog.item_ids[i] for i in order[:, place]], top_k=1
+        )
+        bound = depth / np.exp(found.log_probs_B - BAND)
+        assert (found.n_nodes_B <= bound).all()
+        assert (found.n_nodes_B <= DistributionRanker(catalog, model).n_nodes_evaluated).all()  # each node once
+
+
+def test_memory_is_bounded(catalog, contexts, monkeypatch):
+    model = make_model(scale=3.0)
+    sizes, cached = [], []
+    forward = model.model.forward
+
+    def spy(**kwargs):
+        if kwargs["past_key_values"].get_seq_length():
+            sizes.append(kwargs["input_ids"].numel())
+            cached.append(kwargs["attention_mask"].shape[0] * kwargs["attention_mask"].shape[-1])
+        return forward(**kwargs)
+
+    monkeypatch.setattr(model.model, "forward", spy)
+    targets = targets_of(catalog, len(contexts))
+    whole = LikelihoodRanker(catalog, model).rank(contexts, targets)
+    forgets: list[int] = []
+    original = best_first.NodeReader.forget_nodes
+    monkeypatch.setattr(best_first.NodeReader, "forget_nodes", lambda self: (forgets.append(1), original(self)))
+    for nodes_per_forward, tokens_per_forward in ((64, 400), (2048, 400), (7, 100)):
+        sizes.clear()
+        cached.clear()
+        forgets.clear()
+        ranker = LikelihoodRanker(
+            catalog, model, nodes_per_forward=nodes_per_forward, tokens_per_forward=tokens_per_forward
+        )
+        found = ranker.rank(contexts, targets)
+        assert forgets
+        assert max(sizes) == ranker.most_nodes <= nodes_per_forward
+        assert max(cached) <= tokens_per_forward
+        assert found.ranks_B.tolist() == whole.ranks_B.tolist()
+        assert found.top_ids_B_K == whole.top_ids_B_K
+
+
+def test_masks_and_candidates(catalog, contexts):
+    model = make_model(scale=4.0)
+    rng = np.random.default_rng(3)
+    targets = targets_of(catalog, len(contexts))
+    whole, ranker = DistributionRanker(catalog, model), LikelihoodRanker(catalog, model)
+    table = whole.log_probs(contexts).numpy()
+    few = [[*rng.choice(catalog.item_ids, 12).tolist(), "nowhere"] for _ in contexts]
+    with_target = [[*items, target] for items, target in zip(few, targets, strict=True)]
+    many = [rng.choice(catalog.item_ids, 250).tolist() for _ in contexts]
+    asked = (
+        {"excluded_B": few},
+        {"excluded_B": with_target},  # never the target
+        {"excluded_B": many},
+        {"candidates_B": few},  # without the target: last
+        {"candidates_B": with_target},
+        {"candidates_B": many, "excluded_B": few},
+        {"candidates_B": [[] for _ in contexts]},
+    )
+    for masks in asked:
+        found = ranker.rank(contexts, targets, top_k=5, **masks)
+        check_exact(found, whole.rank(contexts, targets, top_k=5, **masks), table, catalog)
+    everything = ranker.rank(contexts, targets, top_k=5).n_nodes_B
+    assert ranker.rank(contexts, targets, top_k=5, candidates_B=with_target).n_nodes_B.sum() < everything.sum()
+
+
+def test_equal_rows_are_searched_once(catalog, contexts, monkeypatch):
+    ranker = LikelihoodRanker(catalog, make_model())
+    made: list[int] = []
+    original = best_first.Search.__init__
+
+    def spy(self, reader, tree, goals, limits):
+        made.append(len(goals))
+        original(self, reader, tree, goals, limits)
+
+    monkeypatch.setattr(best_first.Search, "__init__", spy)
+    found = ranker.rank([contexts[0]] * 3 + [contexts[1]], ["i0", "i0", "i1", "i0"])
+    assert made == [3]
+    assert found.ranks_B[0] == found.ranks_B[1]
+    assert found.log_probs_B[0] != found.log_probs_B[2]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, 12.0])
+def test_mixture_is_the_mean_of_the_distributions(catalog, contexts, scale):
+    model = make_model(scale=scale)
+    paths = [contexts[:3], contexts[2:5], [contexts[0]] * 3, [contexts[5], contexts[5], contexts[1]]]
+    targets = targets_of(catalog, len(paths))
+    log_probs = DistributionRanker(catalog, model).log_probs([c for of_user in paths for c in of_user]).double()
+    table = (log_probs.view(len(paths), 3, -1).logsumexp(1) - np.log(3)).numpy()
+    excluded = [list(catalog.item_ids[:40])] * len(paths)
+    for masks in ({}, {"excluded_B": excluded}):
+        for nodes_per_forward in (3, 50, 2048):
+            ranker = LikelihoodRanker(catalog, model, nodes_per_forward=nodes_per_forward)
+            found = ranker.rank_mixture(paths, targets, top_k=7, **masks)
+            check_exact(found, rank_scores(catalog, table, targets, top_k=7, **masks), table, catalog)
+            assert ranker.most_nodes <= nodes_per_forward
+    single = LikelihoodRanker(catalog, model).rank([contexts[0]], targets[2:3], top_k=7)
+    assert found.log_probs_B[2] == pytest.approx(single.log_probs_B[0], abs=BAND)  # three times the same path
+
+
+def test_top_items_without_a_target(catalog, contexts):
+    model = make_model(scale=4.0)
+    table = DistributionRanker(catalog, model).log_probs(contexts).numpy()
+    ranker = LikelihoodRanker(catalog, model)
+    found = ranker.search([[context] for context in contexts], [Goal(None)] * len(contexts), 6)
+    for b, of_context in enumerate(found):
+        assert [item for item, _ in of_context.top] == np.argsort(-table[b], kind="stable")[:6].tolist()
+        assert of_context.top_exact
+        assert (of_context.rank, of_context.lowest, of_context.highest, of_context.log_prob) == (None,) * 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_brackets_hold_the_true_rank(catalog, contexts, name, scale):
+    model = make_model(name, scale=scale).bfloat16()
+    targets = targets_of(catalog, len(contexts))
+    found = LikelihoodRanker(catalog, model).rank(contexts, targets)
+    exact = DistributionRanker(catalog, model.float()).rank(
+        contexts, targets
+    )  # the same weights, without the rounding
+    assert np.abs(found.log_probs_B - exact.log_probs_B).max() < 0.1
+    assert (found.lowest_B <= exact.ranks_B).all()
+    assert (exact.ranks_B <= found.highest_B).all()
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "down_proj"], ["lm_head", "v_proj"]])
+def test_lora(catalog, contexts, modules):
+    config = LoraConfig(r=2, target_modules=modules, lora_dropout=0.5)
+    model = get_peft_model(make_model("llama", scale=4.0), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
     model.train()
-    found = LikelihoodRanker(small_catalog, model).log_probs(contexts)
-    assert (found - plain).abs().max() > 0.1  # the adapter is seen
-    np.testing.assert_allclose(found, brute_force(model, small_catalog, contexts), atol=TOLERANCE, rtol=0)
-    assert model.training  # and its dropout was off: brute force ran in eval mode
-
-
-def test_a_trained_head_beside_lora(small_catalog, contexts):
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"])
-    model = get_peft_model(make_model(CONFIGS["llama"]()), config)
-    with torch.no_grad():
-        model.get_base_model().lm_head.modules_to_save["default"].weight.mul_(-1)
-    found = LikelihoodRanker(small_catalog, model).log_probs(contexts)
-    np.testing.assert_allclose(found, brute_force(model, small_catalog, contexts), atol=TOLERANCE, rtol=0)
-
-
-def test_wrappers_are_seen_through(small_catalog, contexts):
-    model = make_model(CONFIGS["qwen3"]())
-    wrapped = nn.Module()
-    wrapped.module = model
-    assert torch.equal(
-        LikelihoodRanker(small_catalog, wrapped).log_probs(contexts),
-        LikelihoodRanker(small_catalog, model).log_probs(contexts),
-    )
-
-
-def test_training_mode_comes_back_and_no_dropout_acts(small_catalog, contexts):
-    model = make_model(LlamaConfig(**SIZE, attention_dropout=0.9))
-    model.gradient_checkpointing_enable()
-    calm = LikelihoodRanker(small_catalog, model).log_probs(contexts)
-    assert not model.training
-    model.train()
-    ranker = LikelihoodRanker(small_catalog, model)
-    assert torch.equal(ranker.log_probs(contexts), calm)
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert not calm.requires_grad
-    with pytest.raises(ValueError, match="shorten"):
-        ranker.log_probs([[5] * 300])
+    targets = targets_of(catalog, len(contexts))
+    whole = DistributionRanker(catalog, model)
+    found = LikelihoodRanker(catalog, model).rank(contexts, targets)
+    check_exact(found, whole.rank(contexts, targets), whole.log_probs(contexts).numpy(), catalog)
     assert model.training
 
 
-def test_weights_are_read_at_each_call(small_catalog, contexts):
-    model = make_model(CONFIGS["qwen3"]())
-    ranker = LikelihoodRanker(small_catalog, model)
-    before = ranker.log_probs(contexts)
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.mul_(-1)
-    assert (ranker.log_probs(contexts) - before).abs().max() > 0.1
-
-
-def test_bfloat16_is_close(small_catalog, contexts):
-    model = make_model(CONFIGS["qwen3"](), scale=3)
-    exact = LikelihoodRanker(small_catalog, model).log_probs(contexts)
-    rough = LikelihoodRanker(small_catalog, model.bfloat16()).log_probs(contexts)
-    assert rough.dtype == torch.float32
-    torch.testing.assert_close(rough.exp().sum(1), torch.ones(len(contexts)), atol=1e-5, rtol=0)
-    assert (rough.exp() - exact.exp()).abs().max() < 0.1
-
-
-def test_only_nodes_above_a_branching_are_evaluated(small_tokens):
-    def n_nodes(*titles: str) -> tuple[int, int]:
-        items = pl.DataFrame({"item_id": list(titles), "title": list(titles)})
-        ranker = LikelihoodRanker(build_catalog(items, small_tokens), make_model(CONFIGS["qwen3"]()))
-        return ranker.n_nodes_evaluated, ranker.n_edges
-
-    assert n_nodes("mug") == (0, 0)
-    assert n_nodes("mug", "zebra" * 20)[1] == 2  # the long forced tail costs nothing
-    assert n_nodes("mug", "zebra" * 20)[0] <= 1  # the blank before both, where it is a token of its own
-
-
-def test_ranks_follow_the_log_probs(small_catalog, contexts):
-    ranker = LikelihoodRanker(small_catalog, make_model(CONFIGS["qwen3"]()))
-    table = ranker.log_probs(contexts).numpy()
-    targets = ["i0", "i4", "i9", "i4", "i2"]
-    ranking = ranker.rank(contexts, targets, top_k=3)
-    for b, target in enumerate(targets):
-        best = np.argsort(-table[b], kind="stable")
-        assert ranking.ranks_B[b] == 1 + best.tolist().index(int(target[1:]))
-        assert ranking.top_ids_B_K[b] == [f"i{i}" for i in best[:3]]
-        assert ranking.top_scores_B_K[b] == table[b][best[:3]].tolist()
-        assert ranking.log_probs_B[b] == table[b, int(target[1:])]
-
-
-def test_excluded_and_candidates_by_hand(small_catalog):
-    table = np.log(np.array([[0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05, 0.03, 0.01, 0.01]], dtype=np.float32))
-
-    def rank(target, **kwargs):
-        ranking = rank_scores(small_catalog, table, [target], top_k=2, **kwargs)
-        return int(ranking.ranks_B[0]), ranking.top_ids_B_K[0], float(ranking.log_probs_B[0])
-
-    log = {item: float(table[0, int(item[1])]) for item in small_catalog.item_ids}
-    assert rank("i0") == (1, ["i0", "i1"], log["i0"])
-    assert rank("i2") == (6, ["i0", "i1"], log["i2"])  # ties count against the target
-    assert rank("i9") == (10, ["i0", "i1"], log["i9"])
-    assert rank("i2", excluded_B=[["i0", "i3", "nowhere"]]) == (4, ["i1", "i2"], log["i2"])
-    assert rank("i2", excluded_B=[["i2", "i0"]]) == (5, ["i1", "i2"], log["i2"])  # never the target
-    assert rank("i2", candidates_B=[["i2", "i9", "i1"]]) == (2, ["i1", "i2"], log["i2"])
-    assert rank("i2", candidates_B=[["i8", "i9"]]) == (10, ["i8", "i9"], log["i2"])  # not retrieved: last
-    assert rank("i2", candidates_B=[["i8", "i9"]], excluded_B=[["i8", "i0"]]) == (8, ["i9"], log["i2"])
-    everything = list(small_catalog.item_ids)
-    assert rank("i7", excluded_B=[everything]) == (1, ["i7"], log["i7"])
-    assert rank("i7", candidates_B=[[]]) == (10, [], log["i7"])
-    assert table[0, 0] == np.float32(np.log(np.float32(0.3)))  # the table was not written to
-
-
-def test_no_contexts_and_one_item(small_tokens, small_catalog):
-    model = make_model(CONFIGS["qwen3"]())
-    ranker = LikelihoodRanker(small_catalog, model)
-    assert ranker.log_probs([]).shape == (0, 10)
-    assert ranker.rank([], []).ranks_B.shape == (0,)
-    single = build_catalog(pl.DataFrame({"item_id": ["a"], "title": ["Alien"]}), small_tokens)
-    ranking = LikelihoodRanker(single, model).rank([[5, small_tokens.marker_id]], ["a"], excluded_B=[["a"]])
-    assert (ranking.ranks_B.tolist(), ranking.top_ids_B_K, ranking.log_probs_B.tolist()) == ([1], [["a"]], [0.0])
-
-
-def test_what_cannot_be_ranked_is_refused(small_tokens, small_catalog, contexts):
-    model = make_tiny_teacher(small_tokens.tokenizer, hidden_size=16, n_layers=1, n_heads=2, max_length=40)
-    ranker = LikelihoodRanker(small_catalog, model)
-    longest = max(map(len, small_catalog.paths))
-    ranker.log_probs([[5] * (40 - longest)])
-    with pytest.raises(ValueError, match="a context and its item take 41 tokens, the model 40; shorten"):
-        ranker.log_probs([[5] * (41 - longest)])
+def test_what_cannot_be_ranked_is_refused(catalog, contexts):
+    model = make_model()
+    ranker = LikelihoodRanker(catalog, model)
+    with pytest.raises(ValueError, match="shorten the history budget"):
+        ranker.rank([[5] * 256], ["i0"])
     with pytest.raises(ValueError, match="a context is empty"):
-        ranker.log_probs([contexts[1], []])
-    with pytest.raises(ValueError, match="target 'x' is not one of the 10 items"):
-        ranker.rank(contexts[1:2], ["x"])
+        ranker.rank([contexts[0], []], ["i0", "i1"])
+    with pytest.raises(ValueError, match="target 'x' is not one of the 300 items"):
+        ranker.rank(contexts[:1], ["x"])
     with pytest.raises(ValueError, match="2 contexts but 1 rows in target_ids_B"):
         ranker.rank(contexts[:2], ["i0"])
-    with pytest.raises(ValueError, match="2 contexts but 3 rows in excluded_B"):
-        ranker.rank([contexts[1]] * 2, ["i0", "i1"], excluded_B=[[], [], []])
-
-
-def test_another_vocabulary_is_refused(small_catalog):
-    with pytest.raises(ValueError, match="but the model knows 50 tokens; build the catalog with the model's own"):
-        LikelihoodRanker(small_catalog, make_model(Qwen3Config(**{**SIZE, "vocab_size": 50})))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        lambda: Gemma2Config(**SIZE, sliding_window=8),
-        lambda: MistralConfig(**SIZE, sliding_window=8),
-        lambda: Qwen3Config(**SIZE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-    ],
-)
-def test_sliding_windows_are_refused(small_catalog, config):
-    with pytest.raises(ValueError, match=r"layers of kind .*sliding_attention.*needs full attention"):
-        LikelihoodRanker(small_catalog, make_model(config()))
-
-
-def test_mistral_without_a_window_ranks(small_catalog, contexts):
-    model = make_model(MistralConfig(**SIZE, sliding_window=None))
-    found = LikelihoodRanker(small_catalog, model).log_probs(contexts[:1])
-    np.testing.assert_allclose(found, brute_force(model, small_catalog, contexts[:1]), atol=TOLERANCE, rtol=0)
+    with pytest.raises(ValueError, match=r"same number of contexts.*found \[1, 2\]"):
+        ranker.rank_mixture([contexts[:1], contexts[:2]], ["i0", "i1"])
+    with pytest.raises(ValueError, match="node_budget must be 1 or more, found 0"):
+        LikelihoodRanker(catalog, model, node_budget=0)

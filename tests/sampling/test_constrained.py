@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Lo
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.tree import build_tree
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.sampling.constrained import CatalogConstraint, decode_items
 from anyo_rl.sampling.transformers import left_padded
 from anyo_rl.tokens import Tokens
@@ -75,7 +75,7 @@ def test_every_mode_writes_items_alone(small_tokens, contexts, name, titles, see
     assert [len(row) for row in drawn] == [n] * len(contexts)
     for row in decode_items(*common, mode="beam", n=n):
         assert 1 <= len(row) == len(set(row)) <= n
-    log_probs = LikelihoodRanker(catalog, model).log_probs(contexts).numpy()
+    log_probs = DistributionRanker(catalog, model).log_probs(contexts).numpy()
     k = min(n, len(catalog))
     for row, expected in zip(decode_items(*common, mode="beam", n=n, n_beams=24), log_probs, strict=True):
         assert len(row) == k  # a beam as wide as the catalog finds the engine's best
@@ -108,7 +108,7 @@ def test_draws_have_the_engine_s_probabilities(small_tokens, small_catalog, cont
         model, small_catalog, small_tokens, contexts, mode="sample", n=2000, temperature=temperature, batch_size=6000
     )
     model.lm_head.weight.data /= temperature  # the engine knows no temperature; logits are linear in the head
-    probabilities = LikelihoodRanker(small_catalog, model).log_probs(contexts).double().exp().numpy()
+    probabilities = DistributionRanker(small_catalog, model).log_probs(contexts).double().exp().numpy()
     for row, expected in zip(drawn, probabilities, strict=True):
         assert expected.max() < 0.9
         counts = np.bincount(small_catalog.indices(row), minlength=len(small_catalog))

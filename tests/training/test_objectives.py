@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anyo_rl.catalog.tree import build_tree
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.training.objectives import item_weights, path_log_prob
 from anyo_rl.training.reasoner import branchings
 
@@ -72,7 +72,7 @@ def test_path_log_prob_gradients_are_finite_and_right(dtype):
 
 def test_path_log_prob_is_what_the_engine_ranks_by(small_catalog, small_tokens, small_teacher):
     context = [*small_tokens.context_ids("Alien\n"), small_tokens.marker_id]
-    engine = LikelihoodRanker(small_catalog, small_teacher).log_probs([context])[0]
+    engine = DistributionRanker(small_catalog, small_teacher).log_probs([context])[0]
     for item, path in enumerate(small_catalog.paths):
         with torch.no_grad():
             logits = small_teacher(torch.tensor([[*context, *path]])).logits[0, len(context) - 1 :]

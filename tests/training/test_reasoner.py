@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.teacher import make_tiny_teacher, stop_at_marker, train_tokenizer
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.reasoner import ReasonerTrainer
@@ -138,7 +138,7 @@ def contexts_of(inputs) -> list[list[int]]:
 
 def slow_item_loss(trainer, inputs) -> float:
     """−mean over prompts of Σ w log p(target | path), by the engine."""
-    log_probs = LikelihoodRanker(trainer.catalog, trainer.model).log_probs(contexts_of(inputs))
+    log_probs = DistributionRanker(trainer.catalog, trainer.model).log_probs(contexts_of(inputs))
     log_p = log_probs[torch.arange(len(log_probs)), inputs["item_index"]]
     return -float((inputs["item_weight"] * log_p).sum()) / (len(log_p) / G)
 
@@ -212,7 +212,7 @@ def test_rewards_get_their_columns(make):
             assert found == [None] * 4
             continue
         context = [*tokens.context_ids(row["prompt"]), *ids]
-        ranking = LikelihoodRanker(catalog, trainer.model).rank(
+        ranking = DistributionRanker(catalog, trainer.model).rank(
             [context], [row["target_id"]], top_k=1, excluded_B=[row["history"]]
         )
         rank = int(ranking.ranks_B[0])
