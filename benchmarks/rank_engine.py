@@ -8,20 +8,19 @@ ANYO_RL_DATA=data python benchmarks/rank_engine.py --json rank_engine.json
 ANYO_RL_DATA=data python benchmarks/rank_engine.py --model_name_or_path PATH --marker_token "<filename>" \
     --contexts 4 --peer_items 64 --train_steps 20 --lr 1e-4
 
-With `--peer_items` the peers score an even sample of the catalog, and their time is scaled up by tokens.
+With `--peer_items` the peers score an even sample of the catalog, and their time is scaled up by tokens. Notes say how
+well the constrained order (forced tokens cost nothing) agrees with that of the plain sequence log-likelihood.
 """
 
 import argparse
 import copy
-import json
-import os
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from report import report
+from scipy.stats import spearmanr
 from transformers import DynamicCache, PreTrainedModel
 from trl import ModelConfig
 
@@ -63,13 +62,13 @@ def train(model: PreTrainedModel, task: Task, catalog: Catalog, tokens: Tokens, 
 @torch.no_grad()
 def score_items(
     model: PreTrainedModel, catalog: Catalog, context: list[int], items: list[int], batch_size: int, cached: bool
-) -> tuple[np.ndarray, float, int]:
-    """Log-probabilities of items one by one, the seconds that this took, and the tokens evaluated.
+) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """Log-probabilities of items one by one, constrained and plain, the seconds that this took, and the tokens read.
 
     The clock counts the forwards and the sequence log-likelihood, as a plain scorer would; it stops while the numbers
     are renormalised over the tree's children.
     """
-    tree, log_p = catalog.tree, np.zeros(len(items))
+    tree, log_p, plain = catalog.tree, np.zeros(len(items)), np.zeros(len(items))
     order = sorted(range(len(items)), key=lambda i: len(catalog.paths[items[i]]))
     began = time.perf_counter()
     n_tokens = len(context) if cached else 0
@@ -91,7 +90,8 @@ def score_items(
         else:
             whole = torch.cat([torch.tensor([context]).expand(len(part), -1), ids], dim=1)
             logits = model(input_ids=whole, logits_to_keep=width + 1).logits[:, :-1]
-        _ = logits.float().log_softmax(-1).gather(2, ids[..., None]).sum()
+        of_tokens = logits.float().log_softmax(-1).gather(2, ids[..., None])[..., 0]
+        plain[part] = [float(row[: len(path)].sum()) for row, path in zip(of_tokens, paths, strict=True)]
         seconds += time.perf_counter() - began
         n_tokens += sum(map(len, paths)) + (0 if cached else len(part) * len(context))
         for row, i in enumerate(part):
@@ -101,11 +101,24 @@ def score_items(
                 of_children = logits[row, tree.depth[parent], tree.token[children].tolist()].double()
                 log_p[i] += float(of_children.log_softmax(0)[node - children.start])
                 node = parent
-    return log_p, seconds, n_tokens
+    return log_p, plain, seconds, n_tokens
 
 
-def compare(model: PreTrainedModel, name: str, catalog: Catalog, rows: list[Any], args: Any) -> list[dict[str, Any]]:
-    """One teacher: seconds and tokens per context of the engine's two forms and of the two peers."""
+def order_note(name: str, constrained_B_N: np.ndarray, plain_B_N: np.ndarray) -> str:
+    """How alike the two orders of the scored items are, on average over contexts."""
+    pairs = list(zip(constrained_B_N, plain_B_N, strict=True))
+    rho = np.mean([spearmanr(a, b).statistic for a, b in pairs])
+    same_top = np.mean([len(set(np.argsort(-a)[:10]) & set(np.argsort(-b)[:10])) for a, b in pairs])
+    return (
+        f"{name}: constrained order against plain sequence log-likelihood, {len(pairs)} contexts, "
+        f"{constrained_B_N.shape[1]} items: Spearman {rho:.3f}, {same_top:.1f} of 10 top items are the same"
+    )
+
+
+def compare(
+    model: PreTrainedModel, name: str, catalog: Catalog, rows: list[Any], args: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """One teacher: seconds and tokens per context of the engine's two forms and of the two peers, and notes."""
     contexts = [row["context"] for row in rows]
     targets = [row["target_id"] for row in rows]
     engines: dict[str, tuple[float, float]] = {}
@@ -119,20 +132,23 @@ def compare(model: PreTrainedModel, name: str, catalog: Catalog, rows: list[Any]
     engines["whole"] = (time.perf_counter() - began) / len(rows), context_tokens + ranker.n_nodes_evaluated
     expected = rank_scores(catalog, table, targets)
     same = (bounded.lowest_B <= expected.ranks_B).all() and (expected.ranks_B <= bounded.highest_B).all()
-    print(
+    notes = [
         f"{name}: median rank {np.median(expected.ranks_B):.0f} of {len(catalog)}, exact for "
         f"{(bounded.lowest_B == bounded.highest_B).mean():.0%}, nodes {bounded.n_nodes_B.mean():.0f} on average and "
         f"{bounded.n_nodes_B.max()} at most, of {ranker.n_nodes_evaluated}"
-    )
+    ]
     assert same, "a bracket of the bounded search does not hold the rank"
 
     items = np.linspace(0, len(catalog) - 1, args.peer_items or len(catalog)).round().astype(int).tolist()
     path_tokens = sum(map(len, catalog.paths))
     found = []
+    plain_B_N = np.zeros((args.peer_contexts, len(items)))
     for peer in ("plain", "cached"):
         seconds = n_tokens = worst = 0.0
         for b in range(args.peer_contexts):
-            log_p, took, read = score_items(model, catalog, contexts[b], items, args.batch_size, peer == "cached")
+            log_p, plain_B_N[b], took, read = score_items(
+                model, catalog, contexts[b], items, args.batch_size, peer == "cached"
+            )
             length, n = len(contexts[b]), len(catalog)
             whole = path_tokens + length * (1 if peer == "cached" else n)
             seconds, n_tokens = seconds + took * whole / read, n_tokens + whole
@@ -144,8 +160,10 @@ def compare(model: PreTrainedModel, name: str, catalog: Catalog, rows: list[Any]
                 ("tokens", own_tokens, n_tokens / args.peer_contexts),
             ):
                 label = f"{name}, {engine} against {peer}, {unit} per context"
-                found.append({"name": label, "ours": ours, "peer": theirs, "ratio": theirs / ours, "agree": worst})
-    return found
+                row = {"name": label, "ours": round(ours, 4), "peer": round(theirs, 2)}
+                found.append(row | {"ratio": round(theirs / ours, 1), "agree": bool(worst < TOLERANCE)})
+    notes.append(order_note(name, table[: args.peer_contexts, items], plain_B_N))
+    return found, notes
 
 
 def main() -> None:
@@ -160,7 +178,7 @@ def main() -> None:
     parser.add_argument("--cap", type=int, default=1000)
     parser.add_argument("--train_steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
 
     task = load_task(DataArguments(dataset="office", split="given", max_history=10, history_tokens=200))
@@ -176,20 +194,15 @@ def main() -> None:
     for row in rows:
         row["context"] = [*tokens.context_ids(row["prompt"]), tokens.marker_id]
     size = sum(parameter.numel() for parameter in model.parameters())
-    machine = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
-    print(f"{machine}, torch {torch.__version__}; {size / 1e6:.1f}M parameters, fp32, {len(catalog)} items")
+    notes = [f"{size / 1e6:.1f}M parameters, fp32, {torch.get_num_threads()} threads, {len(catalog)} items"]
     model.eval()
-    found = compare(model, "untrained", catalog, rows, args)
+    found, of_teacher = compare(model, "untrained", catalog, rows, args)
+    notes += of_teacher
     if args.train_steps:
         train(model, task, catalog, tokens, args.train_steps, args.lr)
-        found += compare(model, f"{args.train_steps} steps", catalog, rows, args)
-    print(f"{'':58} {'ours':>10} {'peer':>12} {'ratio':>8} {'agree':>8}")
-    for row in found:
-        print(f"{row['name']:58} {row['ours']:>10.3f} {row['peer']:>12.2f} {row['ratio']:>7.1f}x {row['agree']:>8.0e}")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "rows": found}, indent=2))
+        of_trained, of_teacher = compare(model, f"{args.train_steps} steps", catalog, rows, args)
+        found, notes = found + of_trained, notes + of_teacher
+    report(found, args.json, notes)
 
 
 if __name__ == "__main__":

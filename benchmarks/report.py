@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,21 @@ def machine() -> str:
     return f"{name}, {cores} cores{load}, {platform.system()}, Python {platform.python_version()}"
 
 
-def report(rows: list[dict[str, Any]], json_file: str | None) -> None:
-    """Prints the machine and a table of the rows, and writes both as JSON where a file is named.
+def report(rows: list[dict[str, Any]], json_file: str | None, notes: Sequence[str] = ()) -> None:
+    """Prints the machine, notes and a table of the rows, and writes all of it as JSON where a file is named.
 
     Args:
         rows: each with the same keys: name, ours, peer, ratio, agree.
-        json_file: where to write `{"machine": …, "rows": …}`.
+        json_file: where to write `{"machine": …, "notes": …, "rows": …}`.
+        notes: lines that say what was compared.
     """
     here = machine()
-    print(f"machine: {here}")
+    print(f"machine: {here}", *notes, sep="\n")
     table = [list(rows[0])] + [["-" if value is None else str(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]))
     if json_file:
-        Path(json_file).write_text(json.dumps({"machine": here, "rows": rows}, indent=2), encoding="utf-8")
+        Path(json_file).write_text(
+            json.dumps({"machine": here, "notes": list(notes), "rows": rows}, indent=2), encoding="utf-8"
+        )

@@ -18,7 +18,7 @@ def test_the_benchmark_prints_a_table_and_writes_json(repo_root, tmp_path, data_
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert len(rows) == 2 * 2 * 2 * 2  # teachers, engines, peers, units
     for row in rows:
-        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"])
-        assert row["agree"] < 1e-3
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.05)
+        assert row["agree"] is True
         if row["name"].endswith("tokens per context"):
             assert row["ratio"] > 10
