@@ -68,6 +68,7 @@ class Found:
         log_prob: of the target.
         top: (item index, log-probability), best first; of equal ones the lower index is first.
         top_exact: whether no other item can belong in `top`.
+        complete: whether the node budget was enough.
         n_nodes: tree nodes read for each context.
     """
 
@@ -77,6 +78,7 @@ class Found:
     log_prob: float | None
     top: list[tuple[int, float]]
     top_exact: bool
+    complete: bool
     n_nodes: int
 
 
@@ -291,6 +293,7 @@ class Search:
                     log_prob=float(self.log_p_U[user]) if self.target_U[user] >= 0 else None,
                     top=list(zip(self.top_item[top].tolist(), self.top_log_p[top].tolist(), strict=True)),
                     top_exact=not open_top[user],
+                    complete=not self.spent_U[user],
                     n_nodes=int(self.reader.n_nodes_U[user]),
                 )
             )

@@ -143,6 +143,7 @@ class LikelihoodRanker:
             lowest_B=column("lowest"),
             highest_B=column("highest"),
             top_exact_B=np.array([f.top_exact for f in found], dtype=bool),
+            complete_B=np.array([f.complete for f in found], dtype=bool),
             n_nodes_B=np.array([f.n_nodes for f in found], dtype=np.int64),
         )
 
@@ -194,4 +195,4 @@ class LikelihoodRanker:
         competes = goal.allowed_N is None or bool(goal.allowed_N[0])
         rank = 1 if competes and goal.target is not None else None
         log_prob = None if goal.target is None else 0.0
-        return Found(rank, rank, rank, log_prob, [(0, 0.0)] * (competes and top_k > 0), True, 0)
+        return Found(rank, rank, rank, log_prob, [(0, 0.0)] * (competes and top_k > 0), True, True, 0)

@@ -33,6 +33,7 @@ class Ranking:
         log_probs_B: float, shape (B,), log p(target), where the ranker is a distribution; `None` elsewhere.
         lowest_B, highest_B: int64, shape (B,), a bracket of the rank, from a ranker that may stop early.
         top_exact_B: bool, shape (B,), whether the top items are certain, from a ranker that may stop early.
+        complete_B: bool, shape (B,), whether no budget ended the search, from a ranker that may stop early.
         n_nodes_B: int64, shape (B,), tree nodes that were evaluated for each context, where they were counted.
     """
 
@@ -43,12 +44,13 @@ class Ranking:
     lowest_B: np.ndarray | None = None
     highest_B: np.ndarray | None = None
     top_exact_B: np.ndarray | None = None
+    complete_B: np.ndarray | None = None
     n_nodes_B: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ranks_B)
         lengths = {"top_ids_B_K": len(self.top_ids_B_K), "top_scores_B_K": len(self.top_scores_B_K)}
-        for name in ("log_probs_B", "lowest_B", "highest_B", "top_exact_B", "n_nodes_B"):
+        for name in ("log_probs_B", "lowest_B", "highest_B", "top_exact_B", "complete_B", "n_nodes_B"):
             if getattr(self, name) is not None:
                 lengths[name] = len(getattr(self, name))
         wrong = {name: length for name, length in lengths.items() if length != n}

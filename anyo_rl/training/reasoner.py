@@ -113,17 +113,12 @@ class ReasonerTrainer(GRPOTrainer):
         raise_together(None, self.accelerator)
         return ranking
 
-    def _known(self, ranking: Ranking) -> np.ndarray:
-        """(B,) bool: the rank is exact, or surely beyond the cap; the node budget was enough."""
-        assert ranking.lowest_B is not None
-        exact = ranking.lowest_B == ranking.highest_B
-        return exact if self.rank_cap is None else exact | (ranking.lowest_B > self.rank_cap)
-
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         ranking = self._rank_together(inputs, completion_ids_list)
         log_probs_B = ranking.log_probs_B
         assert log_probs_B is not None, "the engine is a distribution"
-        assert ranking.n_nodes_B is not None, "it counts its nodes"
+        assert ranking.n_nodes_B is not None, "it counts nodes"
+        assert ranking.complete_B is not None, "it says where the budget ended it"
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
         ranked = [
@@ -152,7 +147,7 @@ class ReasonerTrainer(GRPOTrainer):
         self._log_metric("rank/mean", float(ranking.ranks_B.mean()))
         self._log_metric("rank/gain", float(gains.mean()))
         self._log_metric("rank/nodes", float(ranking.n_nodes_B.mean()))
-        self._log_metric("rank/known_share", float(self._known(ranking).mean()))
+        self._log_metric("rank/complete_share", float(ranking.complete_B.mean()))
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
         return rewards
 

@@ -203,6 +203,8 @@ def test_budget_and_cap_give_brackets_that_hold_the_rank(catalog, contexts):
         assert (found.lowest_B <= expected.ranks_B).all()
         assert (expected.ranks_B <= found.highest_B).all()
         assert (found.highest_B <= len(catalog)).all()
+        assert found.complete_B[found.lowest_B == found.highest_B].all() or budget < 4096
+        assert (found.lowest_B == found.highest_B)[found.complete_B].all()
         widths.append((found.highest_B - found.lowest_B).sum())
         for top, of_expected, exact in zip(found.top_ids_B_K, expected.top_ids_B_K, found.top_exact_B, strict=True):
             assert not exact or top == of_expected
