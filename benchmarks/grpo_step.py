@@ -4,8 +4,8 @@ python benchmarks/grpo_step.py --json grpo_step.json            the toy world, a
 python benchmarks/grpo_step.py --teacher runs/toy/sft/teacher   from a teacher that is there
 python benchmarks/grpo_step.py --config recipes/configs/office/grpo_teacher.yaml
 
-`ours` is the time spent on ranking, `peer` that of the whole step (sampling, ranking, rewards and the update). The first
-step is left out. `agree` says whether every search came to its end within the node budget.
+`ours` is the time spent on ranking, `peer` that of the whole step (sampling, ranking, rewards and the update). The
+first step is left out. `agree` says whether every search came to its end within the node budget.
 """
 
 import argparse
