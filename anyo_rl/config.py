@@ -17,6 +17,7 @@ from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
 from anyo_rl.task import DataArguments
 from anyo_rl.training.objectives import ItemLoss
+from anyo_rl.training.reasoner import RankerKind
 
 
 @dataclass
@@ -49,6 +50,10 @@ class ReasonerArguments:
     )
     reward_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Parameters of rewards: name to a mapping (in YAML)."}
+    )
+    ranker: RankerKind = field(
+        default="likelihood",
+        metadata={"help": "likelihood reads the answer off by its rank; match samples the item too (item_loss none)."},
     )
     item_loss: ItemLoss = field(
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}

@@ -236,7 +236,7 @@ def train_grpo(
         )
     training_args = keep_best(training_args, stage_dir)
     training_args.max_completion_length = teacher_args.max_reasoning_tokens
-    stop_at_marker(model, tokens)
+    stop_at_marker(model, tokens, write_item=reasoner_args.ranker == "match")
     AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
     trainer = ReasonerTrainer(
         model=model,
@@ -248,6 +248,7 @@ def train_grpo(
         catalog=catalog,
         tokens=tokens,
         validation=validation(task, catalog, tokens, teacher_args, teacher_args.eval_mode),
+        ranker=reasoner_args.ranker,
         item_loss=reasoner_args.item_loss,
         item_loss_weight=reasoner_args.item_loss_weight,
         mask_history=task.args.mask_history,

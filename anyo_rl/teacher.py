@@ -123,11 +123,16 @@ def load_teacher(model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTo
     return model, tokenizer
 
 
-def stop_at_marker(model: PreTrainedModel, tokens: Tokens) -> None:
+def stop_at_marker(model: PreTrainedModel, tokens: Tokens, write_item: bool = False) -> None:
     """Makes generation end on the marker (and on end-of-sequence), so that the reasoning is the whole completion.
 
     TRL reads the stop tokens from the model's generation config when a trainer is built: call this before. What the
     checkpoint brought besides (top_k, repetition penalty) is dropped: it would fill what the trainer leaves open.
+
+    Args:
+        model: the teacher.
+        tokens: its tokenizer and marker.
+        write_item: go on after the marker, and end on end-of-sequence alone.
 
     Raises:
         ValueError: other tokens have the marker's very vector in the head, as unused tokens of a checkpoint often do:
@@ -144,7 +149,8 @@ def stop_at_marker(model: PreTrainedModel, tokens: Tokens) -> None:
                 f"tokens and cannot be told from them; set marker_token to another one of {others}"
             )
     model.generation_config = GenerationConfig(
-        eos_token_id=[tokens.eos_id, tokens.marker_id], pad_token_id=tokens.tokenizer.pad_token_id
+        eos_token_id=[tokens.eos_id, *([] if write_item else [tokens.marker_id])],
+        pad_token_id=tokens.tokenizer.pad_token_id,
     )
 
 

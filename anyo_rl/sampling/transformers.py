@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
+from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.ranking.policy import causal_lm, inference
+from anyo_rl.sampling.constraint import CatalogConstraint, constrained_log_probs
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.tokens import Tokens
 
@@ -40,18 +42,31 @@ def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
 class TransformersSampler:
     """Samples with the model in hand. The draws depend on how contexts fall into batches.
 
+    Completions stop at the marker; with a tree they go on to an item of the catalog and nothing else, each of them:
+    the marker is forced where the reasoning has reached `max_new_tokens`, and the item comes on top of these.
+
     Args:
         model: the teacher; wrappers are seen through, weights are read at each call.
         tokens: its tokenizer and marker.
         batch_size: completions generated at once.
-        with_log_probs: whether samples carry the log-probability of their tokens.
+        with_log_probs: whether samples carry the log-probability of their tokens (under the same constraint).
+        tree: the catalog's prefix tree, where items are to be written.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tokens, batch_size: int = 256, with_log_probs: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        batch_size: int = 256,
+        with_log_probs: bool = False,
+        tree: PrefixTree | None = None,
+    ) -> None:
         self.model = model
         self.tokens = tokens
         self.batch_size = batch_size
         self.with_log_probs = with_log_probs
+        self.tree = tree
+        self.stops = [tokens.eos_id] if tree is not None else [tokens.eos_id, tokens.marker_id]
 
     def sample(
         self,
@@ -69,8 +84,8 @@ class TransformersSampler:
             temperature=float(temperature) if temperature > 0 else None,
             top_p=top_p if temperature > 0 else None,
             top_k=0 if temperature > 0 else None,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=[self.tokens.eos_id, self.tokens.marker_id],
+            max_new_tokens=max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0),
+            eos_token_id=self.stops,
             pad_token_id=self.tokens.tokenizer.pad_token_id,
         )
         repeated = [list(context) for context in contexts_B for _ in range(n)]
@@ -81,10 +96,20 @@ class TransformersSampler:
             torch.manual_seed(seed)
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                samples.update(zip(batch, self._generate([repeated[i] for i in batch], config), strict=True))
+                samples.update(
+                    zip(batch, self._generate([repeated[i] for i in batch], config, max_new_tokens), strict=True)
+                )
         return [[samples[b * n + g] for g in range(n)] for b in range(len(contexts_B))]
 
-    def _log_probs(self, sequences_B_W: torch.Tensor, context_mask: torch.Tensor, scale: float) -> torch.Tensor:
+    def constraint(self, prompt_width: int, max_new_tokens: int) -> CatalogConstraint | None:
+        """What holds one call of `generate` to the catalog; `None` without a tree. Training masks by the same."""
+        if self.tree is None:
+            return None
+        return CatalogConstraint(self.tree, self.tokens, prompt_width, max_new_tokens - 1)
+
+    def _log_probs(
+        self, sequences_B_W: torch.Tensor, context_mask: torch.Tensor, scale: float, max_new_tokens: int
+    ) -> torch.Tensor:
         """(B, T) log-probabilities of the new tokens: the policy's own numbers at this temperature, fp32.
 
         By a forward of their own, a few rows at a time: kept while generating, the logits of all steps would be
@@ -106,25 +131,34 @@ class TransformersSampler:
                 logits_to_keep=n_new + 1,
                 use_cache=False,
             ).logits[:, :-1]
+            constraint = self.constraint(context_mask.shape[1], max_new_tokens)
+            if constraint is not None:
+                chunks.append(constrained_log_probs(logits, sequences_B_W[rows], constraint, scale)[0])
+                continue
             logits = logits.float() / scale
             chosen = logits.gather(2, new[rows, :, None])[..., 0]
             chunks.append(chosen - logits.logsumexp(2))
         return torch.cat(chunks)
 
-    def _generate(self, contexts: list[list[int]], config: GenerationConfig) -> list[Sample]:
+    def _generate(self, contexts: list[list[int]], config: GenerationConfig, max_new_tokens: int) -> list[Sample]:
         model = causal_lm(self.model)
         ids, mask = left_padded(contexts, self.tokens.tokenizer.pad_token_id, model.device)
         with own_settings_aside(model):
-            sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            constraint = self.constraint(ids.shape[1], max_new_tokens)
+            sequences = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([constraint] if constraint else []),
+            )
         new = sequences[:, ids.shape[1] :]
         log_probs = None
         if self.with_log_probs:
             scale = config.temperature if config.do_sample else 1.0
-            log_probs = self._log_probs(sequences, mask, scale).tolist()
-        stops = {self.tokens.eos_id, self.tokens.marker_id}
+            log_probs = self._log_probs(sequences, mask, scale, max_new_tokens).tolist()
         samples = []
         for row, written in enumerate(new.tolist()):
-            end = next((t + 1 for t, token in enumerate(written) if token in stops), None)
+            end = next((t + 1 for t, token in enumerate(written) if token in self.stops), None)
             kept = tuple(written[:end])
             samples.append(
                 Sample(

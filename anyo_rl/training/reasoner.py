@@ -3,11 +3,14 @@
 The sampled completion stops at the marker: the reasoning is the action. Ranking happens once per batch, before the
 rewards, and reaches them as columns. What TRL hooks are used: `_calculate_rewards` (columns in, errors exchanged),
 `_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`.
+
+With the `match` ranker the item is written too, held to the catalog, and is part of the action: completions come by
+`rollout_func`, and `_get_per_token_logps_and_entropies` masks the trainer's log-probabilities as they were sampled.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +21,17 @@ from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking
+from anyo_rl.sampling.constraint import constrained_log_probs
+from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.objectives import ItemLoss, item_weights, path_log_prob
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
 
 LEAST_ITEM_WEIGHT = 1e-3
+RankerKind = Literal["likelihood", "match"]
 
 
 class ReasonerTrainer(GRPOTrainer):
@@ -32,12 +39,14 @@ class ReasonerTrainer(GRPOTrainer):
 
     Rewards get these columns besides the dataset's own (`None` for a completion without a marker, save `n_items`):
     `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first), `log_prob` (log p(target | path)), `n_items`.
-    The model must stop at the marker: see `anyo_rl.teacher.stop_at_marker`.
+    With the `match` ranker `item_id` is the item that was written, and there is no `log_prob`.
+    The model must stop at the marker, or after the item: see `anyo_rl.teacher.stop_at_marker`.
 
     Args:
         catalog: the catalog.
         tokens: the teacher's tokenizer and marker.
         validation: what is measured at each evaluation.
+        ranker: `likelihood` reads the answer off; `match` lets the teacher write it.
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
         mask_history: whether items of the history are left out of the ranking.
@@ -45,6 +54,9 @@ class ReasonerTrainer(GRPOTrainer):
         rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
         reward_funcs: reward callables (DESIGN: TRL's contract). An error in one stops all processes and names it.
         *args, **kwargs: as TRL's.
+
+    Raises:
+        ValueError: the model stops at the wrong place, or the `match` ranker was asked for with an item loss or vLLM.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class ReasonerTrainer(GRPOTrainer):
         tokens: Tokens,
         validation: Validation,
         reward_funcs: Sequence[Callable[..., Any]],
+        ranker: RankerKind = "likelihood",
         item_loss: ItemLoss = "best",
         item_loss_weight: float = 0.1,
         mask_history: bool = False,
@@ -64,12 +77,25 @@ class ReasonerTrainer(GRPOTrainer):
         self.catalog = catalog
         self.tokens = tokens
         self.validation = validation
+        self.writes_item = ranker == MatchRanker.kind
         self.item_loss = item_loss
         self.item_loss_weight = item_loss_weight
         self.mask_history = mask_history
         self.rank_cap = rank_cap
         self.rank_node_budget = rank_node_budget
         self._reward_errors = DeferredErrors()
+        if self.writes_item:
+            if item_loss != "none":
+                raise ValueError(
+                    "an item loss trains an answer that is read off; set item_loss to none, or ranker to likelihood"
+                )
+            settings = kwargs["args"]
+            if settings.use_vllm or settings.top_k or settings.min_p or settings.repetition_penalty != 1.0:
+                raise ValueError(
+                    "ranker match samples with transformers, by temperature and top_p alone; unset use_vllm, top_k, "
+                    "min_p and repetition_penalty, or set ranker to likelihood"
+                )
+            kwargs["rollout_func"] = self._write
         super().__init__(
             *args,
             reward_funcs=[self._reward_errors.defer(f) for f in reward_funcs],
@@ -77,16 +103,71 @@ class ReasonerTrainer(GRPOTrainer):
             eval_dataset=kwargs["train_dataset"].select([0]),
             **kwargs,
         )
-        if tokens.marker_id not in self.eos_token_ids:
-            raise ValueError("the teacher does not stop at the marker; call stop_at_marker before making the trainer")
+        if (tokens.marker_id in self.eos_token_ids) == self.writes_item:
+            found = "stops" if self.writes_item else "does not stop"
+            raise ValueError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
         self._log_probs_B = torch.empty(0)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """See `anyo_rl.training.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)
 
+    def _sampler(self, model: torch.nn.Module) -> TransformersSampler:
+        return TransformersSampler(model, self.tokens, with_log_probs=True, tree=self.catalog.tree)
+
+    def _write(self, prompts: list[Any], _: Any) -> dict[str, Any]:
+        """One completion of each prompt, item included: TRL's `rollout_func`."""
+        contexts = [self.tokens.context_ids(prompt) for prompt in prompts]
+        # Another draw at each step and in each process, and the same when a run is resumed.
+        seed = self.args.seed + (self.state.global_step << 16) + self.accelerator.process_index
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            samples = self._sampler(model).sample(
+                contexts,
+                temperature=self.temperature,
+                top_p=self.args.top_p,
+                max_new_tokens=self.max_completion_length,
+                seed=seed,
+            )
+        return {
+            "prompt_ids": contexts,
+            "completion_ids": [list(sample.token_ids) for (sample,) in samples],
+            "logprobs": [sample.log_probs for (sample,) in samples],
+        }
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
+        if not self.writes_item:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+            )
+        size = batch_size or len(input_ids)
+        parts = []
+        for start in range(0, len(input_ids), size):
+            rows = slice(start, start + size)
+            with self.accelerator.autocast():
+                logits = model(
+                    input_ids=input_ids[rows],
+                    attention_mask=attention_mask[rows],
+                    logits_to_keep=logits_to_keep + 1,
+                    use_cache=False,
+                ).logits[:, :-1]
+            constraint = self._sampler(model).constraint(
+                input_ids.shape[1] - logits_to_keep, self.max_completion_length
+            )
+            assert constraint is not None
+            parts.append(constrained_log_probs(logits, input_ids[rows], constraint, self.temperature))
+        padding = attention_mask[:, -logits_to_keep:] == 0
+        log_probs, entropies = (torch.cat(part).masked_fill(padding, 0.0) for part in zip(*parts, strict=True))
+        return log_probs, entropies if kwargs.get("compute_entropy") else None, None
+
     def _rank(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
         """Ranks each completion's target; a completion without a marker is ranked as if it had ended there."""
+        targets = [row["target_id"] for row in inputs]
+        excluded = [row["history"] for row in inputs] if self.mask_history else None
+        if self.writes_item:
+            texts = [self.tokens.decode(ids) for ids in completion_ids]
+            return MatchRanker(self.catalog).rank(texts, targets, top_k=1, excluded_B=excluded)
         contexts = [
             self.tokens.marked_context(self.tokens.context_ids(row["prompt"]), ids)
             for row, ids in zip(inputs, completion_ids, strict=True)
@@ -94,12 +175,7 @@ class ReasonerTrainer(GRPOTrainer):
         began = time.perf_counter()
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
             ranker = LikelihoodRanker(self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget)
-            ranking = ranker.rank(
-                contexts,
-                [row["target_id"] for row in inputs],
-                top_k=1,
-                excluded_B=[row["history"] for row in inputs] if self.mask_history else None,
-            )
+            ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
         self._log_metric("rank/seconds", time.perf_counter() - began)
         return ranking
 
@@ -115,19 +191,16 @@ class ReasonerTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         ranking = self._rank_together(inputs, completion_ids_list)
-        log_probs_B = ranking.log_probs_B
-        assert log_probs_B is not None, "the engine is a distribution"
-        assert ranking.n_nodes_B is not None, "it counts nodes"
-        assert ranking.complete_B is not None, "it says where the budget ended it"
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
+        log_probs_B = np.full(len(inputs), np.nan) if ranking.log_probs_B is None else ranking.log_probs_B
         ranked = [
             {
                 **row,
                 "rank": int(ranking.ranks_B[i]) if marked[i] else None,
                 "gain": float(gains[i]) if marked[i] else None,
                 "item_id": ranking.top_ids_B_K[i][0] if marked[i] else None,
-                "log_prob": float(log_probs_B[i]) if marked[i] else None,
+                "log_prob": None if not marked[i] or np.isnan(log_probs_B[i]) else float(log_probs_B[i]),
                 "n_items": len(self.catalog),
             }
             for i, row in enumerate(inputs)
@@ -146,8 +219,9 @@ class ReasonerTrainer(GRPOTrainer):
         self._log_metric("parsed_share", float(np.mean(marked)))
         self._log_metric("rank/mean", float(ranking.ranks_B.mean()))
         self._log_metric("rank/gain", float(gains.mean()))
-        self._log_metric("rank/nodes", float(ranking.n_nodes_B.mean()))
-        self._log_metric("rank/complete_share", float(ranking.complete_B.mean()))
+        for name, of_each_B in (("nodes", ranking.n_nodes_B), ("complete_share", ranking.complete_B)):
+            if of_each_B is not None:
+                self._log_metric(f"rank/{name}", float(of_each_B.mean()))
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
         return rewards
 

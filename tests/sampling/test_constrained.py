@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Lo
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.sampling.constrained import CatalogConstraint, decode_items
+from anyo_rl.sampling.constrained import decode_items
+from anyo_rl.sampling.constraint import CatalogConstraint
 from anyo_rl.sampling.transformers import left_padded
 from anyo_rl.tokens import Tokens
 

@@ -30,7 +30,8 @@ def test_what_is_overridden_is_there_and_takes_what_it_took():
         name for name, value in vars(ReasonerTrainer).items() if callable(value) and hasattr(GRPOTrainer, name)
     ]
     assert set(overridden) - {"__init__", "__module__"} == {
-        *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "evaluate")
+        *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "evaluate"),
+        "_get_per_token_logps_and_entropies",
     }
     for name in set(overridden) & set(SIGNATURES):
         assert list(inspect.signature(getattr(ReasonerTrainer, name)).parameters) == SIGNATURES[name]
