@@ -207,6 +207,7 @@ class ReasonerTrainer(GRPOTrainer):
         ]
         self._log_probs_B = torch.tensor(
             [log_p if ok else torch.nan for log_p, ok in zip(log_probs_B, marked, strict=True)],
+            dtype=torch.float32,  # of what has no marker it would be another, and processes gather these
             device=self.accelerator.device,
         )
         # TRL decodes without control tokens, and so without the marker; rewards see what people see.
