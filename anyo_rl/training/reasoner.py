@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from trl import GRPOTrainer
-from trl.models import unwrap_model_for_generation
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
@@ -29,6 +28,7 @@ from anyo_rl.tokens import Tokens
 from anyo_rl.training.objectives import ItemLoss, item_weights, path_log_prob
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
+from anyo_rl.training.weights import gathered
 
 LEAST_ITEM_WEIGHT = 1e-3
 RankerKind = Literal["likelihood", "match"]
@@ -120,7 +120,7 @@ class ReasonerTrainer(GRPOTrainer):
         contexts = [self.tokens.context_ids(prompt) for prompt in prompts]
         # Another draw at each step and in each process, and the same when a run is resumed.
         seed = self.args.seed + (self.state.global_step << 16) + self.accelerator.process_index
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+        with gathered(self.model_wrapped, self.accelerator) as model:
             samples = self._sampler(model).sample(
                 contexts,
                 temperature=self.temperature,
@@ -173,7 +173,7 @@ class ReasonerTrainer(GRPOTrainer):
             for row, ids in zip(inputs, completion_ids, strict=True)
         ]
         began = time.perf_counter()
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+        with gathered(self.model_wrapped, self.accelerator) as model:
             ranker = LikelihoodRanker(self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget)
             ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
         self._log_metric("rank/seconds", time.perf_counter() - began)

@@ -8,7 +8,6 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import Trainer
-from trl.models import unwrap_model_for_generation
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.evaluation.answers import Mode, answer
@@ -16,6 +15,7 @@ from anyo_rl.metrics.ranking import mean_metrics, per_user_metrics
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
+from anyo_rl.training.weights import gathered
 
 METRIC = "ndcg@10"
 
@@ -69,7 +69,7 @@ def run_validation(trainer: Trainer, validation: Validation, prefix: str = "eval
     """
     accelerator = trainer.accelerator
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    with unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model:
+    with gathered(trainer.model_wrapped, accelerator) as model:
         ranks = validation.metrics(model, share)
     everyone = np.array(gather_object(ranks) if accelerator.num_processes > 1 else ranks)
     means = mean_metrics(per_user_metrics(everyone, cutoffs=(10,)))
