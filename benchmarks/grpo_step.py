@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="where GRPO starts; the config's own warm start if unset")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", help="also write the numbers to this file")
-    args, flags = parser.parse_complete_args()
+    args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "accelerate.commands.launch", "recipes/grpo_teacher.py"]
         command += ["--config", args.config, "--output_dir", folder, "--max_steps", str(args.steps)]
