@@ -1,5 +1,6 @@
 """How a teacher answers held-out users: at once, after one greedy reasoning, or as a mixture over sampled paths."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from anyo_rl.tokens import Tokens
 
 Mode = Literal["plain", "greedy", "mixture"]
 USERS_AT_ONCE = 256
+PATH_CAP = 1000  # ranks after single paths of a mixture are told apart up to here; those that are reported all are
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def answer(
         ranks.append(ranking.ranks_B)
         top_ids += ranking.top_ids_B_K
         if mode != "plain":
-            single = ranking if len(marked[0]) == 1 else _rank_paths(ranker, marked, targets, excluded)
-            paths += _paths(batch, samples, single, tokens, seed + start)
+            single = ranking if mode == "greedy" else _rank_paths(ranker, marked, targets, excluded)
+            paths += _paths(batch, samples, single, tokens, seed + start, None if mode == "greedy" else PATH_CAP)
     return Answers(np.concatenate(ranks) if ranks else np.zeros(0, np.int64), top_ids, paths)
 
 
@@ -93,7 +95,9 @@ def _rank_paths(
 ) -> Ranking:
     """Ranks after each path alone, B·G in a row."""
     n_each = len(contexts_B_G[0])
-    return ranker.rank(
+    capped = copy.copy(ranker)
+    capped.cap = PATH_CAP
+    return capped.rank(
         [context for of_user in contexts_B_G for context in of_user],
         [target for target in targets_B for _ in range(n_each)],
         top_k=1,
@@ -102,7 +106,12 @@ def _rank_paths(
 
 
 def _paths(
-    batch: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]], single: Ranking, tokens: Tokens, seed: int
+    batch: Sequence[dict[str, Any]],
+    samples: Sequence[Sequence[Sample]],
+    single: Ranking,
+    tokens: Tokens,
+    seed: int,
+    cap: int | None,
 ) -> list[dict[str, Any]]:
     rows, i = [], 0
     for row, of_user in zip(batch, samples, strict=True):
@@ -119,6 +128,7 @@ def _paths(
                     "item_id": single.top_ids_B_K[i][0],
                     "target_id": row["target_id"],
                     "rank": int(single.ranks_B[i]),
+                    "cap": cap,
                     "finish_reason": sample.finish_reason,
                     "seed": seed,
                 }

@@ -111,7 +111,6 @@ class Evaluation:
                 "item_title": titles[path["item_id"]],
                 "target_title": titles[path["target_id"]],
                 "ranker": "likelihood",
-                "cap": None,
                 "rewards": json.dumps({"gain": float(ndcg(path["rank"]))}),
                 "step_values": None,
                 "model": stage,

@@ -52,6 +52,7 @@ def test_greedy_is_one_path_at_temperature_0(ranker, small_tokens):
     first, second = found.paths
     assert (first["completion"], first["finish_reason"]) == ("likes tea ->", "stop")
     assert (first["token_ids"], first["token_log_probs"]) == (steps, [-0.5] * len(steps))
+    assert first["cap"] is None
     assert (first["rank"], first["item_id"]) == (expected.ranks_B[0], expected.top_ids_B_K[0][0])
     assert (second["sample_index"], second["token_log_probs"], second["finish_reason"]) == (0, None, "length")
     assert (second["example_id"], second["target_id"], second["prompt"]) == ("u1:3", "i0", "Toys mug\n")
@@ -75,6 +76,7 @@ def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_t
         for index in range(3):
             path = found.paths[user * 3 + index]
             assert (path["example_id"], path["sample_index"]) == (row["example_id"], index)
+            assert path["cap"] == 1000
             own = [int(i) for i in np.argsort(-each[index]) if i not in hidden]
             assert (path["rank"], path["item_id"]) == (1 + own.index(target), f"i{own[0]}")
 
