@@ -120,8 +120,13 @@ def test_equal_vectors_tie_wherever_they_stand_in_a_chunk():
 
 def test_clear_errors():
     encoder = at(x=[0.0, 0.0])
-    with pytest.raises(ValueError, match=r"gamma is 1.0 but there is no popularity"):
-        EmbeddingRanker(IDS, VECTORS, encoder, gamma=1.0)
+    with pytest.raises(ValueError, match=r"gamma is 1.0 but there is nothing to reweigh by"):
+        EmbeddingRanker(IDS, VECTORS, encoder, gamma=1.0).rank(["-> x"], ["a"])
+    for gamma in (-1.0, 101.0, float("nan")):
+        with pytest.raises(ValueError, match=r"expected 0 to 100"):
+            EmbeddingRanker(IDS, VECTORS, encoder, gamma=gamma)
+    with pytest.raises(ValueError, match=r"target 'z' is not one of the 4 items"):
+        EmbeddingRanker(IDS, VECTORS, encoder).rank(["-> x"], ["z"])
     with pytest.raises(ValueError, match=r"shape \(4, D\), found \(3, 2\)"):
         EmbeddingRanker(IDS, VECTORS[:3], encoder)
     with pytest.raises(ValueError, match=r"popularity_N must have shape \(4,\), found \(2,\)"):

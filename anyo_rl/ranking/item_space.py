@@ -1,0 +1,154 @@
+"""Distances between rows and items: all of them roughly, in tiles of one matrix product, and single ones exactly.
+
+A tile holds D² − |x|² = |y|² − 2 x·y in float32. That form is quick and loses digits, but never more than a bound that
+comes with the tile. So a tile sorts items into three: surely nearer than a threshold, surely further, and the few in
+between, whose distance is then summed coordinate by coordinate in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = 64
+LONGEST_SQUARE = 1e37  # a threshold beyond all squares must still be a float32
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Rows prepared for tiles: their vectors as given, moved to the items' mean, and the squares of these, float64."""
+
+    x_B_D: torch.Tensor
+    moved_B_D: torch.Tensor
+    square_B: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some rows against a chunk of items.
+
+    Attributes:
+        rows: which rows.
+        square_R_C: D² − |x|², float32.
+        tolerance_R_1: what D² − |x|² minus a threshold may be off by, float32.
+    """
+
+    rows: slice
+    square_R_C: torch.Tensor
+    tolerance_R_1: torch.Tensor
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, no TF32, no bfloat16 inside a float32 product: the tolerance counts on it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class ItemSpace:
+    """Item vectors, prepared for searches.
+
+    Args:
+        items_N_D: float32 vectors, finite; kept, not copied. Their device is where distances are computed.
+        chunk_size: items in a tile; by default 1,024 on a CPU, where a tile should stay in the cache, else 8,192.
+        row_size: rows in a tile; by default 512 on a CPU, else 2,048.
+
+    Raises:
+        ValueError: vectors too long for float32 squares.
+    """
+
+    def __init__(self, items_N_D: torch.Tensor, *, chunk_size: int | None = None, row_size: int | None = None) -> None:
+        n_items, dim = items_N_D.shape
+        self.items_N_D, self.device = items_N_D, items_N_D.device
+        on_cpu = self.device.type == "cpu"
+        self.row_size = row_size or (512 if on_cpu else 2_048)
+        self.chunk_size = chunk_size or (1_024 if on_cpu else 8_192)
+        starts = range(0, n_items, self.chunk_size)
+        self.parts = [slice(start, min(start + self.chunk_size, n_items)) for start in starts]
+        self.pairs_at_once = max(1, (1 << (18 if on_cpu else 24)) // max(1, dim))
+        total_D = torch.zeros(dim, dtype=torch.float64, device=self.device)
+        for part in self.parts:
+            total_D += items_N_D[part].double().sum(0)
+        self.center_D = (total_D / max(1, n_items)).float()
+        self.square_N = torch.empty(n_items, device=self.device)
+        for part in self.parts:
+            self.square_N[part] = (items_N_D[part] - self.center_D).double().square().sum(1).float()
+        if not (self.square_N < LONGEST_SQUARE).all():
+            raise ValueError("the vector of an item is too long for float32 distances: scale all vectors down")
+
+    def distances(self, x_B_D: torch.Tensor, row_P: torch.Tensor, item_P: torch.Tensor) -> torch.Tensor:
+        """Distances of pairs, summed coordinate by coordinate in float64, shape (P,)."""
+        out_P = torch.empty(len(row_P), dtype=torch.float64, device=self.device)
+        for start in range(0, len(row_P), self.pairs_at_once):
+            part = slice(start, start + self.pairs_at_once)
+            difference = x_B_D[row_P[part]].double().sub_(self.items_N_D[item_P[part]])
+            out_P[part] = difference.square_().sum(1).sqrt_()
+        return out_P
+
+    def queries(self, x_B_D: torch.Tensor) -> Queries:
+        """Prepare float32 rows.
+
+        Raises:
+            ValueError: a row too long for float32 squares.
+        """
+        moved_B_D = x_B_D - self.center_D
+        square_B = moved_B_D.double().square().sum(1)
+        if not (square_B < LONGEST_SQUARE).all():
+            raise ValueError("the vector of a row is too long for float32 distances: scale all vectors down")
+        return Queries(x_B_D, moved_B_D, square_B)
+
+    def tiles(self, queries: Queries, part: slice, gamma: float = 0.0) -> Iterator[Tile]:
+        """All rows against one chunk of items; each tile overwrites the one before.
+
+        The tolerance holds in whatever order a product sums:
+
+            (D + 64 + 16 γ) · 2⁻²⁴ · (|x| + |y|)²
+
+        D + 1 roundings are those of the sum (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1), some
+        those of the norms, of moving the vectors and of the threshold, and 16 γ those of (1 + W)^γ in a threshold.
+        Rows and items are moved to the items' mean, since a component that all have in common would cost the digits.
+
+        Args:
+            queries: rows.
+            part: one of `parts`.
+            gamma: γ, where thresholds are made with (1 + W)^γ.
+        """
+        dim = self.items_N_D.shape[1]
+        noise = (dim + 64 + 16 * gamma) * 2.0**-24
+        items_C_D = self.items_N_D[part] - self.center_D
+        radius = self.square_N[part].max().sqrt()
+        n_rows, width = len(queries.x_B_D), len(items_C_D)
+        buffer = torch.empty(min(self.row_size, n_rows), width, device=self.device)
+        for start in range(0, n_rows, self.row_size):
+            rows = slice(start, min(start + self.row_size, n_rows))
+            square_R_C = buffer[: rows.stop - start]
+            torch.addmm(self.square_N[None, part], queries.moved_B_D[rows], items_C_D.T, alpha=-2, out=square_R_C)
+            reach_R_1 = queries.square_B[rows, None].float().sqrt() + radius
+            yield Tile(rows, square_R_C, reach_R_1.square().mul(noise).add(dim * 1e-37))
+
+
+def count_below(value_R_C: torch.Tensor, limit_R_1: torch.Tensor) -> torch.Tensor:
+    """How many values of each row are below its limit, int64 (R,); C below 2^24."""
+    # Flags that are floats are written and summed several times faster than bools.
+    return torch.lt(value_R_C, limit_R_1, out=torch.empty_like(value_R_C)).sum(1).long()
+
+
+def where_at_most(value_R_C: torch.Tensor, limit_R_1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns, (P,) each, row by row, of the values at or below their row's finite limit; none is NaN.
+
+    Quick where they are few: blocks whose minimum is above the limit are passed over.
+    """
+    if value_R_C.shape[1] % BLOCK:
+        value_R_C = torch.nn.functional.pad(value_R_C, (0, -value_R_C.shape[1] % BLOCK), value=torch.inf)
+    value_R_b_C = value_R_C.view(len(value_R_C), -1, BLOCK)
+    row_b, block_b = (value_R_b_C.amin(2) <= limit_R_1).nonzero(as_tuple=True)
+    which_P, column_P = (value_R_b_C[row_b, block_b] <= limit_R_1[row_b]).nonzero(as_tuple=True)
+    return row_b[which_P], block_b[which_P] * BLOCK + column_P
