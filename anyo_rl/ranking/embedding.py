@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from anyo_rl.ranking.protocol import Ranking, check_lengths
 Encoder = Callable[[list[str]], "torch.Tensor | np.ndarray"]
 # A CF model's scores of each context for each item, (B, N), or a function that gives them for a slice of the items,
 # (B, n): it is called chunk by chunk and twice, and has to give the same each time.
-CFScores = torch.Tensor | np.ndarray | Callable[[slice], "torch.Tensor | np.ndarray"]
+CFScores: TypeAlias = "torch.Tensor | np.ndarray | Callable[[slice], torch.Tensor | np.ndarray]"
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anyo_rl.ranking.item_space import ItemSpace, Queries, Tile, count_below, full_precision, where_at_most
+from anyo_rl.ranking.item_space import ItemSpace, Queries, Tile, full_precision, where_at_most
 
 # W of a chunk of items before it is normalised, (B, C), or (1, C) where rows share it. Called twice for each chunk.
 Weights = Callable[[slice], torch.Tensor]
@@ -84,10 +84,11 @@ class Scale:
         share_R_C = share_R_C.div_(self.weight_spread_B[rows, None].float())
         return share_R_C.add_(1).pow_(self.gamma).div_(self.half)
 
-    def limits(self, queries: Queries, rows: slice, score_B: torch.Tensor, growth_R_C: torch.Tensor) -> torch.Tensor:
+    def limits(self, queries: Queries, tile: Tile, score_B: torch.Tensor, growth_R_C: torch.Tensor) -> torch.Tensor:
         """The thresholds of a tile: S is at most `score_B` where D² − |x|² is at most this, float32 (R, 1 or C)."""
-        limit_R_C = growth_R_C * (score_B[rows, None] * self.half).float()
-        limit_R_C = limit_R_C.add_(self.low_B[rows, None].float()).square_().clamp_max_(BEYOND)
+        rows, room_R_C = tile.rows, tile.spare_2_R_C[0][:, : growth_R_C.shape[1]]
+        limit_R_C = torch.mul(growth_R_C, (score_B[rows, None] * self.half).float(), out=room_R_C)
+        limit_R_C.add_(self.low_B[rows, None].float()).square_().clamp_max_(BEYOND)
         return limit_R_C.sub_(queries.square_B[rows, None].float())
 
 
@@ -173,7 +174,7 @@ class Search:
             n_near_B = torch.zeros(len(self.target_B), dtype=torch.int64, device=self.device)
             removed_parts = self._by_part(removed)
             for part in self.space.parts:
-                weight_B_C = self._weight(part)
+                weight_B_C = None if self.weights is None else self._weight(part, self.weights)
                 removed_P = next(removed_parts)
                 for tile in self.space.tiles(self.queries, part, self.gamma):
                     here_P = (removed_P[0] >= tile.rows.start) & (removed_P[0] < tile.rows.stop)
@@ -194,7 +195,7 @@ class Search:
             n_near_B = torch.zeros(len(self.target_B), dtype=torch.int64, device=self.device)
             candidate_parts = self._by_part(candidates)
             for part in self.space.parts:
-                weight_B_C = self._weight(part)
+                weight_B_C = None if self.weights is None else self._weight(part, self.weights)
                 row_P, column_P = next(candidate_parts)
                 score_P = self._score(part, row_P, column_P, weight_B_C)
                 near_P = score_P <= self.rival_B[row_P]
@@ -217,11 +218,9 @@ class Search:
             yield row_P[:count], item_P[:count] % self.space.chunk_size
             row_P, item_P = row_P[count:], item_P[count:]
 
-    def _weight(self, part: slice) -> torch.Tensor | None:
+    def _weight(self, part: slice, weights: Weights) -> torch.Tensor:
         """W of a chunk, (B or 1, C)."""
-        if self.weights is None:
-            return None
-        weight_B_C = self.weights(part).to(self.device)
+        weight_B_C = weights(part).to(self.device)
         width = part.stop - part.start
         if weight_B_C.shape not in ((len(self.queries.x_B_D), width), (1, width)):
             raise ValueError(
@@ -249,9 +248,11 @@ class Search:
         n_near_B: torch.Tensor,
     ) -> None:
         """Add what is at or above each target's score in the tile."""
-        over_R_C = tile.square_R_C - self.scale.limits(self.queries, tile.rows, self.target_B, growth_R_C)
-        n_near_B[tile.rows] += count_below(over_R_C, -tile.tolerance_R_1)
-        row_P, column_P = where_at_most(over_R_C.abs_(), tile.tolerance_R_1)
+        limit_R_C = self.scale.limits(self.queries, tile, self.target_B, growth_R_C)
+        over_R_C = torch.sub(tile.square_R_C, limit_R_C, out=tile.spare_2_R_C[1])
+        row_P, column_P = where_at_most(torch.abs(over_R_C, out=tile.spare_2_R_C[0]), tile.tolerance_R_1)
+        # Flags that are floats, 0 or 1, are written and summed several times faster than bools.
+        n_near_B[tile.rows] += over_R_C.lt_(-tile.tolerance_R_1).sum(1).long()
         row_P += tile.rows.start
         near_P = self._score(part, row_P, column_P, weight_B_C) <= self.rival_B[row_P]
         n_near_B += torch.bincount(row_P[near_P], minlength=len(n_near_B))
@@ -275,7 +276,8 @@ class Search:
             row_P, column_P = new_r[:, None].expand_as(column_r_K)[competes_r_K], column_r_K[competes_r_K]
             add(row_P, column_P)
             tile.square_R_C[row_P, column_P] = torch.inf
-        over_R_C = tile.square_R_C - self.scale.limits(self.queries, tile.rows, best.kth_B, growth_R_C)
+        limit_R_C = self.scale.limits(self.queries, tile, best.kth_B, growth_R_C)
+        over_R_C = torch.sub(tile.square_R_C, limit_R_C, out=tile.spare_2_R_C[1])
         add(*where_at_most(over_R_C, tile.tolerance_R_1))
 
     def _scale(self, targets_B: torch.Tensor) -> tuple[Scale, torch.Tensor | None]:
@@ -290,7 +292,7 @@ class Search:
             for tile in self.space.tiles(self.queries, part):
                 self._tighten(tile, part, low_B, 1)
                 self._tighten(tile, part, high_B, -1)
-            weight_B_C = self._weight(part)
+            weight_B_C = self._weight(part, self.weights)
             if not torch.isfinite(weight_B_C).all():
                 raise ValueError("the weights hold NaN or infinity: give every item a finite score")
             weight_low_B = torch.minimum(weight_low_B, weight_B_C.amin(1))

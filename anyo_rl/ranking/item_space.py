@@ -19,11 +19,19 @@ LONGEST_SQUARE = 1e37  # a threshold beyond all squares must still be a float32
 
 @dataclass(frozen=True)
 class Queries:
-    """Rows prepared for tiles: their vectors as given, moved to the items' mean, and the squares of these, float64."""
+    """Rows prepared for tiles.
+
+    Attributes:
+        x_B_D: the vectors as they were given.
+        moved_B_D: these, moved to the items' mean.
+        square_B: |x|² of the moved ones, float64.
+        buffer_3_S: memory for tiles; taking new memory for each costs as much as reading it several times.
+    """
 
     x_B_D: torch.Tensor
     moved_B_D: torch.Tensor
     square_B: torch.Tensor
+    buffer_3_S: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,13 @@ class Tile:
         rows: which rows.
         square_R_C: D² − |x|², float32.
         tolerance_R_1: what D² − |x|² minus a threshold may be off by, float32.
+        spare_2_R_C: room to compute in.
     """
 
     rows: slice
     square_R_C: torch.Tensor
     tolerance_R_1: torch.Tensor
+    spare_2_R_C: tuple[torch.Tensor, torch.Tensor]
 
 
 @contextmanager
@@ -103,7 +113,8 @@ class ItemSpace:
         square_B = moved_B_D.double().square().sum(1)
         if not (square_B < LONGEST_SQUARE).all():
             raise ValueError("the vector of a row is too long for float32 distances: scale all vectors down")
-        return Queries(x_B_D, moved_B_D, square_B)
+        tile_size = min(self.row_size, len(x_B_D)) * min(self.chunk_size, len(self.items_N_D))
+        return Queries(x_B_D, moved_B_D, square_B, torch.empty(3, tile_size, device=self.device))
 
     def tiles(self, queries: Queries, part: slice, gamma: float = 0.0) -> Iterator[Tile]:
         """All rows against one chunk of items; each tile overwrites the one before.
@@ -126,19 +137,13 @@ class ItemSpace:
         items_C_D = self.items_N_D[part] - self.center_D
         radius = self.square_N[part].max().sqrt()
         n_rows, width = len(queries.x_B_D), len(items_C_D)
-        buffer = torch.empty(min(self.row_size, n_rows), width, device=self.device)
         for start in range(0, n_rows, self.row_size):
             rows = slice(start, min(start + self.row_size, n_rows))
-            square_R_C = buffer[: rows.stop - start]
+            n_here = rows.stop - start
+            square_R_C, *spare = queries.buffer_3_S[:, : n_here * width].view(3, n_here, width)
             torch.addmm(self.square_N[None, part], queries.moved_B_D[rows], items_C_D.T, alpha=-2, out=square_R_C)
             reach_R_1 = queries.square_B[rows, None].float().sqrt() + radius
-            yield Tile(rows, square_R_C, reach_R_1.square().mul(noise).add(dim * 1e-37))
-
-
-def count_below(value_R_C: torch.Tensor, limit_R_1: torch.Tensor) -> torch.Tensor:
-    """How many values of each row are below its limit, int64 (R,); C below 2^24."""
-    # Flags that are floats are written and summed several times faster than bools.
-    return torch.lt(value_R_C, limit_R_1, out=torch.empty_like(value_R_C)).sum(1).long()
+            yield Tile(rows, square_R_C, reach_R_1.square().mul(noise).add(dim * 1e-37), (spare[0], spare[1]))
 
 
 def where_at_most(value_R_C: torch.Tensor, limit_R_1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
