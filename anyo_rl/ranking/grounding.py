@@ -277,8 +277,11 @@ class Search:
             add(row_P, column_P)
             tile.square_R_C[row_P, column_P] = torch.inf
         limit_R_C = self.scale.limits(self.queries, tile, best.kth_B, growth_R_C)
-        over_R_C = torch.sub(tile.square_R_C, limit_R_C, out=tile.spare_2_R_C[1])
-        add(*where_at_most(over_R_C, tile.tolerance_R_1))
+        if limit_R_C.shape[1] == 1:  # one threshold for the row: no need to write a difference
+            add(*where_at_most(tile.square_R_C, limit_R_C + tile.tolerance_R_1))
+        else:
+            over_R_C = torch.sub(tile.square_R_C, limit_R_C, out=tile.spare_2_R_C[1])
+            add(*where_at_most(over_R_C, tile.tolerance_R_1))
 
     def _scale(self, targets_B: torch.Tensor) -> tuple[Scale, torch.Tensor | None]:
         """What a first pass over all items says about each row, and W of the targets."""
