@@ -163,7 +163,7 @@ class Search:
             self.queries = space.queries(x_B_D)
             all_B = torch.arange(len(x_B_D), device=self.device)
             self.scale, target_weight_B = self._scale(targets_B)
-            distance_B = space.distances(x_B_D, all_B, targets_B)
+            distance_B = space.distances(self.queries.x_B_D, all_B, targets_B)
             self.target_B = self.scale.score(distance_B, all_B, target_weight_B)
             self.rival_B = self.target_B + TIE * (distance_B + self.target_B)  # what still ties with the target
 

@@ -22,16 +22,18 @@ class Queries:
     """Rows prepared for tiles.
 
     Attributes:
-        x_B_D: the vectors as they were given.
+        x_B_D: the vectors as they were given, in float64.
         moved_B_D: these, moved to the items' mean.
         square_B: |x|² of the moved ones, float64.
         buffer_3_S: memory for tiles; taking new memory for each costs as much as reading it several times.
+        chunk_C_D: memory for a chunk of items, moved.
     """
 
     x_B_D: torch.Tensor
     moved_B_D: torch.Tensor
     square_B: torch.Tensor
     buffer_3_S: torch.Tensor
+    chunk_C_D: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,12 @@ class ItemSpace:
             raise ValueError("the vector of an item is too long for float32 distances: scale all vectors down")
 
     def distances(self, x_B_D: torch.Tensor, row_P: torch.Tensor, item_P: torch.Tensor) -> torch.Tensor:
-        """Distances of pairs, summed coordinate by coordinate in float64, shape (P,)."""
+        """Distances of pairs, summed coordinate by coordinate in float64, shape (P,). `x_B_D` is float64 as well."""
         out_P = torch.empty(len(row_P), dtype=torch.float64, device=self.device)
         for start in range(0, len(row_P), self.pairs_at_once):
             part = slice(start, start + self.pairs_at_once)
             # index_select takes half the time of indexing, which is most of the price of a pair.
-            difference = x_B_D.index_select(0, row_P[part]).double()
-            difference.sub_(self.items_N_D.index_select(0, item_P[part]))
+            difference = x_B_D.index_select(0, row_P[part]).sub_(self.items_N_D.index_select(0, item_P[part]))
             out_P[part] = difference.square_().sum(1).sqrt_()
         return out_P
 
@@ -115,8 +116,10 @@ class ItemSpace:
         square_B = moved_B_D.double().square().sum(1)
         if not (square_B < LONGEST_SQUARE).all():
             raise ValueError("the vector of a row is too long for float32 distances: scale all vectors down")
-        tile_size = min(self.row_size, len(x_B_D)) * min(self.chunk_size, len(self.items_N_D))
-        return Queries(x_B_D, moved_B_D, square_B, torch.empty(3, tile_size, device=self.device))
+        width = min(self.chunk_size, len(self.items_N_D))
+        buffer_3_S = torch.empty(3, min(self.row_size, len(x_B_D)) * width, device=self.device)
+        chunk_C_D = torch.empty(width, x_B_D.shape[1], device=self.device)
+        return Queries(x_B_D.double(), moved_B_D, square_B, buffer_3_S, chunk_C_D)
 
     def tiles(self, queries: Queries, part: slice, gamma: float = 0.0) -> Iterator[Tile]:
         """All rows against one chunk of items; each tile overwrites the one before.
@@ -135,7 +138,8 @@ class ItemSpace:
             gamma: γ, where thresholds are made with (1 + W)^γ.
         """
         dim = self.items_N_D.shape[1]
-        items_C_D = self.items_N_D[part] - self.center_D
+        items_C_D = queries.chunk_C_D[: part.stop - part.start]
+        torch.sub(self.items_N_D[part], self.center_D, out=items_C_D)
         radius = self.square_N[part].max().sqrt()
         n_rows, width = len(queries.x_B_D), len(items_C_D)
         for start in range(0, n_rows, self.row_size):
