@@ -15,9 +15,9 @@ of the top list within float32 noise.
 """
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from anyo_rl.ranking.grounding import Found, Search
 from anyo_rl.ranking.item_space import ItemSpace
 
 GAMMA = 1.0
+
+PROCESS = Path("/proc/self")  # where Linux tells the memory of this process
 
 Top = tuple[torch.Tensor, torch.Tensor]  # ranks (B,) and the best scores (B, K)
 
@@ -45,6 +47,21 @@ def seconds(
                 torch.cuda.synchronize()
             found[name] = (min(found[name][0], clock() - start), result)
     return found
+
+
+def extra_gigabytes(run: Callable[[], Any]) -> float | None:
+    """The most main memory that was in use during a run beyond what was in use before it; Linux only."""
+    if not (PROCESS / "clear_refs").exists():
+        return None
+
+    def kilobytes(name: str) -> int:
+        lines = (PROCESS / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    (PROCESS / "clear_refs").write_text("5")  # forgets the highest use so far
+    before = kilobytes("VmRSS")
+    run()
+    return (kilobytes("VmHWM") - before) * 1024 / 1e9
 
 
 def bare_product(rows_B_D: torch.Tensor, items_N_D: torch.Tensor, row_size: int, chunk_size: int) -> None:
@@ -126,18 +143,23 @@ def main() -> None:
 
     space = ItemSpace(items)
     bare_product(written[:64], items[:4096], space.row_size, space.chunk_size)  # the first product starts threads
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def plain_search() -> Found:
+        return Search(space, written, targets).among_all(args.top_k)
+
+    def reweighted_search() -> Found:
+        search = Search(space, written, targets, weights=lambda part: counts[None, part], gamma=GAMMA)
+        return search.among_all(args.top_k)
+
+    extra_gb = extra_gigabytes(reweighted_search)
     found = seconds(
         args.repeats,
         clock,
         device,
-        ours=lambda: Search(space, written, targets).among_all(args.top_k),
+        ours=plain_search,
         product=lambda: bare_product(written, items, space.row_size, space.chunk_size),
-        reweighted=lambda: Search(
-            space, written, targets, weights=lambda part: counts[None, part], gamma=GAMMA
-        ).among_all(args.top_k),
+        reweighted=reweighted_search,
     )
-    extra_gb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) * 1024 / 1e9
     (ours, plain), (product, _), (ours_reweighted, reweighted) = found["ours"], found["product"], found["reweighted"]
 
     def row(name: str, ours: float, peer: float, ratio: float, agree: bool | None) -> dict[str, Any]:
@@ -166,7 +188,8 @@ def main() -> None:
     unit = "seconds of the processor" if args.cpu_time else "seconds"
     print(f"{args.rows:,} rows, {args.items:,} items of {args.dim}, top {args.top_k}, {args.threads} threads, {unit}")
     report(rows, args.json)
-    print(f"ours took {extra_gb:.2f} GB beyond what was there before")
+    if extra_gb is not None:
+        print(f"reweighting took {extra_gb:.2f} GB of main memory beyond what was in use")
     wrong = [one["name"] for one in rows if one["agree"] is False]
     assert not wrong, f"results differ: {wrong}"
 
