@@ -56,7 +56,8 @@ def answers(*ranks: int, paths=()) -> Answers:
 
 
 def path(example: str, rank: int, steps: str = "likes tea\nwants a mug") -> dict:
-    known = {"example_id": example, "sample_index": 0, "user_id": example[:2], "prompt": "p", "rank": rank, "cap": None}
+    known = {"example_id": example, "sample_index": 0, "user_id": example[:2], "prompt": "p"}
+    known |= {"rank": rank, "cap": None}
     ids = {"token_ids": [1, 2], "token_log_probs": None, "item_id": "i1", "target_id": "i0", "finish_reason": "stop"}
     return {**known, **ids, "completion": f"{steps} ->"}
 
