@@ -22,7 +22,7 @@ help:  ## this list
 quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results under runs/)
 	$(BIN)/accelerate launch recipes/grpo_teacher.py
 
-setup: $(VENV)/.installed-dev  ## set up for development: tests, linters and DeepSpeed
+setup: $(VENV)/.installed-dev  ## set up for development: tests, linters, DeepSpeed and faiss
 
 test: setup  ## the whole test suite, slow tests included
 	@$(PYTEST)
@@ -58,6 +58,6 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "installing the development tools and DeepSpeed into $(VENV)"
-	@$(PIP) -e ".[dev,deepspeed]"
+	@echo "installing the development tools, DeepSpeed and faiss into $(VENV)"
+	@$(PIP) -e ".[dev,deepspeed,semantic]"
 	@touch $@
