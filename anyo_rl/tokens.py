@@ -3,7 +3,8 @@
 A sequence is `context + reasoning + marker + item path`. The context comes from the prompt exactly as TRL tokenises
 it, so that ids agree inside and outside the trainer; reasoning and path are tokenised apart and joined at the marker,
 which is one token that no text is merged across. An item path ends with the end-of-sequence token, so that no path is
-the beginning of another ("Alien" and "Alien 3").
+the beginning of another ("Alien" and "Alien 3"). What comes before is the item's title, or the codes of its semantic
+id, an added token each.
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from anyo_rl.completion import MARKER, render
@@ -19,6 +21,19 @@ from anyo_rl.completion import MARKER, render
 THINK_END = "</think>"
 
 Prompt = str | list[dict[str, str]]
+
+
+def add_codes(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str]) -> list[int]:
+    """Makes each code of semantic ids (`<a_12>`) one token, where it is not; do this before `Tokens.of`.
+
+    Returns:
+        The ids of the codes, in their order.
+    """
+    codes = list(codes)
+    known = tokenizer.get_added_vocab()
+    # Not special: people see them in a decoded answer, and `skip_special_tokens` would take them out.
+    tokenizer.add_tokens([AddedToken(code, normalized=False) for code in codes if code not in known])
+    return [int(token_id) for token_id in tokenizer.convert_tokens_to_ids(codes)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,10 @@ class Tokens:
         control = {token.content for token in added if token.special or not token.content.strip().isalnum()}
         control |= {MARKER, self._marker, *self.tokenizer.all_special_tokens}
         return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        return self.tokenizer.get_added_vocab()
 
     @property
     def _marker(self) -> str:
@@ -160,8 +179,24 @@ class Tokens:
             raise ValueError(f"title {title!r} is empty or holds a control token; clean titles with Tokens.safe_text")
         return [*ids, self.eos_id]
 
+    def code_ids(self, codes: Sequence[str]) -> list[int]:
+        """An item path of a semantic id: its codes, then the end-of-sequence token.
+
+        Nothing stands between the marker and the first code: added tokens are never merged with their neighbours.
+
+        Raises:
+            ValueError: there is no code, or one is not an added token (see `add_codes`).
+        """
+        missing = [code for code in codes if code not in self._added]
+        if missing or not codes:
+            raise ValueError(
+                f"{missing[0] if missing else 'an empty semantic id'!r} is no added token of the tokenizer: add the "
+                f"codes of semantic ids to teacher and tokenizer first"
+            )
+        return [*(self._added[code] for code in codes), self.eos_id]
+
     def item_titles(self, paths: Sequence[Sequence[int]]) -> list[str]:
-        """What item paths spell, white space folded: the inverse of `item_ids`."""
+        """What item paths spell, white space folded: the inverse of `item_ids`, and of `code_ids`."""
         return [" ".join(self._text(path).split()) for path in paths]
 
     def _text(self, ids: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from anyo_rl.completion import Completion, parse
 from anyo_rl.data.prompts import render_prompt
 from anyo_rl.teacher import train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.tokens import Tokens, add_codes
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
@@ -252,3 +252,38 @@ def test_think_marker_is_shown_as_an_arrow():
     ids = [*tokens.reasoning_ids(["a b"]), *tokens.item_ids("c")]
     assert tokens.decode(ids) == "a b -> c"
     assert tokens.safe_text("x</think>y") == "x y"
+
+
+CODES = ["<a_1>", "<a_10>", "<b_1>"]
+
+
+def test_codes_are_one_token_each_and_stay_so(tmp_path):
+    tokenizer = train_tokenizer([" likes tea"] * 3, vocab_size=300)
+    before, titles = len(tokenizer), Tokens.of(tokenizer).item_ids("likes tea")
+    assert add_codes(tokenizer, CODES) == [before, before + 1, before + 2]
+    assert add_codes(tokenizer, CODES[::-1]) == [before + 2, before + 1, before]  # nothing is added twice
+    assert add_codes(tokenizer, []) == []
+    tokenizer.save_pretrained(tmp_path)
+    for found in (tokenizer, PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+        tokens = Tokens.of(found)
+        assert tokens.code_ids(["<a_10>", "<b_1>"]) == [before + 1, before + 2, tokens.eos_id]
+        assert tokens.item_ids("likes tea") == titles
+        assert tokens.item_titles([tokens.code_ids(["<a_10>", "<b_1>"])]) == ["<a_10><b_1>"]
+        completion = [*tokens.reasoning_ids(["likes tea"]), *tokens.code_ids(["<a_10>", "<b_1>"])]
+        assert tokens.decode(completion) == "likes tea -> <a_10><b_1>"
+        assert parse(tokens.decode(completion)) == Completion(("likes tea",), "<a_10><b_1>", True)
+
+
+def test_codes_in_text_from_data_are_taken_out():
+    tokenizer = train_tokenizer(["a"], vocab_size=260)
+    add_codes(tokenizer, CODES)
+    tokens = Tokens.of(tokenizer)
+    assert tokens.safe_text("mug <a_1> oak <a_2>") == "mug oak <a_2>"
+    assert tokens.safe_text("<a_<a_1>10>") == "<a_ 10>"
+
+
+def test_codes_that_were_not_added_are_refused(small_tokens):
+    with pytest.raises(ValueError, match=r"'<a_1>' is no added token of the tokenizer: add the codes"):
+        small_tokens.code_ids(["<a_1>"])
+    with pytest.raises(ValueError, match="'an empty semantic id' is no added token"):
+        small_tokens.code_ids([])

@@ -1,4 +1,7 @@
-"""The catalog: items with a unique, reversible token path each, for a given tokenizer."""
+"""The catalog: items with a unique, reversible token path each, for a given tokenizer.
+
+A path spells the item's title, or the codes of its semantic id (`anyo_rl.catalog.semantic_ids`).
+"""
 
 import logging
 from collections import Counter
@@ -8,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.catalog.tree import PrefixTree, build_tree
 from anyo_rl.tokens import Tokens
 
@@ -21,15 +25,17 @@ class Catalog:
     Attributes:
         item_ids: (N,) ids: ranks, matches and metrics go by these, never by title.
         titles: (N,) titles as they are tokenised and shown in prompts: cleaned of control tokens, and made unique.
-        paths: (N,) token paths, each ending with the end-of-sequence token.
+        names: (N,) what stands for an item in a completion: its title, or its semantic id as the tokenizer writes it.
+        paths: (N,) token paths of the names, each ending with the end-of-sequence token.
         tree: the prefix tree over the paths.
         index: item id to item index.
-        n_collisions: how many titles had to be made unique.
+        n_collisions: how many names had to be made unique.
         items: the item table, in the same order.
     """
 
     item_ids: tuple[str, ...]
     titles: tuple[str, ...]
+    names: tuple[str, ...]
     paths: tuple[tuple[int, ...], ...]
     tree: PrefixTree
     index: dict[str, int]
@@ -40,9 +46,9 @@ class Catalog:
         """Number of items N."""
         return len(self.item_ids)
 
-    def find(self, title: str | None) -> str | None:
-        """Id of the item that is called this, white space folded; `None` when there is none."""
-        return None if title is None else self._by_title.get(" ".join(title.split()))
+    def find(self, name: str | None) -> str | None:
+        """Id of the item that has this name, white space folded; `None` when there is none."""
+        return None if name is None else self._by_name.get(" ".join(name.split()))
 
     def indices(self, item_ids: list[str]) -> np.ndarray:
         """Item indices of item ids.
@@ -58,11 +64,11 @@ class Catalog:
         return np.array([self.index[item_id] for item_id in item_ids], dtype=np.int64)
 
     @cached_property
-    def _by_title(self) -> dict[str, str]:
-        return dict(zip(self.titles, self.item_ids, strict=True))
+    def _by_name(self) -> dict[str, str]:
+        return dict(zip(self.names, self.item_ids, strict=True))
 
 
-def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
+def build_catalog(items: pl.DataFrame, tokens: Tokens, semantic_ids: SemanticIds | None = None) -> Catalog:
     """Builds the catalog of an item table.
 
     A title that collides with an earlier one gets " (2)", " (3)", … appended. A title that is empty once control
@@ -71,9 +77,12 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
     Args:
         items: columns `item_id` and `title`, ids unique.
         tokens: the tokenizer and its marker.
+        semantic_ids: makes the paths out of these, whose codes the tokenizer has as added tokens. Titles are then
+            what histories show, and nothing else; they may be any text.
 
     Raises:
-        ValueError: no item, an id that occurs twice, or a title that the tokenizer does not read back.
+        ValueError: no item, an id that occurs twice, a title or a code that the tokenizer does not read back, or an
+            item without a semantic id.
     """
     ids = items["item_id"].to_list()
     if not ids:
@@ -99,17 +108,43 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens) -> Catalog:
         titles[title] = None
     if n_collisions:
         logger.info("%d of %d titles were taken and had a number appended", n_collisions, len(ids))
-    paths = [tuple(tokens.item_ids(title)) for title in titles]
-    _check_reversible(list(titles), tokens.item_titles(paths))
+    if semantic_ids is None:
+        paths = [tuple(tokens.item_ids(title)) for title in titles]
+        names = list(titles)
+        _check_reversible(names, tokens.item_titles(paths))
+    else:
+        n_collisions = semantic_ids.n_collisions
+        paths, names = _code_paths(ids, tokens, semantic_ids)
     return Catalog(
         item_ids=tuple(ids),
         titles=tuple(titles),
+        names=tuple(names),
         paths=tuple(paths),
         tree=build_tree(paths),
         index={item_id: i for i, item_id in enumerate(ids)},
         n_collisions=n_collisions,
         items=items,
     )
+
+
+def _code_paths(ids: list[str], tokens: Tokens, semantic_ids: SemanticIds) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Paths of semantic ids, and how the tokenizer writes them."""
+    missing = [item_id for item_id in ids if item_id not in semantic_ids.codes]
+    if missing:
+        raise ValueError(
+            f"item {missing[0]!r} has no semantic id ({len(missing)} of {len(ids)} items; there are ids of "
+            f"{len(semantic_ids.codes)}): take the items that the ids were made for"
+        )
+    codes = [semantic_ids.codes[item_id] for item_id in ids]
+    paths = [tuple(tokens.code_ids(row)) for row in codes]
+    names = tokens.item_titles(paths)
+    for row, name in zip(codes, names, strict=True):
+        if "".join(row) != "".join(name.split()):
+            raise ValueError(
+                f"semantic id {''.join(row)!r} is read back from its tokens as {name!r}: its codes must not be "
+                f"special tokens, nor changed by the tokenizer"
+            )
+    return paths, names
 
 
 def _check_reversible(titles: list[str], read_back: list[str]) -> None:

@@ -21,7 +21,7 @@ class MatchRanker:
     """Rank by the item that a completion names.
 
     Args:
-        catalog: the catalog; an item is named by its title there, which is unique.
+        catalog: the catalog; an item is named by its title or semantic id, which is unique.
     """
 
     kind = "match"

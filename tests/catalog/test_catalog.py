@@ -9,8 +9,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
+from anyo_rl.catalog.semantic_ids import SemanticIds, published_ids
 from anyo_rl.completion import parse
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher import train_tokenizer
+from anyo_rl.tokens import Tokens, add_codes
 
 
 def catalog_of(tokens: Tokens, titles, ids=None) -> Catalog:
@@ -21,7 +23,8 @@ def catalog_of(tokens: Tokens, titles, ids=None) -> Catalog:
 
 
 def check(catalog: Catalog, tokens: Tokens) -> None:
-    """What holds for every catalog: titles and paths unique, each path reads back as its title and finds its item."""
+    """What holds for a catalog of titles: they and paths are unique, each path reads back and finds its item."""
+    assert catalog.names == catalog.titles
     assert len(set(catalog.titles)) == len(set(catalog.paths)) == len(catalog)
     for index, (item_id, title, path) in enumerate(zip(catalog.item_ids, catalog.titles, catalog.paths, strict=True)):
         assert catalog.index[item_id] == index
@@ -142,3 +145,50 @@ def test_items_keep_their_order_and_columns(small_tokens):
     catalog = build_catalog(items, small_tokens)
     assert catalog.item_ids == ("z", "a")
     assert catalog.items.equals(items)
+
+
+def tokens_with(codes: list[str], special: bool = False) -> Tokens:
+    tokenizer = train_tokenizer([" lamp oak"], vocab_size=300)
+    if special:
+        tokenizer.add_tokens([AddedToken(code, special=True) for code in codes], special_tokens=True)
+    else:
+        add_codes(tokenizer, codes)
+    return Tokens.of(tokenizer)
+
+
+codes = st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=15)
+
+
+@settings(max_examples=30)
+@given(codes)
+def test_every_catalog_of_semantic_ids_is_reversible(rows):
+    written = ["".join(f"<{letter}_{code}>" for letter, code in zip("abc", row, strict=True)) for row in rows]
+    # Titles may be anything, a code among them: they are for histories alone.
+    items = pl.DataFrame(
+        {"item_id": [f"i{i}" for i in range(len(rows))], "title": [f"{written[0]} lamp"] * len(rows), "sid": written}
+    )
+    ids = published_ids(items, "sid")
+    tokens = tokens_with(ids.tokens())
+    catalog = build_catalog(items, tokens, ids)
+    assert len(set(catalog.names)) == len(set(catalog.paths)) == len(catalog)
+    assert catalog.n_collisions == ids.n_collisions == len(rows) - len(set(rows))
+    assert catalog.titles[0] == "lamp"
+    for index, (item_id, path) in enumerate(zip(catalog.item_ids, catalog.paths, strict=True)):
+        assert catalog.tree.walk(path) == catalog.tree.leaf[index]
+        assert len(path) == len(ids.codes[item_id]) + 1
+        assert catalog.names[index] == "".join(ids.codes[item_id])
+        assert catalog.find(parse(tokens.decode([tokens.marker_id, *path])).item) == item_id
+    assert catalog.find("lamp") is None  # it is no answer
+
+
+def test_semantic_ids_that_do_not_fit_the_items_or_the_tokenizer_are_refused():
+    items = pl.DataFrame({"item_id": ["i0", "i1"], "title": ["a", "b"]})
+    both = SemanticIds({"i0": ("<a_1>",), "i1": ("<a_2>",)}, 0)
+    with pytest.raises(ValueError, match=r"item 'i1' has no semantic id \(1 of 2 items; there are ids of 1\)"):
+        build_catalog(items, tokens_with(["<a_1>"]), SemanticIds({"i0": ("<a_1>",)}, 0))
+    with pytest.raises(ValueError, match="'<a_2>' is no added token"):
+        build_catalog(items, tokens_with(["<a_1>"]), both)
+    with pytest.raises(ValueError, match="'<a_1>' is read back from its tokens as '': its codes must not be special"):
+        build_catalog(items, tokens_with(["<a_1>", "<a_2>"], special=True), both)
+    with pytest.raises(ValueError, match="make paths unique"):
+        build_catalog(items, tokens_with(["<a_1>"]), SemanticIds({"i0": ("<a_1>",), "i1": ("<a_1>",)}, 0))
