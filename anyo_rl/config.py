@@ -30,6 +30,17 @@ class TeacherArguments:
     marker_token: str | None = field(
         default=None, metadata={"help": "The added token that serves as the marker; `->` or `</think>` if unset."}
     )
+    item_tokens: Literal["title", "semantic_id"] = field(
+        default="title", metadata={"help": "What the teacher answers with: titles, or semantic ids as added tokens."}
+    )
+    semantic_id_column: str | None = field(
+        default=None, metadata={"help": "Column of published semantic ids; computed from titles if unset."}
+    )
+    semantic_id_levels: int = field(default=3, metadata={"help": "Codes of a computed semantic id."})
+    semantic_id_codes: int | None = field(
+        default=None,
+        metadata={"help": "Codes of a level, a power of two; if unset 256, or fewer below 2,048 items."},
+    )
     max_reasoning_tokens: int = field(
         default=64, metadata={"help": "Longest reasoning, the marker included (GRPO's max_completion_length)."}
     )
