@@ -18,22 +18,24 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config
+from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
+from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.config import ReasonerArguments, TeacherArguments
 from anyo_rl.evaluation.answers import Mode, answer
 from anyo_rl.evaluation.evaluator import REASONING_MODES, Evaluation, weights_of
 from anyo_rl.evaluation.report import write_report
 from anyo_rl.evaluation.table import markdown_table
+from anyo_rl.item_tokens import adapters, load_answering, semantic_ids, teacher_files
 from anyo_rl.launch import whole_weights
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.spread import keep_spread
 from anyo_rl.task import Task
-from anyo_rl.teacher import load_teacher, make_tiny_teacher, save_teacher, stop_at_marker, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher import load_teacher, make_tiny_teacher, save_teacher, show_bias, stop_at_marker, train_tokenizer
+from anyo_rl.tokens import Tokens, add_codes
 from anyo_rl.training.callbacks import (
     MetricsFile,
     best_checkpoint,
@@ -57,7 +59,13 @@ def teacher_folder(stage_dir: Path) -> Path:
     return stage_dir / TEACHER
 
 
-def finish_stage(trainer: Trainer, stage_dir: Path, tokens: Tokens, start: Callable[[], PreTrainedModel]) -> None:
+def finish_stage(
+    trainer: Trainer,
+    stage_dir: Path,
+    tokens: Tokens,
+    start: Callable[[], PreTrainedModel],
+    ids: SemanticIds | None = None,
+) -> None:
     """Trains from the newest complete checkpoint to the end, and saves the best teacher in `teacher_folder`.
 
     Args:
@@ -65,7 +73,9 @@ def finish_stage(trainer: Trainer, stage_dir: Path, tokens: Tokens, start: Calla
         stage_dir: the folder of its checkpoints.
         tokens: the teacher's tokenizer and marker.
         start: gives the model that the stage started from, on which LoRA adapters lie.
+        ids: the semantic ids that the teacher answers with, if it does.
     """
+    show_bias(trainer.model)
     accelerator = trainer.accelerator
     checkpoint = latest_checkpoint(stage_dir) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
@@ -84,7 +94,7 @@ def finish_stage(trainer: Trainer, stage_dir: Path, tokens: Tokens, start: Calla
         if not best:
             logger.warning("%s: no validation was better than at the start, whose teacher is kept", stage_dir)
         stop_at_marker(model, tokens)
-        save_teacher(model, tokens.tokenizer, teacher_folder(stage_dir))
+        save_teacher(model, tokens.tokenizer, teacher_folder(stage_dir), teacher_files(ids))
     accelerator.wait_for_everyone()
 
 
@@ -96,12 +106,13 @@ def load_checkpoint(checkpoint: Path, start: Callable[[], PreTrainedModel]) -> P
 
 
 def make_teacher(
-    model_args: ModelConfig, teacher_args: TeacherArguments, task: Task, seed: int
+    model_args: ModelConfig, teacher_args: TeacherArguments, task: Task, seed: int, ids: SemanticIds | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The teacher at the given path, or a tiny one made for the task where there is no path."""
+    """The teacher at the given path, or a tiny one made for the task where there is no path; it knows all codes."""
     if model_args.model_name_or_path:
-        return load_teacher(model_args)
+        return load_answering(model_args, ids)
     tokenizer = train_tokenizer(task.texts(), teacher_args.tiny_vocab_size)
+    add_codes(tokenizer, ids.tokens() if ids else [])
     model = make_tiny_teacher(
         tokenizer, hidden_size=teacher_args.tiny_hidden_size, n_layers=teacher_args.tiny_layers, seed=seed
     )
@@ -141,9 +152,11 @@ def train_sft(
     if folder.exists():
         return folder
     make = partial(make_teacher, model_args, teacher_args, task, training_args.seed)
+    ids = semantic_ids(run_dir, task, teacher_args, model_args.model_name_or_path, make, training_args.seed)
+    make = partial(make, ids=ids)
     model, tokenizer = make()
     tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
-    catalog = build_catalog(task.interactions.items, tokens)
+    catalog = build_catalog(task.interactions.items, tokens, ids)
     train = task.split("train")
     if reasoning:
         train = train.filter(pl.col("example_id").is_in(list(task.rationales)))
@@ -162,11 +175,11 @@ def train_sft(
         args=training_args,
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=adapters(model_args, model, tokenizer, ids),
         validation=validation(task, catalog, tokens, teacher_args, teacher_args.eval_mode if reasoning else "plain"),
         callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, stage)],
     )
-    finish_stage(trainer, run_dir / stage, tokens, lambda: make()[0])
+    finish_stage(trainer, run_dir / stage, tokens, lambda: make()[0], ids)
     return folder
 
 
@@ -216,10 +229,14 @@ def train_grpo(
     folder = teacher_folder(stage_dir)
     if folder.exists():
         return folder
-    load = partial(load_teacher, dataclasses.replace(model_args, model_name_or_path=str(teacher_path)))
+    model_args = dataclasses.replace(model_args, model_name_or_path=str(teacher_path))
+    ids = semantic_ids(
+        run_dir, task, teacher_args, teacher_path, partial(load_teacher, model_args), training_args.seed
+    )
+    load = partial(load_answering, model_args, ids)
     model, tokenizer = load()
     tokens = Tokens.of(tokenizer, teacher_args.marker_token, training_args.chat_template_kwargs)
-    catalog = build_catalog(task.interactions.items, tokens)
+    catalog = build_catalog(task.interactions.items, tokens, ids)
     rows = task.rows(task.split("train"), catalog, tokens)
     if reasoner_args.min_gain_spread:
         rows = keep_spread(
@@ -243,7 +260,7 @@ def train_grpo(
         args=training_args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=adapters(model_args, model, tokenizer, ids),
         reward_funcs=reward_funcs,
         catalog=catalog,
         tokens=tokens,
@@ -256,7 +273,7 @@ def train_grpo(
         rank_node_budget=reasoner_args.rank_node_budget or None,
         callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, "grpo")],
     )
-    finish_stage(trainer, stage_dir, tokens, lambda: load()[0])
+    finish_stage(trainer, stage_dir, tokens, lambda: load()[0], ids)
     return folder
 
 
@@ -286,12 +303,14 @@ def evaluate_run(
     test = task.split("test", task.args.max_test)
     evaluation = None
     for stage, path in teachers.items():
+        model_args = dataclasses.replace(model_args, model_name_or_path=str(path))
+        ids = semantic_ids(run_dir, task, teacher_args, path, partial(load_teacher, model_args), seed)
         with whole_weights():
-            model, tokenizer = load_teacher(dataclasses.replace(model_args, model_name_or_path=str(path)))
+            model, tokenizer = load_answering(model_args, ids)
         if torch.cuda.is_available():
             model.to("cuda")
         tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
-        catalog = build_catalog(task.interactions.items, tokens)
+        catalog = build_catalog(task.interactions.items, tokens, ids)
         evaluation = Evaluation(run_dir, task, catalog, test, seed)
         rows = task.rows(test, catalog, tokens)
         for mode in ("plain",) if stage == "direct" else REASONING_MODES:
@@ -313,6 +332,8 @@ def evaluate_run(
                 "chat_template_kwargs": chat_template_kwargs,
                 "max_new_tokens": teacher_args.max_reasoning_tokens,
             }
+            if ids is not None:
+                made_with["item_tokens"] = catalog.tree.fingerprint
             if mode == "mixture":
                 made_with["n_paths"] = teacher_args.n_paths
             evaluation.keep(stage, mode, ask, made_with)
