@@ -78,11 +78,12 @@ class Launcher:
 
     def run_command(self, command: list[str], env: dict[str, str] | None = None) -> Launched:
         log = self.logs / f"launch-{len(self.started)}.log"
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with log.open("w") as stream:
             process = subprocess.Popen(
                 command,
                 cwd=self.logs,  # recipes must not depend on the folder they are started in
-                env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})},
+                env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(env or {})},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
