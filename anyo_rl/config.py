@@ -17,7 +17,7 @@ from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
 from anyo_rl.task import DataArguments
 from anyo_rl.training.objectives import ItemLoss
-from anyo_rl.training.reasoner import RankerKind
+from anyo_rl.training.written import ItemEncoder, RankerKind
 
 
 @dataclass
@@ -64,7 +64,13 @@ class ReasonerArguments:
     )
     ranker: RankerKind = field(
         default="likelihood",
-        metadata={"help": "likelihood reads the answer off by its rank; match samples the item too (item_loss none)."},
+        metadata={
+            "help": "likelihood reads the answer off; with match or embedding the item is sampled too, and ranked by "
+            "itself (item_loss none)."
+        },
+    )
+    item_encoder: ItemEncoder = field(
+        default="teacher", metadata={"help": "What embeds titles for the embedding ranker: teacher, minilm."}
     )
     item_loss: ItemLoss = field(
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}

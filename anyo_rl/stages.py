@@ -47,6 +47,7 @@ from anyo_rl.training.callbacks import (
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 from anyo_rl.training.validation import Validation
+from anyo_rl.training.written import written_ranker
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +254,9 @@ def train_grpo(
         )
     training_args = keep_best(training_args, stage_dir)
     training_args.max_completion_length = teacher_args.max_reasoning_tokens
-    stop_at_marker(model, tokens, write_item=reasoner_args.ranker == "match")
+    with whole_weights():
+        ranker = written_ranker(reasoner_args.ranker, catalog, reasoner_args.item_encoder, load)
+    stop_at_marker(model, tokens, write_item=ranker is not None)
     AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
     trainer = ReasonerTrainer(
         model=model,
@@ -265,7 +268,7 @@ def train_grpo(
         catalog=catalog,
         tokens=tokens,
         validation=validation(task, catalog, tokens, teacher_args, teacher_args.eval_mode),
-        ranker=reasoner_args.ranker,
+        written_ranker=ranker,
         item_loss=reasoner_args.item_loss,
         item_loss_weight=reasoner_args.item_loss_weight,
         mask_history=task.args.mask_history,

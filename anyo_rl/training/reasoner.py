@@ -4,13 +4,14 @@ The sampled completion stops at the marker: the reasoning is the action. Ranking
 rewards, and reaches them as columns. What TRL hooks are used: `_calculate_rewards` (columns in, errors exchanged),
 `_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`.
 
-With the `match` ranker the item is written too, held to the catalog, and is part of the action: completions come by
-`rollout_func`, and `_get_per_token_logps_and_entropies` masks the trainer's log-probabilities as they were sampled.
+With a ranker of written items (`match`, `embedding`) the item is written too, held to the catalog, and is part of the
+action: completions come by `rollout_func`, and `_get_per_token_logps_and_entropies` masks the trainer's
+log-probabilities as they were sampled.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.ranking.match import MatchRanker
-from anyo_rl.ranking.protocol import Ranking
+from anyo_rl.ranking.protocol import Ranker, Ranking
 from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
@@ -31,7 +31,6 @@ from anyo_rl.training.validation import Validation, run_validation
 from anyo_rl.training.weights import gathered
 
 LEAST_ITEM_WEIGHT = 1e-3
-RankerKind = Literal["likelihood", "match"]
 
 
 class ReasonerTrainer(GRPOTrainer):
@@ -39,14 +38,14 @@ class ReasonerTrainer(GRPOTrainer):
 
     Rewards get these columns besides the dataset's own (`None` for a completion without a marker, save `n_items`):
     `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first), `log_prob` (log p(target | path)), `n_items`.
-    With the `match` ranker `item_id` is the item that was written, and there is no `log_prob`.
+    Where the item is written `item_id` is that item, and there is no `log_prob`.
     The model must stop at the marker, or after the item: see `anyo_rl.teacher.stop_at_marker`.
 
     Args:
         catalog: the catalog.
         tokens: the teacher's tokenizer and marker.
         validation: what is measured at each evaluation.
-        ranker: `likelihood` reads the answer off; `match` lets the teacher write it.
+        written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off.
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
         mask_history: whether items of the history are left out of the ranking.
@@ -56,7 +55,7 @@ class ReasonerTrainer(GRPOTrainer):
         *args, **kwargs: as TRL's.
 
     Raises:
-        ValueError: the model stops at the wrong place, or the `match` ranker was asked for with an item loss or vLLM.
+        ValueError: the model stops at the wrong place, or items are to be written with an item loss or with vLLM.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class ReasonerTrainer(GRPOTrainer):
         tokens: Tokens,
         validation: Validation,
         reward_funcs: Sequence[Callable[..., Any]],
-        ranker: RankerKind = "likelihood",
+        written_ranker: Ranker | None = None,
         item_loss: ItemLoss = "best",
         item_loss_weight: float = 0.1,
         mask_history: bool = False,
@@ -77,14 +76,14 @@ class ReasonerTrainer(GRPOTrainer):
         self.catalog = catalog
         self.tokens = tokens
         self.validation = validation
-        self.writes_item = ranker == MatchRanker.kind
+        self.written_ranker = written_ranker
         self.item_loss = item_loss
         self.item_loss_weight = item_loss_weight
         self.mask_history = mask_history
         self.rank_cap = rank_cap
         self.rank_node_budget = rank_node_budget
         self._reward_errors = DeferredErrors()
-        if self.writes_item:
+        if written_ranker is not None:
             if item_loss != "none":
                 raise ValueError(
                     "an item loss trains an answer that is read off; set item_loss to none, or ranker to likelihood"
@@ -92,7 +91,7 @@ class ReasonerTrainer(GRPOTrainer):
             settings = kwargs["args"]
             if settings.use_vllm or settings.top_k or settings.min_p or settings.repetition_penalty != 1.0:
                 raise ValueError(
-                    "ranker match samples with transformers, by temperature and top_p alone; unset use_vllm, top_k, "
+                    "items are written with transformers, by temperature and top_p alone; unset use_vllm, top_k, "
                     "min_p and repetition_penalty, or set ranker to likelihood"
                 )
             kwargs["rollout_func"] = self._write
@@ -103,8 +102,9 @@ class ReasonerTrainer(GRPOTrainer):
             eval_dataset=kwargs["train_dataset"].select([0]),
             **kwargs,
         )
-        if (tokens.marker_id in self.eos_token_ids) == self.writes_item:
-            found = "stops" if self.writes_item else "does not stop"
+        stops = tokens.marker_id in self.eos_token_ids
+        if stops == (written_ranker is not None):
+            found = "stops" if stops else "does not stop"
             raise ValueError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
         self._log_probs_B = torch.empty(0)
 
@@ -137,7 +137,7 @@ class ReasonerTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        if not self.writes_item:
+        if self.written_ranker is None:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
             )
@@ -165,9 +165,9 @@ class ReasonerTrainer(GRPOTrainer):
         """Ranks each completion's target; a completion without a marker is ranked as if it had ended there."""
         targets = [row["target_id"] for row in inputs]
         excluded = [row["history"] for row in inputs] if self.mask_history else None
-        if self.writes_item:
+        if self.written_ranker is not None:
             texts = [self.tokens.decode(ids) for ids in completion_ids]
-            return MatchRanker(self.catalog).rank(texts, targets, top_k=1, excluded_B=excluded)
+            return self.written_ranker.rank(texts, targets, top_k=1, excluded_B=excluded)
         contexts = [
             self.tokens.marked_context(self.tokens.context_ids(row["prompt"]), ids)
             for row, ids in zip(inputs, completion_ids, strict=True)

@@ -8,9 +8,12 @@ from trl import GRPOConfig
 
 from anyo_rl.completion import parse
 from anyo_rl.ranking.distribution import DistributionRanker
+from anyo_rl.ranking.encoders import MINILM, minilm_encoder, teacher_encoder
+from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.teacher import stop_at_marker
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.validation import Validation
+from anyo_rl.training.written import written_ranker
 
 G = 4
 MOST = 5  # tokens of a reasoning, the marker included
@@ -26,7 +29,7 @@ def gain_reward(gain, **columns) -> list[float | None]:
 
 @pytest.fixture
 def make(small_teacher, small_catalog, small_tokens, tmp_path):
-    def trainer(reward=gain_reward, *, write_item=True, item_loss="none", **settings) -> ReasonerTrainer:
+    def trainer(reward=gain_reward, *, ranker=None, write_item=True, item_loss="none", **settings) -> ReasonerTrainer:
         stop_at_marker(small_teacher, small_tokens, write_item)
         settings = {"max_steps": 1, "learning_rate": 0.0, "temperature": 1.0} | settings
         args = GRPOConfig(
@@ -51,7 +54,7 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
             catalog=small_catalog,
             tokens=small_tokens,
             validation=Validation(ROWS, small_catalog, small_tokens, "greedy", max_new_tokens=3),
-            ranker="match",
+            written_ranker=ranker or MatchRanker(small_catalog),
             item_loss=item_loss,
         )
 
@@ -142,6 +145,29 @@ def test_the_target_becomes_more_likely(make, small_catalog, small_tokens, small
     before = likely()
     make(max_steps=40, learning_rate=3e-3, lr_scheduler_type="constant").train()
     assert likely() > 2 * before
+
+
+@pytest.mark.parametrize("item_encoder", ["teacher", "minilm"])
+def test_a_near_miss_ranks_by_its_distance(make, small_catalog, small_teacher, small_tokens, item_encoder):
+    if item_encoder == "minilm":
+        pytest.importorskip(MINILM)
+    ranker = written_ranker("embedding", small_catalog, item_encoder, lambda: (small_teacher, small_tokens.tokenizer))
+    encoder = minilm_encoder() if item_encoder == "minilm" else teacher_encoder(small_teacher, small_tokens.tokenizer)
+    vectors = encoder(list(small_catalog.titles)).double()
+    calls = []
+
+    def recording(rank, item_id, target_id, **columns):
+        calls.append((rank, item_id, target_id))
+        return [0.0] * len(rank)
+
+    make(recording, ranker=ranker, max_steps=2).train()
+    assert len(calls) == 2
+    for ranks, written, targets in calls:
+        for rank, item, target in zip(ranks, written, targets, strict=True):
+            distances = (vectors - vectors[small_catalog.index[item]]).norm(dim=1)
+            assert rank == int((distances <= distances[small_catalog.index[target]]).sum())
+    with pytest.raises(ValueError, match="'what' is no item of the catalog: this ranker is for constrained"):
+        ranker.rank(["-> what"], ["i0"])
 
 
 def test_what_does_not_fit_is_refused(make):
