@@ -19,7 +19,9 @@ from anyo_rl.ranking.policy import causal_lm, inference
 from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
 
 TIE_BAND = {torch.float32: 1e-5, torch.float64: 1e-5}
-HALF_TIE_BAND = 0.1  # bfloat16 and float16
+# bfloat16 and float16: under SmolLM2-135M in bfloat16 the log-probabilities of Office's titles were off by .08 on
+# average and by .43 at most (6,918 of them).
+HALF_TIE_BAND = 0.5
 LEAST_QUOTA = 16  # tree nodes of one context that fit a forward, at least, where many contexts share it
 ROOM = 64  # tree nodes of one context that the cache has room for, at least, before it forgets them
 
@@ -41,7 +43,7 @@ class LikelihoodRanker:
         nodes_per_forward: tree nodes evaluated in one forward, over all contexts; bounds memory.
         tokens_per_forward: tokens of contexts and tree nodes in the cache at once, over all contexts; bounds memory.
         tie_band: log-probabilities closer than this may stand in either order, and the bracket allows for it. `None`
-            takes 1e-5 for models in float32 and 0.1 for half precision.
+            takes 1e-5 for models in float32 and 0.5 for half precision. 0 is the quickest where no bracket is wanted.
 
     Raises:
         ValueError: the model cannot do tree attention, its vocabulary is smaller than the catalog's tokens, or a

@@ -174,7 +174,10 @@ class ReasonerTrainer(GRPOTrainer):
         ]
         began = time.perf_counter()
         with gathered(self.model_wrapped, self.accelerator) as model:
-            ranker = LikelihoodRanker(self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget)
+            # Rewards take the numbers as they are and no bracket, so no node is read for the sake of a band.
+            ranker = LikelihoodRanker(
+                self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget, tie_band=0.0
+            )
             ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
         self._log_metric("rank/seconds", time.perf_counter() - began)
         return ranking

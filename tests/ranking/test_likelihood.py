@@ -360,7 +360,7 @@ def test_bfloat16_brackets_hold_the_true_rank(catalog, contexts, name, scale):
     exact = DistributionRanker(catalog, model.float()).rank(
         contexts, targets
     )  # the same weights, without the rounding
-    assert np.abs(found.log_probs_B - exact.log_probs_B).max() < 0.1
+    assert np.abs(found.log_probs_B - exact.log_probs_B).max() < 0.1  # far less than the band, on tiny models
     assert (found.lowest_B <= exact.ranks_B).all()
     assert (exact.ranks_B <= found.highest_B).all()
 
