@@ -16,11 +16,11 @@ target.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from anyo_rl.catalog.tree import PrefixTree
-from anyo_rl.ranking.nodes import NodeReader
 
 ROUNDING = 1e-9  # of sums in float64
 LEAST_WIDTH = 4  # nodes of a user expanded together while looking for top items
@@ -41,21 +41,19 @@ class Goal:
 
 @dataclass(frozen=True)
 class Limits:
-    """When the search of a user ends early, and what it may hold in memory.
+    """When the search of a user ends early.
 
     Attributes:
         top_k: top items looked for.
         cap: a rank beyond which ranks need not be exact; `None` for no cap.
         node_budget: tree nodes read for one context, the target's own path included, which is read in any case; `None`
             for no budget.
-        tokens_in_cache: context and node tokens kept at once.
         tie_band: differences in log-probability that float noise may make.
     """
 
     top_k: int
     cap: int | None
     node_budget: int | None
-    tokens_in_cache: int
     tie_band: float
 
 
@@ -80,6 +78,52 @@ class Found:
     top_exact: bool
     complete: bool
     n_nodes: int
+
+
+class Reader(Protocol):
+    """Where the search has its numbers from: next-token distributions at branchings, under any kind of policy.
+
+    It is made for U users of G contexts each (paths of a mixture; G is 1 otherwise).
+
+    Attributes:
+        n_paths: contexts of each user, G.
+        users: users that are still searched, ascending.
+        n_nodes_U: tree nodes read so far for each context of each user.
+        most_nodes: most tree nodes, over all contexts, that were read at once.
+    """
+
+    n_paths: int
+    users: np.ndarray
+    n_nodes_U: np.ndarray
+    most_nodes: int
+
+    def keep_users(self, users: np.ndarray) -> None:
+        """Is told that all other users are done."""
+        ...
+
+    def make_room(self, longest: int) -> tuple[int, bool]:
+        """Prepares for more nodes.
+
+        Args:
+            longest: tree nodes to read for one branching of a user, at most.
+
+        Returns:
+            How many tree nodes of each user may be read next, and whether those read before had to be forgotten.
+        """
+        ...
+
+    def log_probs(self, user_K: np.ndarray, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Evaluates branchings.
+
+        Args:
+            user_K: whose branching.
+            node_K: nodes with two children or more.
+
+        Returns:
+            For the E edges that leave the K branchings, in order: which of the K, shape (E,); the child, shape (E,);
+            its log-probability given the branching under each of the user's contexts, float64, shape (E, G).
+        """
+        ...
 
 
 class _Allowed:
@@ -117,7 +161,7 @@ class Search:
         limits: when to stop.
     """
 
-    def __init__(self, reader: NodeReader, tree: PrefixTree, goals: Sequence[Goal], limits: Limits) -> None:
+    def __init__(self, reader: Reader, tree: PrefixTree, goals: Sequence[Goal], limits: Limits) -> None:
         n = len(goals)
         self.reader, self.tree, self.limits = reader, tree, limits
         self.allowed = _Allowed(tree, goals)
@@ -245,15 +289,12 @@ class Search:
         if not len(wanted):
             return wanted
         active = np.unique(self.user[wanted])
-        if 4 * len(active) <= 3 * len(self.reader.users):  # to take users out of the cache copies it
+        if 4 * len(active) <= 3 * len(self.reader.users):  # to take users out of a cache copies it
             self.reader.keep_users(active)
-        cache, quota = self.reader.cache, self.reader.quota
-        columns = self.limits.tokens_in_cache // len(cache) - cache.width  # for nodes
         longest = int((self.tree.depth[self.node[wanted]] - self.above[wanted]).max())
-        if cache.n_kept and columns - cache.n_kept < max(longest, min(quota, columns // 2)):
-            self.reader.forget_nodes()
+        quota, forgotten = self.reader.make_room(longest)
+        if forgotten:
             self.above[:] = 0
-        quota = min(quota, max(1, columns - cache.n_kept))
         wanted = wanted[np.lexsort((self.node[wanted], -self.mean[wanted], self.user[wanted]))]
         user = self.user[wanted]
         first = np.searchsorted(user, user)

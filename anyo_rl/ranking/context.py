@@ -7,6 +7,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.ranking.policy import causal_lm, check_tree_attention
 
 
@@ -18,11 +19,15 @@ def check_catalog(model: nn.Module, catalog: Catalog) -> None:
     """
     policy = causal_lm(model)
     check_tree_attention(policy)
-    vocabulary = policy.config.get_text_config().vocab_size
-    if catalog.tree.token.max() >= vocabulary:
+    check_vocabulary(catalog.tree, policy.config.get_text_config().vocab_size)
+
+
+def check_vocabulary(tree: PrefixTree, n_tokens: int) -> None:
+    """Refuses a tree with tokens that a model of so many tokens does not know, by a `ValueError`."""
+    if tree.token.max() >= n_tokens:
         raise ValueError(
-            f"the catalog has token {catalog.tree.token.max()} but the model knows {vocabulary} tokens; build the "
-            f"catalog with the model's own tokenizer"
+            f"the catalog has token {tree.token.max()} but the model knows {n_tokens} tokens; build the catalog with "
+            f"the model's own tokenizer"
         )
 
 
@@ -32,8 +37,12 @@ def check_contexts(model: nn.Module, contexts: Sequence[Sequence[int]], longest_
     Raises:
         ValueError: a context is empty, or longer with its item than the model's positions.
     """
+    check_room(contexts, longest_path, causal_lm(model).config.get_text_config().max_position_embeddings)
+
+
+def check_room(contexts: Sequence[Sequence[int]], longest_path: int, limit: int) -> None:
+    """Refuses contexts that are empty or that with an item take more than `limit` tokens, by a `ValueError`."""
     longest = max(map(len, contexts), default=0) + longest_path
-    limit = causal_lm(model).config.get_text_config().max_position_embeddings
     if longest > limit:
         raise ValueError(
             f"a context and its item take {longest} tokens, the model {limit}; shorten the history budget"

@@ -6,13 +6,14 @@ the size of the catalog.
 """
 
 from collections.abc import Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import nn
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.ranking.best_first import Found, Goal, Limits, Search
+from anyo_rl.ranking.best_first import Found, Goal, Limits, Reader, Search
 from anyo_rl.ranking.context import check_catalog, check_contexts
 from anyo_rl.ranking.nodes import NodeReader
 from anyo_rl.ranking.policy import causal_lm, inference
@@ -63,7 +64,6 @@ class LikelihoodRanker:
         tokens_per_forward: int = 32_768,
         tie_band: float | None = None,
     ) -> None:
-        check_catalog(model, catalog)
         limits = {"cap": cap, "node_budget": node_budget, "nodes_per_forward": nodes_per_forward}
         limits["tokens_per_forward"] = tokens_per_forward
         for name, value in limits.items():
@@ -71,6 +71,7 @@ class LikelihoodRanker:
                 raise ValueError(f"{name} must be 1 or more, found {value}")
         self.catalog = catalog
         self.model = model
+        self._check_catalog()
         self.node_budget = node_budget
         self.cap = cap
         self.nodes_per_forward = nodes_per_forward
@@ -168,25 +169,40 @@ class LikelihoodRanker:
                 f"every row of a mixture needs the same number of contexts, 1 to nodes_per_forward="
                 f"{self.nodes_per_forward}; found {counts}"
             )
-        check_contexts(self.model, [c for of_row in contexts_B_G for c in of_row], int(tree.depth.max()))
+        self._check_contexts([c for of_row in contexts_B_G for c in of_row])
         keys = [self._key(of_row, goal) for of_row, goal in zip(contexts_B_G, goals_B, strict=True)]
         if tree.n_children[tree.chain_end[0]] == 0:
             return [self._only_item(goal, top_k) for goal in goals_B]
         rows = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first of each
         waiting = sorted(rows.values(), key=lambda row: max(map(len, contexts_B_G[row])))
-        limits = Limits(top_k, self.cap, self.node_budget, self.tokens_per_forward, self.tie_band)
+        limits = Limits(top_k, self.cap, self.node_budget, self.tie_band)
         most_contexts = max(self.nodes_per_forward // LEAST_QUOTA, 1)
         found: dict[Hashable, Found] = {}
-        with inference(self.model):
+        with self._running():
             while waiting:
                 width = max(map(len, contexts_B_G[waiting[-1]])) + max(ROOM, int(tree.depth.max()))
                 take = max(1, min(self.tokens_per_forward // width, most_contexts) // n_paths)
                 batch, waiting = waiting[-take:], waiting[:-take]
-                reader = NodeReader(self.model, tree, [contexts_B_G[row] for row in batch], self.nodes_per_forward)
+                reader = self._reader([contexts_B_G[row] for row in batch])
                 results = Search(reader, tree, [goals_B[row] for row in batch], limits).run()
                 self.most_nodes = max(self.most_nodes, reader.most_nodes)
                 found.update(zip([keys[row] for row in batch], results, strict=True))
         return [found[key] for key in keys]
+
+    # What another kind of policy does in its own way: see `anyo_rl.ranking.vllm_nodes`.
+
+    def _check_catalog(self) -> None:
+        check_catalog(self.model, self.catalog)
+
+    def _check_contexts(self, contexts: Sequence[Sequence[int]]) -> None:
+        check_contexts(self.model, contexts, int(self.catalog.tree.depth.max()))
+
+    def _running(self) -> AbstractContextManager[None]:
+        return inference(self.model)
+
+    def _reader(self, contexts_U_G: Sequence[Sequence[Sequence[int]]]) -> Reader:
+        tree = self.catalog.tree
+        return NodeReader(self.model, tree, contexts_U_G, self.nodes_per_forward, self.tokens_per_forward)
 
     def _key(self, contexts_G: Sequence[Sequence[int]], goal: Goal) -> Hashable:
         allowed = None if goal.allowed_N is None else goal.allowed_N.tobytes()

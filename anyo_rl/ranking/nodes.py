@@ -18,6 +18,41 @@ from anyo_rl.ranking.policy import causal_lm, pair_logits
 NO_NODE = -1  # padding
 
 
+def unread(tree: PrefixTree, known: set[int], node: int) -> list[int]:
+    """The node and those of its ancestors that are not known, topmost first; now they are. The root always is."""
+    chain = []
+    while node and node not in known:
+        chain.append(node)
+        known.add(node)
+        node = int(tree.parent[node])
+    return chain[::-1]
+
+
+def edges_of(tree: PrefixTree, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The E edges that leave K branchings, in order.
+
+    Returns:
+        Which of the K each edge leaves, shape (E,); the child, shape (E,); where each branching's edges begin, (K,).
+    """
+    n_K = tree.n_children[node_K]
+    pair_E = np.repeat(np.arange(len(node_K)), n_K)
+    begin_K = np.cumsum(n_K) - n_K
+    return pair_E, np.arange(len(pair_E)) - begin_K[pair_E] + tree.child_start[node_K][pair_E], begin_K
+
+
+def renormalised(scores_E_G: np.ndarray, pair_E: np.ndarray, begin_K: np.ndarray) -> np.ndarray:
+    """Log-probabilities of edges among those that leave the same branching, float64, shape (E, G).
+
+    Args:
+        scores_E_G: logits, or log-probabilities among more tokens: a constant of each branching makes no difference.
+        pair_E: which branching each edge leaves; see `edges_of`.
+        begin_K: where each branching's edges begin.
+    """
+    scores_E_G = scores_E_G.astype(np.float64)
+    shifted = scores_E_G - np.maximum.reduceat(scores_E_G, begin_K)[pair_E]
+    return shifted - np.log(np.add.reduceat(np.exp(shifted), begin_K))[pair_E]
+
+
 class NodeReader:
     """Next-token distributions at branchings, for U users of G contexts each (paths of a mixture; G is 1 otherwise).
 
@@ -28,6 +63,7 @@ class NodeReader:
         tree: the catalog's prefix tree.
         contexts_U_G: token ids that end with the marker.
         nodes_per_forward: tree nodes read in one forward, over all contexts; bounds memory.
+        tokens_in_cache: context and node tokens kept at once, over all contexts; bounds memory.
 
     Attributes:
         n_nodes_U: tree nodes read so far for each context of each user, those read again counted again.
@@ -40,10 +76,12 @@ class NodeReader:
         tree: PrefixTree,
         contexts_U_G: Sequence[Sequence[Sequence[int]]],
         nodes_per_forward: int,
+        tokens_in_cache: int,
     ) -> None:
         self.tree = tree
         self.policy = causal_lm(model)
         self.nodes_per_forward = nodes_per_forward
+        self.tokens_in_cache = tokens_in_cache
         self.n_paths = len(contexts_U_G[0])
         self.cache = ContextCache(model, [context for of_user in contexts_U_G for context in of_user])
         self.n_nodes_U = np.zeros(len(contexts_U_G), dtype=np.int64)
@@ -65,6 +103,15 @@ class NodeReader:
         self.cache.forget_nodes()
         self._forget()
 
+    def make_room(self, longest: int) -> tuple[int, bool]:
+        """See `anyo_rl.ranking.best_first.Reader`."""
+        columns = self.tokens_in_cache // len(self.cache) - self.cache.width  # for nodes
+        n_kept = self.cache.n_kept
+        forget = n_kept > 0 and columns - n_kept < max(longest, min(self.quota, columns // 2))
+        if forget:
+            self.forget_nodes()
+        return min(self.quota, max(1, columns - self.cache.n_kept)), forget
+
     def keep_users(self, users: np.ndarray) -> None:
         """Takes all other users out of the cache."""
         rows = np.searchsorted(self.users, users)
@@ -74,23 +121,10 @@ class NodeReader:
         self._known = [self._known[row] for row in rows]
 
     def log_probs(self, user_K: np.ndarray, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Evaluates branchings.
-
-        Args:
-            user_K: whose branching; each must still be in the cache.
-            node_K: nodes with two children or more.
-
-        Returns:
-            For the E edges that leave the K branchings, in order: which of the K, shape (E,); the child, shape (E,);
-            its log-probability given the branching under each of the user's contexts, float64, shape (E, G).
-        """
+        """See `anyo_rl.ranking.best_first.Reader`; each user must still be in the cache."""
         row_K = np.searchsorted(self.users, user_K)
         states_K_G_H = self._read(row_K, node_K)
-        first_K, n_K = self.tree.child_start[node_K], self.tree.n_children[node_K]
-        pair_E = np.repeat(np.arange(len(node_K)), n_K)
-        begin_K = np.cumsum(n_K) - n_K
-        child_E = np.arange(len(pair_E)) - begin_K[pair_E] + first_K[pair_E]
-
+        pair_E, child_E, begin_K = edges_of(self.tree, node_K)
         g = np.arange(self.n_paths)
         state_E_G = pair_E[:, None] * self.n_paths + g
         device = self.policy.device
@@ -100,23 +134,16 @@ class NodeReader:
             torch.from_numpy(state_E_G.reshape(-1)).to(device),
             torch.from_numpy(np.repeat(self.tree.token[child_E], self.n_paths)).to(device),
         )
-        logits_E_G = logits.cpu().numpy().astype(np.float64).reshape(state_E_G.shape)
-        shifted = logits_E_G - np.maximum.reduceat(logits_E_G, begin_K)[pair_E]
-        return pair_E, child_E, shifted - np.log(np.add.reduceat(np.exp(shifted), begin_K))[pair_E]
+        logits_E_G = logits.cpu().numpy().reshape(state_E_G.shape)
+        return pair_E, child_E, renormalised(logits_E_G, pair_E, begin_K)
 
     def _read(self, row_K: np.ndarray, node_K: np.ndarray) -> torch.Tensor:
         """(K, G, H) last hidden states at the nodes; their ancestors that are not in the cache are read with them."""
-        parent = self.tree.parent
         blocks: list[list[int]] = [[] for _ in self.users]
         column_K = np.full(len(node_K), NO_NODE)
         column_of: dict[tuple[int, int], int] = {}
         for row, node in zip(row_K.tolist(), node_K.tolist(), strict=True):
-            known, chain = self._known[row], []
-            while node and node not in known:
-                chain.append(node)
-                known.add(node)
-                node = int(parent[node])
-            for new in reversed(chain):
+            for new in unread(self.tree, self._known[row], node):
                 column_of[row, new] = len(blocks[row])
                 blocks[row].append(new)
         for k, (row, node) in enumerate(zip(row_K.tolist(), node_K.tolist(), strict=True)):

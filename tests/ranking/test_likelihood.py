@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.ranking import best_first
+from anyo_rl.ranking import best_first, nodes
 from anyo_rl.ranking.best_first import Goal
 from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
 from anyo_rl.ranking.likelihood import LikelihoodRanker
@@ -264,8 +264,8 @@ def test_memory_is_bounded(catalog, contexts, monkeypatch):
     targets = targets_of(catalog, len(contexts))
     whole = LikelihoodRanker(catalog, model).rank(contexts, targets)
     forgets: list[int] = []
-    original = best_first.NodeReader.forget_nodes
-    monkeypatch.setattr(best_first.NodeReader, "forget_nodes", lambda self: (forgets.append(1), original(self)))
+    original = nodes.NodeReader.forget_nodes
+    monkeypatch.setattr(nodes.NodeReader, "forget_nodes", lambda self: (forgets.append(1), original(self)))
     for nodes_per_forward, tokens_per_forward in ((64, 400), (2048, 400), (7, 100)):
         sizes.clear()
         cached.clear()
