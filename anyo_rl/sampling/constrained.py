@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessorList, PretrainedConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.ranking.policy import causal_lm, inference
+from anyo_rl.sampling.catalog_mask import check_fit, items_written
 from anyo_rl.sampling.constraint import CatalogConstraint
 from anyo_rl.sampling.transformers import left_padded, own_settings_aside
 from anyo_rl.tokens import Tokens
@@ -60,10 +59,12 @@ def decode_items(
     if (mode == "greedy" and n > 1) or (mode == "beam" and n > n_beams):
         raise ValueError(f"{mode} cannot give {n} items with {n_beams} beams; take more beams, or sample")
     policy = causal_lm(model)
-    _check_fit(policy.config.get_text_config(), catalog.tree, tokens, contexts_B)
+    config = policy.config.get_text_config()
+    limits = {"n_tokens": config.vocab_size, "max_length": config.max_position_embeddings}
+    check_fit(catalog.tree, tokens, contexts_B, **limits)
     draws = {"temperature": float(temperature), "top_k": 0, "top_p": 1.0} if mode == "sample" else {}
     beams = {"num_beams": n_beams, "length_penalty": 0.0, "early_stopping": "never"} if mode == "beam" else {}
-    config = GenerationConfig(
+    settings = GenerationConfig(
         do_sample=mode == "sample",
         num_return_sequences=n,
         max_new_tokens=int(catalog.tree.depth.max()),
@@ -85,10 +86,10 @@ def decode_items(
             sequences = policy.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=config,
+                generation_config=settings,
                 logits_processor=LogitsProcessorList([constraint]),
             )
-            found = _items_written(catalog.tree, sequences[:, ids.shape[1] :].cpu().numpy()).reshape(len(batch), n)
+            found = items_written(catalog.tree, sequences[:, ids.shape[1] :].cpu().numpy()).reshape(len(batch), n)
             for i, row in zip(batch, found.tolist(), strict=True):
                 if mode == "beam":
                     # Where fewer beginnings exist than beams, `generate` fills up with copies and impossible rows.
@@ -96,32 +97,3 @@ def decode_items(
                 assert min(row, default=-1) >= 0, "constrained decoding wrote what is no item"
                 items[i] = [catalog.item_ids[item] for item in row]
     return [items[i] for i in range(len(contexts_B))]
-
-
-def _items_written(tree: PrefixTree, written_R_T: np.ndarray) -> np.ndarray:
-    """(R,) the item that each row begins with; -1 where it is none."""
-    nodes, items = np.zeros(len(written_R_T), dtype=np.int64), np.full(len(written_R_T), -1)
-    for tokens_R in written_R_T.T:
-        nodes = tree.step(nodes, tokens_R)
-        items = np.where(items < 0, tree.items_at(nodes), items)
-    return items
-
-
-def _check_fit(config: PretrainedConfig, tree: PrefixTree, tokens: Tokens, contexts: Sequence[Sequence[int]]) -> None:
-    highest = int(tree.token.max())
-    if highest >= config.vocab_size:
-        raise ValueError(
-            f"the catalog has token {highest} but the model knows {config.vocab_size} tokens; build the catalog with "
-            f"the model's own tokenizer"
-        )
-    unmarked = sum(not context or context[-1] != tokens.marker_id for context in contexts)
-    if unmarked:
-        raise ValueError(
-            f"{unmarked} of {len(contexts)} contexts do not end with the marker; make them with Tokens.marked_context"
-        )
-    longest = max(map(len, contexts), default=0) + int(tree.depth.max())
-    if longest > config.max_position_embeddings:
-        raise ValueError(
-            f"a context and its item take {longest} tokens, the model {config.max_position_embeddings}; shorten the "
-            f"history budget"
-        )

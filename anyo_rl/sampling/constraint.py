@@ -9,9 +9,8 @@ import torch
 from transformers import LogitsProcessor
 
 from anyo_rl.catalog.tree import PrefixTree
+from anyo_rl.sampling.catalog_mask import FREE, CatalogMask
 from anyo_rl.tokens import Tokens
-
-LEFT, FREE = -1, -2  # in place of a node: the item is written or was never one; no marker yet
 
 
 class CatalogConstraint(LogitsProcessor):
@@ -33,10 +32,8 @@ class CatalogConstraint(LogitsProcessor):
     def __init__(
         self, tree: PrefixTree, tokens: Tokens, prompt_width: int, max_reasoning_tokens: int | None = None
     ) -> None:
-        self.tree = tree
-        self.marker_id, self.eos_id = tokens.marker_id, tokens.eos_id
+        self.mask = CatalogMask(tree, tokens.marker_id, tokens.eos_id, max_reasoning_tokens)
         self.start = prompt_width - 1
-        self.max_reasoning_tokens = max_reasoning_tokens
         self._seen: np.ndarray | None = None
         self._nodes: np.ndarray | None = None
 
@@ -48,54 +45,7 @@ class CatalogConstraint(LogitsProcessor):
             scores: (R, V) logits or log-probabilities.
         """
         nodes_R = self._walk(input_ids[:, self.start :].cpu().numpy())
-        if self.max_reasoning_tokens is None and (nodes_R == FREE).all():
-            return scores
-        n_children_R = np.where(nodes_R >= 0, self.tree.child_start[nodes_R + 1] - self.tree.child_start[nodes_R], 0)
-
-        def rows(where_R: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.flatnonzero(where_R)).to(scores.device)
-
-        limited = torch.full_like(scores, -torch.inf)
-        limited[rows((nodes_R != FREE) & (n_children_R == 0)), self.eos_id] = 0.0
-        self._put_reasoning(scores, limited, rows(nodes_R == FREE), input_ids.shape[1] - 1 - self.start)
-        self._put_first(scores, limited, rows(nodes_R == 0))
-        self._put_children(scores, limited, np.where(nodes_R > 0, nodes_R, 0), np.where(nodes_R > 0, n_children_R, 0))
-        return limited
-
-    def _put_reasoning(self, scores: torch.Tensor, limited: torch.Tensor, rows: torch.Tensor, n_written: int) -> None:
-        """Before the marker: everything, or under a budget everything but the end, and at last the marker alone."""
-        if len(rows) == 0:
-            return
-        if self.max_reasoning_tokens is None:
-            limited[rows] = scores[rows]
-        elif n_written >= self.max_reasoning_tokens:
-            limited[rows, self.marker_id] = 0.0
-        else:
-            going_on = scores[rows]
-            going_on[:, self.eos_id] = -torch.inf
-            limited[rows] = going_on.log_softmax(-1)
-
-    def _put_first(self, scores: torch.Tensor, limited: torch.Tensor, rows: torch.Tensor) -> None:
-        """At the root, where all rows come by and have the most children: the same columns for all of them."""
-        if len(rows) == 0:
-            return
-        tokens = torch.from_numpy(self.tree.token[self.tree.children(0)]).to(scores.device)
-        log_probs = scores[rows].index_select(1, tokens).log_softmax(-1)
-        limited[rows] = limited[rows].index_copy(1, tokens.long(), log_probs)
-
-    def _put_children(
-        self, scores: torch.Tensor, limited: torch.Tensor, nodes_R: np.ndarray, n_children_R: np.ndarray
-    ) -> None:
-        """Further down: the children of each row's node, as E (row, token) pairs one row after the other."""
-        row_E = np.repeat(np.arange(len(nodes_R)), n_children_R)
-        place_E = np.arange(len(row_E)) - np.repeat(np.cumsum(n_children_R) - n_children_R, n_children_R)
-        token_E = self.tree.token[self.tree.child_start[nodes_R][row_E] + place_E]
-        row, token = torch.from_numpy(row_E).to(scores.device), torch.from_numpy(token_E).to(scores.device)
-        chosen = scores[row, token]
-        highest = chosen.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, chosen, "amax")
-        shifted = chosen - highest[row]
-        total = torch.zeros_like(highest).scatter_add(0, row, shifted.exp())
-        limited[row, token] = shifted - total.log()[row]
+        return self.mask(scores, nodes_R, np.full(len(nodes_R), input_ids.shape[1] - 1 - self.start))
 
     def _walk(self, written_R_T: np.ndarray) -> np.ndarray:
         """(R,) the node that each row is at, given everything from the prompt's last token on."""
@@ -103,9 +53,7 @@ class CatalogConstraint(LogitsProcessor):
         if nodes is None:
             nodes = self._walk_from_marker(written_R_T)
         else:
-            last_R = written_R_T[:, -1]
-            marked_R = np.where(last_R == self.marker_id, 0, FREE)
-            nodes = np.where(nodes == FREE, marked_R, self.tree.step(nodes, last_R))
+            nodes = self.mask.step(nodes, written_R_T[:, -1])
         self._seen, self._nodes = written_R_T.copy(), nodes
         return nodes
 
@@ -120,13 +68,13 @@ class CatalogConstraint(LogitsProcessor):
         return None if -1 in moved_R else self._nodes[moved_R]
 
     def _walk_from_marker(self, written_R_T: np.ndarray) -> np.ndarray:
-        is_marker_R_T = written_R_T == self.marker_id
+        is_marker_R_T = written_R_T == self.mask.marker_id
         marked_R, marker_R = is_marker_R_T.any(1), is_marker_R_T.argmax(1)
         nodes = np.where(marked_R, 0, FREE)
         width = written_R_T.shape[1]
         for offset in range(1, width - int(marker_R[marked_R].min(initial=width - 1))):
             rows = np.flatnonzero(marked_R & (marker_R + offset < width))
-            nodes[rows] = self.tree.step(nodes[rows], written_R_T[rows, marker_R[rows] + offset])
+            nodes[rows] = self.mask.tree.step(nodes[rows], written_R_T[rows, marker_R[rows] + offset])
         return nodes
 
 
