@@ -40,7 +40,7 @@ class VllmRanker(LikelihoodRanker):
         nodes_per_forward: tree nodes asked for in one call of the engine, over all contexts; bounds memory. The
             engine makes its own batches of them.
         tie_band: log-probabilities closer than this may stand in either order, and the bracket allows for it. `None`
-            takes 1e-4 in float32 and 0.1 in half precision. In float32 on the CPU, items' log-probabilities were 4e-5
+            takes 1e-4 in float32 and 0.5 in half precision. In float32 on the CPU, items' log-probabilities were 4e-5
             at most from those of the model in hand (SmolLM2 on Office).
 
     Raises:

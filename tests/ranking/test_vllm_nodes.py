@@ -173,4 +173,4 @@ def test_what_cannot_be_ranked_is_refused(vllm_engine, catalog, contexts, small_
         VllmRanker(catalog, engine(2000, prefix_caching=False))
     with pytest.raises(ValueError, match=r"has token \d+ but the model knows 40 tokens"):
         VllmRanker(catalog, engine(40, prefix_caching=True))
-    assert VllmRanker(catalog, engine(2000, prefix_caching=True)).tie_band == 0.1
+    assert VllmRanker(catalog, engine(2000, prefix_caching=True)).tie_band == 0.5
