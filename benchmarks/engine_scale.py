@@ -37,6 +37,7 @@ def make_catalog(n_items: int) -> Catalog:
     return Catalog(
         item_ids=ids,
         titles=ids,
+        names=ids,
         paths=tuple(paths),
         tree=build_tree(paths),
         index=index,
