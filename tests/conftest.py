@@ -187,6 +187,7 @@ def vllm_engine(tmp_path_factory: pytest.TempPathFactory):
             block_size=32,
             max_num_seqs=64,
             enforce_eager=True,
+            enable_chunked_prefill=False,
             disable_log_stats=True,
             logits_processors=["anyo_rl.sampling.vllm_constrained:CatalogLogitsProcessor"],
         )
