@@ -23,6 +23,7 @@ from anyo_rl.evaluation.baselines import KNN_GRID, choose_on_validation, fit_ite
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.metrics.intervals import bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, per_user_metrics, target_ranks, top_items
+from anyo_rl.sampling.paths import paths_table, write_table
 from anyo_rl.students.sasrec import fit_sasrec
 from anyo_rl.task import Task
 
@@ -79,12 +80,12 @@ class Evaluation:
         logger.info("evaluating %s (%s) on %d users", stage, mode, len(self.test))
         answers = make()
         if answers.paths:
-            _write(self._path_table(stage, answers.paths), self.run_dir / "paths" / f"{stage}.{mode}.parquet")
+            write_table(self._path_table(stage, answers.paths), self.run_dir / "paths" / f"{stage}.{mode}.parquet")
         frame = pl.DataFrame(
             {"example_id": self.test["example_id"], "rank": answers.ranks_U},
             schema_overrides={"rank": pl.Int64()},
         ).with_columns(pl.Series("top_ids", answers.top_ids_U_K, dtype=pl.List(pl.String)))
-        _write(frame, file, {MADE_WITH: json.dumps(record)})
+        write_table(frame, file, {MADE_WITH: json.dumps(record)})
 
     def _record(self) -> dict[str, Any]:
         """What all answers depend on: the data as it is split and shown, its users, and the seed."""
@@ -96,11 +97,6 @@ class Evaluation:
         """The paths table: what the sampler knows, and split, titles and policy besides."""
         titles = dict(zip(self.catalog.item_ids, self.catalog.titles, strict=True))
         histories = dict(zip(self.test["example_id"], self.test["history"].to_list(), strict=True))
-        schema: dict[str, pl.DataType] = {
-            "token_log_probs": pl.List(pl.Float32),
-            "step_values": pl.List(pl.Float32),
-            "cap": pl.Int64(),
-        }
         rows = [
             {
                 **path,
@@ -117,7 +113,7 @@ class Evaluation:
             }
             for path in paths
         ]
-        return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
+        return paths_table(rows)
 
     def score_answers(self, score: Score, break_score_ties: bool = False) -> Answers:
         """Answers of anything that scores the whole catalog.
@@ -327,11 +323,3 @@ def _read_record(file: Path) -> dict[str, Any]:
 def _differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Names of what differs between two records."""
     return [name for name in expected if found.get(name) != expected[name]]
-
-
-def _write(frame: pl.DataFrame, file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a parquet file complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = file.with_suffix(".partial")
-    frame.write_parquet(partial_file, metadata=metadata)
-    partial_file.replace(file)
