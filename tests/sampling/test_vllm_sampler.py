@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 
+from anyo_rl.sampling.shards import read_paths, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.sampling.vllm_sampler import VllmSampler, request_seed
 from anyo_rl.tokens import Tokens
@@ -222,6 +223,25 @@ def test_draws_belong_to_the_example(vllm_engine, many_contexts):
     assert again[:2] == own[2:4]
     assert again[2] != again[0]
     assert len({sample.token_ids for sample in own[0]}) > 1
+
+
+def test_a_job_writes_the_same_paths_in_1_shard_and_in_7(vllm_engine, many_contexts, tmp_path):
+    sampler = VllmSampler(vllm_engine.llm, vllm_engine.tokens)
+    rows = [{"example_id": f"u{i}:1", "context": context} for i, context in enumerate(many_contexts)]
+
+    def make_paths(rows):
+        keys = [row["example_id"] for row in rows]
+        found = sampler.sample([row["context"] for row in rows], keys_B=keys, n=3, max_new_tokens=8, seed=5)
+        return [
+            {"example_id": key, "sample_index": g, "token_ids": sample.token_ids, "seed": request_seed(5, key)}
+            for key, samples in zip(keys, found, strict=True)
+            for g, sample in enumerate(samples)
+        ]
+
+    for n_shards in (1, 7):
+        job = {"n_shards": n_shards, "n_samples": 3, "policy": "sft", "arguments": {"seed": 5, "max_new_tokens": 8}}
+        run_shards(rows, tmp_path / str(n_shards), make_paths=make_paths, **job)
+    assert read_paths(tmp_path / "1").equals(read_paths(tmp_path / "7"))
 
 
 def test_more_context_than_the_engine_reads_at_once(vllm_engine):
