@@ -7,8 +7,8 @@ A job is a folder:
     shard-00002-of-00007.claim.0   somebody is at it: who, and by its time, when last seen
 
 A claim is renewed while its owner lives; one that was not for `lease_s` is void, and so is that of a process of this
-machine which is gone. The next owner makes the claim's next number: only one can. Claims save work and guard nothing:
-an owner that was only slow writes the same shard again, whole.
+machine which is gone (a restarted container has to wait for the first). The next owner makes the claim's next number:
+only one can. Claims save work and guard nothing: an owner that was only slow writes the same shard again, whole.
 """
 
 import hashlib
@@ -246,7 +246,7 @@ def _claim(file: Path, lease_s: float) -> Iterator[Path | None]:
         yield None
         return
     with os.fdopen(descriptor, "w") as text:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, text)
+        json.dump({"place": _place(), "pid": os.getpid()}, text)
     done = threading.Event()
     renewal = threading.Thread(target=_renew, args=(claim, lease_s / 5, done), daemon=True)
     renewal.start()
@@ -281,10 +281,16 @@ def _next_number(file: Path, lease_s: float) -> int | None:
         return None  # just given up: the next look will tell
     except ValueError:  # half written
         owner = {}
-    gone = owner.get("host") == socket.gethostname() and not _is_alive(owner["pid"])
+    gone = owner.get("place") == _place() and not _is_alive(owner["pid"])
     if gone or _now(file.parent) - seen > lease_s:
         return max(numbers) + 1
     return None
+
+
+def _place() -> str:
+    """Where process ids mean the same: the machine, and on it the container."""
+    namespace = Path("/proc/self/ns/pid")  # containers on one machine may share its name
+    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}"
 
 
 def _is_alive(pid: int) -> bool:

@@ -220,7 +220,7 @@ def test_half_written_files_are_ignored(tmp_path, caplog):
 
 
 def test_claims(tmp_path, monkeypatch):
-    owner = json.dumps({"host": "elsewhere", "pid": 1})
+    owner = json.dumps({"place": "elsewhere", "pid": 2**22 + 1})  # no process of ours
     leave_claim(tmp_path, 0, owner, age_s=1000)
     leave_claim(tmp_path, 0, owner, age_s=900, number=1)
     held = leave_claim(tmp_path, 1, owner, age_s=0)
