@@ -25,6 +25,7 @@ import torch
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree_file import load_tree
 from anyo_rl.sampling.catalog_mask import FREE, LEFT, CatalogMask, check_fit, items_written
+from anyo_rl.sampling.vllm_sampler import check_seeds
 from anyo_rl.tokens import Tokens
 
 try:
@@ -209,7 +210,8 @@ def decode_items(
 
     Raises:
         ValueError: a context does not end with the marker or does not fit the model, the model knows fewer tokens
-            than the catalog, n and temperature do not fit the mode, or the engine lacks the logits processor.
+            than the catalog, n and temperature do not fit the mode, or the engine lacks the logits processor,
+            or is one that cannot take seeds (`anyo_rl.sampling.vllm_sampler.check_seeds`).
     """
     if mode not in ("greedy", "sample") or n < 1 or not 0 < temperature <= 2 or (mode == "greedy" and n > 1):
         raise ValueError(
@@ -221,6 +223,8 @@ def decode_items(
         raise ValueError(
             f"the engine has no logits processor for items: make it with logits_processors=[{PROCESSOR!r}]"
         )
+    if mode == "sample":
+        check_seeds(llm)
     draws: dict[str, Any] = {"temperature": 0.0} if mode == "greedy" else {"temperature": temperature, "n": n}
     seeds = np.random.default_rng(seed).integers(2**31, size=len(contexts_B)).tolist()
     outputs = llm.generate(

@@ -25,6 +25,19 @@ def request_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8]) >> 2
 
 
+def check_seeds(llm: Any) -> None:
+    """Refuses an engine on the CPU that reads long prompts in pieces, by a `ValueError`.
+
+    After a piece vLLM turns the request's generator back, and dies where that is the CPU's, which cannot.
+    """
+    config = llm.llm_engine.vllm_config
+    if config.device_config.device_type == "cpu" and config.scheduler_config.enable_chunked_prefill:
+        raise ValueError(
+            "on the CPU vLLM dies of requests with a seed whose prompts it reads in pieces: make the engine with "
+            "LLM(..., enable_chunked_prefill=False)"
+        )
+
+
 class VllmSampler:
     """Samples with an offline vLLM engine; completions stop at the marker, which is their last token.
 
@@ -53,12 +66,7 @@ class VllmSampler:
         config = llm.llm_engine.vllm_config
         if lora_request is not None and config.lora_config is None:
             raise ValueError("the engine takes no adapters: make it with LLM(..., enable_lora=True)")
-        # After a piece vLLM turns the request's generator back, and dies where that is the CPU's, which cannot.
-        if config.device_config.device_type == "cpu" and config.scheduler_config.enable_chunked_prefill:
-            raise ValueError(
-                "on the CPU vLLM dies of requests with a seed whose prompts it reads in pieces: make the engine with "
-                "LLM(..., enable_chunked_prefill=False)"
-            )
+        check_seeds(llm)
         self.llm = llm
         self.tokens = tokens
         self.with_log_probs = with_log_probs
