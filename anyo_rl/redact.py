@@ -1,4 +1,4 @@
-"""Takes secrets out of what is written down: settings by their names, and command lines."""
+"""Takes secrets out of what is written down: settings by their names, command lines, and texts."""
 
 import json
 from collections.abc import Sequence
@@ -28,6 +28,17 @@ def redact(value: Any, name: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redact(inner) for inner in value]
     return value
+
+
+def redact_text(text: str, secrets: Sequence[str]) -> str:
+    """A text of others (a server's error) without these secrets.
+
+    >>> redact_text("no such key: sk-1", ["sk-1"])
+    'no such key: <redacted>'
+    """
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(secret, REDACTED)
+    return text
 
 
 def redact_command(command: Sequence[str]) -> list[str]:

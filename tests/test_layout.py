@@ -16,8 +16,8 @@ RECIPE_CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 # A folder uses only those before it. Single modules of anyo_rl that are not named here (launch, repeat, …) put the
 # folders together for the recipes: they may use any folder, and no folder uses them.
 ORDER = (
-    *("completion", "tokens", "teacher", "metrics", "data", "catalog", "ranking", "sampling", "values", "rationale"),
-    *("task", "students", "evaluation", "training", "search", "distill"),
+    *("redact", "completion", "tokens", "teacher", "metrics", "data", "catalog", "ranking", "sampling", "values"),
+    *("rationale", "task", "students", "evaluation", "training", "search", "distill"),
 )
 TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".json", ".jinja", ".css", ".js", ".cfg", ".sh"}
 
