@@ -50,6 +50,10 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "hang":
             fake.closing.wait(20)
             self.close_connection = True
+        elif kind == "trickle":
+            self.send(200, b"", {"Content-Length": "1000"})
+            while not fake.closing.wait(0.05):
+                self.wfile.write(b" ")  # an error once the client has gone
         elif kind == "cut":
             self.send(200, whole[:20], {"Content-Length": str(len(whole))})
             self.close_connection = True
@@ -112,18 +116,18 @@ class FakeServer:
 
 
 class FakeClock:
-    """A time that passes only where somebody sleeps."""
+    """A time that passes only at the end of a sleep, which takes `real_s` for whoever looks on."""
 
     def __init__(self):
-        self.now_s, self.sleeps = 0.0, []
+        self.now_s, self.real_s, self.sleeps = 0.0, 0.0, []
 
     def __call__(self):
         return self.now_s
 
     async def sleep(self, seconds):
         self.sleeps.append(seconds)
+        await asyncio.sleep(self.real_s)
         self.now_s += seconds
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

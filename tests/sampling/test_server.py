@@ -6,8 +6,10 @@ from collections import Counter
 
 import pytest
 
+import anyo_rl.sampling.server as server_module
 from anyo_rl.sampling.journal import Journal, read_answers
 from anyo_rl.sampling.server import Answer, Failure, Request, Server, ServerError, ask, ask_async
+from anyo_rl.sampling.server_http import Reply
 
 CAUSE = {429: "rate_limit", 500: "server_error", 503: "server_error", 529: "server_error"}
 CAUSE |= {408: "timeout", "hang": "timeout", "reset": "connection", "cut": "cut"}
@@ -121,11 +123,12 @@ def test_retry_after_is_waited_for_by_all(fake_server, fake_clock, tmp_path, sta
 
     fake_server.times.clear()
     fake_server.tries.clear()
-    outcome = run(fake_server, fake_clock, tmp_path / "many", requests_of(20), concurrency=4)
+    fake_server.gate = lambda key: key == first or fake_server.closing.wait(0.3)  # the others are still in flight
+    fake_clock.real_s = 0.6  # long enough for them to go on in the meantime
+    outcome = run(fake_server, fake_clock, tmp_path / "many", requests_of(12), concurrency=4)
     begin = fake_server.times[0]
-    # What was on its way already is not held back; nothing else goes out too early.
-    assert all(time == begin or time >= begin + 7 for time in fake_server.times)
-    assert fake_server.times.count(begin) <= 20 - 4
+    assert fake_server.times.count(begin) == 4
+    assert all(time >= begin + 7 for time in fake_server.times[4:])
     assert outcome.report["retried"] == {"rate_limit" if status == 429 else "server_error": 1}
 
 
@@ -253,14 +256,62 @@ def test_other_parameters_or_prompts_are_asked_for_anew(fake_server, fake_clock,
         run(fake_server, fake_clock, tmp_path, [*requests, requests[0]])
 
 
-def test_an_error_of_the_disk_ends_the_job(fake_server, fake_clock, tmp_path, monkeypatch):
-    def full(journal, answer):
-        raise OSError(28, "No space left on device")
+def test_an_error_of_the_disk_ends_the_job_and_others_in_flight_are_kept(
+    fake_server, fake_clock, tmp_path, monkeypatch
+):
+    append = Journal.append
 
+    def full(journal, answer):
+        if answer.example_id == "u0":
+            raise OSError(28, "No space left on device")
+        append(journal, answer)
+
+    fake_server.gate = lambda key: key[0] == "prompt 00" or fake_server.closing.wait(0.3)
     monkeypatch.setattr(Journal, "append", full)
     with pytest.raises(OSError, match="No space left"):
         run(fake_server, fake_clock, tmp_path, requests_of(9), concurrency=2)
-    assert fake_server.tries.total() <= 2
+    assert fake_server.tries.total() == 2
+    assert [key[0] for key in read_answers(tmp_path / "journal")] == ["u1"]
+
+
+def test_an_answer_is_journalled_before_anything_else_happens(tmp_path, monkeypatch):
+    events = []
+
+    async def arrive(*_):
+        asyncio.get_running_loop().call_soon(events.append, "the loop went on")
+        return Reply("text", "stop", 1, 1)
+
+    monkeypatch.setattr(server_module, "attempt", arrive)
+    monkeypatch.setattr(Journal, "append", lambda journal, answer: events.append(answer.text))
+    with Journal(tmp_path) as journal:
+        ask(requests_of(1), Server("http://host/v1", "m", key_variable=None), journal)
+    assert events == ["text", "the loop went on"]
+
+
+def test_blanks_for_ever_are_no_answer(fake_server, fake_clock, tmp_path):
+    fake_server.plan = lambda key, number: "ok" if number else "trickle"
+    outcome = run(fake_server, fake_clock, tmp_path, requests_of(1), timeout_s=1.0)
+    assert outcome.report["retried"] == {"timeout": 1}
+
+
+def test_a_refusal_wakes_those_that_wait_for_another_attempt(fake_server, tmp_path):
+    fake_server.gate = lambda key: key[0] == "prompt 00" or fake_server.closing.wait(0.3)
+    fake_server.plan = lambda key, number: 500 if key[0] == "prompt 00" else 401
+
+    async def main():
+        with Journal(tmp_path) as journal:
+            job = ask_async(requests_of(2), Server(fake_server.url, "m"), journal, sleep=lambda _: asyncio.sleep(600))
+            await asyncio.wait_for(job, timeout=60)
+
+    with pytest.raises(ServerError, match="status 401"):
+        asyncio.run(main())
+
+
+def test_failures_between_answers_do_not_end_the_job(fake_server, fake_clock, tmp_path):
+    fake_server.plan = lambda key, number: 500 if int(key[0].split()[1]) % 3 else "ok"
+    settings = {"concurrency": 1, "max_attempts": 1, "max_failures_in_a_row": 3}
+    report = run(fake_server, fake_clock, tmp_path, requests_of(12), **settings).report
+    assert (report["answered"], report["failed"]) == (4, {"server_error": 8})
 
 
 def test_inside_a_loop(fake_server, tmp_path):
