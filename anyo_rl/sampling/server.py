@@ -193,6 +193,8 @@ class _Job:
                     return
                 await self.answer(client, row)
             except Exception as error:  # whatever it is: what is in flight elsewhere has cost money, and is kept
+                request = self.requests_R[row]
+                logger.error("example %r, sample %d ends the job: %s", request.example_id, request.sample_index, error)
                 self.stop(error)
                 return
             finally:

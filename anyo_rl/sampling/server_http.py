@@ -252,7 +252,7 @@ def _message(content: bytes) -> str:
 
 def _refusal(server: Server, response: httpx2.Response, message: str) -> AttemptError | ServerError:
     status, message = response.status_code, message[:MOST_CHARS]
-    said = f"status {status}: {message or 'no message'}"
+    said = f"status {status}: {message.rstrip('.') or 'no message'}"
     if status in server.skip_statuses:
         return AttemptError("refused", said)
     # Without money left it is the same status as after too many requests, and waiting does not help.
@@ -268,10 +268,9 @@ def _refusal(server: Server, response: httpx2.Response, message: str) -> Attempt
         cause: Cause = "timeout" if status == 408 else "rate_limit" if status == 429 else "server_error"
         return AttemptError(cause, said, wait_s)
     mend = MENDS.get(status, "look at url, model and parameters")
-    return ServerError(
-        f"{server.url} answered with {said}. Expected 200: {mend}; a status that concerns single prompts alone can be "
-        f"named in skip_statuses"
-    )
+    if status not in (401, 403, 404):
+        mend += "; a status that concerns single prompts alone can be named in skip_statuses"
+    return ServerError(f"{server.url} answered with {said}. Expected 200: {mend}")
 
 
 def retry_after_s(value: str | None, now: datetime) -> float:

@@ -109,6 +109,11 @@ class FakeServer:
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
 
+    def wait_for_requests(self, n):
+        """Waits until n requests are there, this one included."""
+        while len(self.times) < n and not self.closing.wait(0.005):
+            pass
+
     def close(self):
         self.closing.set()
         self.http.shutdown()
@@ -116,17 +121,23 @@ class FakeServer:
 
 
 class FakeClock:
-    """A time that passes only at the end of a sleep, which takes `real_s` for whoever looks on."""
+    """A time that passes only at the end of a sleep: after `together` sleeps, or a second for whoever does not."""
 
     def __init__(self):
-        self.now_s, self.real_s, self.sleeps = 0.0, 0.0, []
+        self.now_s, self.together, self.sleeps = 0.0, 1, []
+        self.sleeping = threading.Event()
 
     def __call__(self):
         return self.now_s
 
     async def sleep(self, seconds):
         self.sleeps.append(seconds)
-        await asyncio.sleep(self.real_s)
+        self.sleeping.set()
+        await asyncio.sleep(0)
+        for _ in range(100):
+            if len(self.sleeps) >= self.together:
+                break
+            await asyncio.sleep(0.01)
         self.now_s += seconds
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections import Counter
 
 import pytest
@@ -123,8 +124,11 @@ def test_retry_after_is_waited_for_by_all(fake_server, fake_clock, tmp_path, sta
 
     fake_server.times.clear()
     fake_server.tries.clear()
-    fake_server.gate = lambda key: key == first or fake_server.closing.wait(0.3)  # the others are still in flight
-    fake_clock.real_s = 0.6  # long enough for them to go on in the meantime
+    fake_clock.sleeping.clear()
+    fake_clock.sleeps.clear()
+    fake_clock.together = 4
+    # All four are in flight when one is refused, and the others come back while it sleeps.
+    fake_server.gate = lambda key: fake_server.wait_for_requests(4) if key == first else fake_clock.sleeping.wait(60)
     outcome = run(fake_server, fake_clock, tmp_path / "many", requests_of(12), concurrency=4)
     begin = fake_server.times[0]
     assert fake_server.times.count(begin) == 4
@@ -168,12 +172,23 @@ def test_a_refusal_ends_the_job_and_keeps_what_arrived(fake_server, fake_clock, 
     assert (report["answered"], report["left"], report["attempts"]) == (3, 6, 4)
 
 
-def test_what_is_in_flight_at_a_refusal_is_kept(fake_server, fake_clock, tmp_path):
-    def gate(key):
-        if key[0] != "prompt 03":
-            fake_server.closing.wait(0.3)  # the refusal comes first
+@pytest.fixture
+def stopped(monkeypatch):
+    """Is set once a job has been told to stop."""
+    event, stop = threading.Event(), server_module._Job.stop
 
-    fake_server.gate = gate
+    def told(job, error):
+        stop(job, error)
+        event.set()
+
+    monkeypatch.setattr(server_module._Job, "stop", told)
+    return event
+
+
+def test_what_is_in_flight_at_a_refusal_is_kept(fake_server, fake_clock, tmp_path, stopped):
+    fake_server.gate = lambda key: (
+        fake_server.wait_for_requests(4) if key[0] == "prompt 03" else stopped.wait(60)  # the refusal comes first
+    )
     fake_server.plan = lambda key, number: 401 if key[0] == "prompt 03" else "ok"
     with pytest.raises(ServerError, match="status 401"):
         run(fake_server, fake_clock, tmp_path, requests_of(9), concurrency=4)
@@ -257,7 +272,7 @@ def test_other_parameters_or_prompts_are_asked_for_anew(fake_server, fake_clock,
 
 
 def test_an_error_of_the_disk_ends_the_job_and_others_in_flight_are_kept(
-    fake_server, fake_clock, tmp_path, monkeypatch
+    fake_server, fake_clock, tmp_path, monkeypatch, stopped
 ):
     append = Journal.append
 
@@ -266,7 +281,7 @@ def test_an_error_of_the_disk_ends_the_job_and_others_in_flight_are_kept(
             raise OSError(28, "No space left on device")
         append(journal, answer)
 
-    fake_server.gate = lambda key: key[0] == "prompt 00" or fake_server.closing.wait(0.3)
+    fake_server.gate = lambda key: fake_server.wait_for_requests(2) if key[0] == "prompt 00" else stopped.wait(60)
     monkeypatch.setattr(Journal, "append", full)
     with pytest.raises(OSError, match="No space left"):
         run(fake_server, fake_clock, tmp_path, requests_of(9), concurrency=2)
@@ -295,12 +310,18 @@ def test_blanks_for_ever_are_no_answer(fake_server, fake_clock, tmp_path):
 
 
 def test_a_refusal_wakes_those_that_wait_for_another_attempt(fake_server, tmp_path):
-    fake_server.gate = lambda key: key[0] == "prompt 00" or fake_server.closing.wait(0.3)
+    asleep = threading.Event()
+
+    async def for_long(seconds):
+        asleep.set()
+        await asyncio.sleep(600)
+
+    fake_server.gate = lambda key: key[0] == "prompt 00" or asleep.wait(60)
     fake_server.plan = lambda key, number: 500 if key[0] == "prompt 00" else 401
 
     async def main():
         with Journal(tmp_path) as journal:
-            job = ask_async(requests_of(2), Server(fake_server.url, "m"), journal, sleep=lambda _: asyncio.sleep(600))
+            job = ask_async(requests_of(2), Server(fake_server.url, "m"), journal, sleep=for_long)
             await asyncio.wait_for(job, timeout=60)
 
     with pytest.raises(ServerError, match="status 401"):
