@@ -113,7 +113,7 @@ class ReasonerTrainer(GRPOTrainer):
         return run_validation(self, self.validation, metric_key_prefix)
 
     def _sampler(self, model: torch.nn.Module) -> TransformersSampler:
-        return TransformersSampler(model, self.tokens, with_log_probs=True, tree=self.catalog.tree)
+        return TransformersSampler(model, self.tokens, tree=self.catalog.tree)
 
     def _write(self, prompts: list[Any], _: Any) -> dict[str, Any]:
         """One completion of each prompt, item included: TRL's `rollout_func`."""
@@ -131,7 +131,8 @@ class ReasonerTrainer(GRPOTrainer):
         return {
             "prompt_ids": contexts,
             "completion_ids": [list(sample.token_ids) for (sample,) in samples],
-            "logprobs": [sample.log_probs for (sample,) in samples],
+            # TRL has a use for these with vLLM alone, and they would cost another forward.
+            "logprobs": [sample.log_probs for (sample,) in samples] if samples[0][0].log_probs else None,
         }
 
     def _get_per_token_logps_and_entropies(

@@ -61,6 +61,18 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
     return trainer
 
 
+def with_log_probs(trainer: ReasonerTrainer) -> None:
+    """Lets the trainer's sampler say what it drew with."""
+    plain = trainer._sampler
+
+    def sampler(model):
+        made = plain(model)
+        made.with_log_probs = True
+        return made
+
+    trainer._sampler = sampler
+
+
 def test_every_completion_ends_with_an_item(make, small_catalog):
     calls = []
 
@@ -91,6 +103,7 @@ def test_every_completion_ends_with_an_item(make, small_catalog):
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_the_ratio_to_sampling_is_1_at_the_first_step(make, temperature, gradient_accumulation_steps):
     trainer = make(temperature=temperature, gradient_accumulation_steps=gradient_accumulation_steps)
+    with_log_probs(trainer)
     compute_loss, seen = trainer._compute_loss, []
 
     def checked(model, inputs):
@@ -116,6 +129,7 @@ def test_the_ratio_to_sampling_is_1_at_the_first_step(make, temperature, gradien
 
 def test_log_probabilities_are_those_of_reasoning_and_item(make, small_catalog, small_tokens, small_teacher):
     trainer = make()
+    with_log_probs(trainer)
     contexts = [small_tokens.context_ids(row["prompt"]) for row in ROWS]
     samples = trainer._sampler(small_teacher).sample(contexts, n=3, max_new_tokens=MOST, seed=1)
     small_teacher.eval()
