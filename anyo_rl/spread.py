@@ -74,7 +74,7 @@ def keep_spread(
                     n_paths=n_paths,
                     temperature=temperature,
                     max_new_tokens=max_new_tokens,
-                    seed=seed + start,
+                    seed=seed,
                     mask_history=mask_history,
                     top_k=1,
                 )

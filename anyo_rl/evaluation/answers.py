@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.sampling.protocol import Sample, Sampler
+from anyo_rl.sampling.ranked import path_rows, rank_each
 from anyo_rl.tokens import Tokens
 
 Mode = Literal["plain", "greedy", "mixture"]
@@ -24,7 +24,7 @@ class Answers:
     Attributes:
         ranks_U: 1-based rank of each user's target.
         top_ids_U_K: the best item ids of each user.
-        paths: rows of the paths table, without what the caller knows better (split, titles, model); empty for
+        paths: rows of the paths table, without what the caller knows better (policy, split, model); empty for
             answers without reasoning.
     """
 
@@ -70,8 +70,14 @@ def answer(
         if mode == "plain":
             samples = [[Sample((tokens.marker_id,), None, "stop")] for _ in batch]
         else:
-            n, heat = (1, 0.0) if mode == "greedy" else (n_paths, temperature)
-            samples = sampler.sample(contexts, n=n, temperature=heat, max_new_tokens=max_new_tokens, seed=seed + start)
+            samples = sampler.sample(
+                contexts,
+                n=1 if mode == "greedy" else n_paths,
+                temperature=0.0 if mode == "greedy" else temperature,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                keys_B=[row["example_id"] for row in batch],
+            )
         marked = [
             [tokens.marked_context(context, sample.token_ids) for sample in of_user]
             for context, of_user in zip(contexts, samples, strict=True)
@@ -82,56 +88,10 @@ def answer(
         ranks.append(ranking.ranks_B)
         top_ids += ranking.top_ids_B_K
         if mode != "plain":
-            single = ranking if mode == "greedy" else _rank_paths(ranker, marked, targets, excluded)
-            paths += _paths(batch, samples, single, tokens, seed + start, None if mode == "greedy" else PATH_CAP)
+            single, cap = ranking, ranker.cap
+            if mode == "mixture":
+                alone = copy.copy(ranker)
+                alone.cap = cap = PATH_CAP
+                single = rank_each(alone, batch, contexts, samples, tokens, mask_history=mask_history)
+            paths += path_rows(batch, samples, single, tokens, ranker.catalog, seed=seed, cap=cap)
     return Answers(np.concatenate(ranks) if ranks else np.zeros(0, np.int64), top_ids, paths)
-
-
-def _rank_paths(
-    ranker: LikelihoodRanker,
-    contexts_B_G: list[list[list[int]]],
-    targets_B: list[str],
-    excluded_B: list[list[str]] | None,
-) -> Ranking:
-    """Ranks after each path alone, B·G in a row."""
-    n_each = len(contexts_B_G[0])
-    capped = copy.copy(ranker)
-    capped.cap = PATH_CAP
-    return capped.rank(
-        [context for of_user in contexts_B_G for context in of_user],
-        [target for target in targets_B for _ in range(n_each)],
-        top_k=1,
-        excluded_B=[items for items in excluded_B for _ in range(n_each)] if excluded_B else None,
-    )
-
-
-def _paths(
-    batch: Sequence[dict[str, Any]],
-    samples: Sequence[Sequence[Sample]],
-    single: Ranking,
-    tokens: Tokens,
-    seed: int,
-    cap: int | None,
-) -> list[dict[str, Any]]:
-    rows, i = [], 0
-    for row, of_user in zip(batch, samples, strict=True):
-        for index, sample in enumerate(of_user):
-            rows.append(
-                {
-                    "example_id": row["example_id"],
-                    "sample_index": index,
-                    "user_id": row["user_id"],
-                    "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
-                    "completion": tokens.decode(sample.token_ids),
-                    "token_ids": list(sample.token_ids),
-                    "token_log_probs": list(sample.log_probs) if sample.log_probs is not None else None,
-                    "item_id": single.top_ids_B_K[i][0],
-                    "target_id": row["target_id"],
-                    "rank": int(single.ranks_B[i]),
-                    "cap": cap,
-                    "finish_reason": sample.finish_reason,
-                    "seed": seed,
-                }
-            )
-            i += 1
-    return rows

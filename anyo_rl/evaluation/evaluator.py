@@ -14,13 +14,11 @@ import polars as pl
 from tqdm import tqdm
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.completion import parse
 from anyo_rl.data.splits import train_events
 from anyo_rl.data.toy import parse_intent
 from anyo_rl.data.toy_oracle import break_ties
 from anyo_rl.evaluation.answers import Answers, Mode
 from anyo_rl.evaluation.baselines import KNN_GRID, choose_on_validation, fit_item_knn, fit_popularity
-from anyo_rl.metrics.gains import ndcg
 from anyo_rl.metrics.intervals import bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, per_user_metrics, target_ranks, top_items
 from anyo_rl.sampling.paths import paths_table, write_table
@@ -80,7 +78,9 @@ class Evaluation:
         logger.info("evaluating %s (%s) on %d users", stage, mode, len(self.test))
         answers = make()
         if answers.paths:
-            write_table(self._path_table(stage, answers.paths), self.run_dir / "paths" / f"{stage}.{mode}.parquet")
+            known = {"policy": stage, "split": "test", "model": stage}
+            paths = paths_table([{**path, **known} for path in answers.paths])
+            write_table(paths, self.run_dir / "paths" / f"{stage}.{mode}.parquet")
         frame = pl.DataFrame(
             {"example_id": self.test["example_id"], "rank": answers.ranks_U},
             schema_overrides={"rank": pl.Int64()},
@@ -92,28 +92,6 @@ class Evaluation:
         users = hashlib.sha256("\n".join(self.test["example_id"]).encode()).hexdigest()[:16]
         data = {name: value for name, value in asdict(self.task.args).items() if name != "data_dir"}
         return {"users": users, "seed": self.seed, **data}
-
-    def _path_table(self, stage: str, paths: Sequence[dict[str, Any]]) -> pl.DataFrame:
-        """The paths table: what the sampler knows, and split, titles and policy besides."""
-        titles = dict(zip(self.catalog.item_ids, self.catalog.titles, strict=True))
-        histories = dict(zip(self.test["example_id"], self.test["history"].to_list(), strict=True))
-        rows = [
-            {
-                **path,
-                "policy": stage,
-                "split": "test",
-                "history": [titles[item] for item in histories[path["example_id"]]],
-                "steps": list(parse(path["completion"]).steps),
-                "item_title": titles[path["item_id"]],
-                "target_title": titles[path["target_id"]],
-                "ranker": "likelihood",
-                "rewards": json.dumps({"gain": float(ndcg(path["rank"]))}),
-                "step_values": None,
-                "model": stage,
-            }
-            for path in paths
-        ]
-        return paths_table(rows)
 
     def score_answers(self, score: Score, break_score_ties: bool = False) -> Answers:
         """Answers of anything that scores the whole catalog.

@@ -33,6 +33,7 @@ class Sampler(Protocol):
         top_p: float = 1.0,
         max_new_tokens: int = 64,
         seed: int = 0,
+        keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
         """Samples n completions of each context; temperature 0 is greedy.
 
@@ -43,6 +44,8 @@ class Sampler(Protocol):
             top_p: nucleus, in (0, 1].
             max_new_tokens: most tokens, the marker included.
             seed: of the draws.
+            keys_B: what tells the contexts apart, such as example ids: the draws of a key do not depend on what else
+                is sampled. By default the context itself, and which of the same contexts in the call it is.
 
         Returns:
             B lists of n samples.

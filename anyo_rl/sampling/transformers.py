@@ -3,14 +3,22 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.ranking.policy import causal_lm, inference
 from anyo_rl.sampling.constraint import CatalogConstraint, constrained_log_probs
 from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
 from anyo_rl.tokens import Tokens
 
 LOGITS_AT_ONCE = 2**26  # logits held at once for log-probabilities: 256 MB in fp32
@@ -40,7 +48,10 @@ def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
 
 
 class TransformersSampler:
-    """Samples with the model in hand. The draws depend on how contexts fall into batches.
+    """Samples with the model in hand.
+
+    The draws belong to the contexts' keys and not to the batch: only the float noise of another batch can turn one
+    that stood on an edge.
 
     Completions stop at the marker; with a tree they go on to an item of the catalog and nothing else, each of them:
     the marker is forced where the reasoning has reached `max_new_tokens`, and the item comes on top of these.
@@ -77,28 +88,30 @@ class TransformersSampler:
         top_p: float = 1.0,
         max_new_tokens: int = 64,
         seed: int = 0,
+        keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
         """See `anyo_rl.sampling.protocol.Sampler`."""
+        keys = keys_of(contexts_B, keys_B)
+        most = max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0)
         config = GenerationConfig(
-            do_sample=temperature > 0,
-            temperature=float(temperature) if temperature > 0 else None,
-            top_p=top_p if temperature > 0 else None,
-            top_k=0 if temperature > 0 else None,
-            max_new_tokens=max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0),
+            do_sample=False,  # the draws are a processor's
+            max_new_tokens=most,
             eos_token_id=self.stops,
             pad_token_id=self.tokens.tokenizer.pad_token_id,
         )
         repeated = [list(context) for context in contexts_B for _ in range(n)]
         order = sorted(range(len(repeated)), key=lambda i: len(repeated[i]))  # little padding
         samples: dict[int, Sample] = {}
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with inference(self.model), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with inference(self.model):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                samples.update(
-                    zip(batch, self._generate([repeated[i] for i in batch], config, max_new_tokens), strict=True)
-                )
+                contexts = [repeated[i] for i in batch]
+                numbers = None
+                if temperature > 0:
+                    seeds = [request_seed(seed, keys[i // n]) for i in batch]
+                    numbers = np.stack([uniforms(s, i % n, most) for s, i in zip(seeds, batch, strict=True)])
+                found = self._generate(contexts, config, max_new_tokens, numbers, temperature, top_p)
+                samples.update(zip(batch, found, strict=True))
         return [[samples[b * n + g] for g in range(n)] for b in range(len(contexts_B))]
 
     def constraint(self, prompt_width: int, max_new_tokens: int) -> CatalogConstraint | None:
@@ -140,21 +153,32 @@ class TransformersSampler:
             chunks.append(chosen - logits.logsumexp(2))
         return torch.cat(chunks)
 
-    def _generate(self, contexts: list[list[int]], config: GenerationConfig, max_new_tokens: int) -> list[Sample]:
+    def _generate(
+        self,
+        contexts: list[list[int]],
+        config: GenerationConfig,
+        max_new_tokens: int,
+        uniforms_B_T: np.ndarray | None,
+        temperature: float,
+        top_p: float,
+    ) -> list[Sample]:
         model = causal_lm(self.model)
         ids, mask = left_padded(contexts, self.tokens.tokenizer.pad_token_id, model.device)
+        constraint = self.constraint(ids.shape[1], max_new_tokens)
+        processors = LogitsProcessorList([constraint] if constraint else [])
+        if uniforms_B_T is not None:
+            processors.append(TemperatureLogitsWarper(float(temperature)))
+            if top_p < 1:
+                processors.append(TopPLogitsWarper(top_p))
+            processors.append(OwnDraws(torch.from_numpy(uniforms_B_T).to(model.device), ids.shape[1]))
         with own_settings_aside(model):
-            constraint = self.constraint(ids.shape[1], max_new_tokens)
             sequences = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([constraint] if constraint else []),
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
             )
         new = sequences[:, ids.shape[1] :]
         log_probs = None
         if self.with_log_probs:
-            scale = config.temperature if config.do_sample else 1.0
+            scale = temperature if temperature > 0 else 1.0
             log_probs = self._log_probs(sequences, mask, scale, max_new_tokens).tolist()
         samples = []
         for row, written in enumerate(new.tolist()):

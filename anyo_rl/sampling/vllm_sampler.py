@@ -6,23 +6,14 @@ and the example's key. (Only the float noise of another batch can turn a draw th
 vLLM is imported when an engine is asked, so this module is also there without it.
 """
 
-import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.seeds import keys_of, request_seed
 from anyo_rl.tokens import Tokens
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0  # vLLM raises what is below to it, and refuses what is above
-
-
-def request_seed(seed: int, key: str) -> int:
-    """Seed of one example's draws, in [0, 2**62).
-
-    vLLM adds the sample's index to it, so draw g is the same whatever n is; hashed, neighbours do not share draws.
-    """
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8]) >> 2
 
 
 def check_seeds(llm: Any) -> None:
@@ -101,11 +92,7 @@ class VllmSampler:
                 context, or the engine has not the log-probabilities that are asked for.
         """
         self._check(contexts_B, n, temperature, top_p, max_new_tokens)
-        keys = _own_keys(contexts_B) if keys_B is None else list(keys_B)
-        if len(set(keys)) < len(keys) or len(keys) != len(contexts_B):
-            raise ValueError(
-                f"{len(set(keys))} different keys for {len(contexts_B)} contexts: expected one of its own for each"
-            )
+        keys = keys_of(contexts_B, keys_B)
         params = [
             self.params(n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, key=key)
             for key in keys
@@ -190,14 +177,3 @@ class VllmSampler:
                 raise RuntimeError("vLLM gave log-probabilities of other tokens than it wrote")
             log_probs = tuple(found.logprobs.logprobs)
         return Sample(token_ids, log_probs, "stop" if stopped else "length")
-
-
-def _own_keys(contexts: Sequence[Sequence[int]]) -> list[str]:
-    """A key for each context: its token ids, and how many of the same came before."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for context in contexts:
-        text = ",".join(map(str, context))
-        keys.append(f"{text} #{seen[text]}")
-        seen[text] += 1
-    return keys

@@ -81,15 +81,17 @@ def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_t
             assert (path["rank"], path["item_id"]) == (1 + own.index(target), f"i{own[0]}")
 
 
-def test_batches_of_users_change_nothing(ranker, small_tokens, small_teacher, monkeypatch):
+@pytest.mark.parametrize("mode", ["greedy", "mixture"])
+def test_batches_of_users_change_nothing(ranker, small_tokens, small_teacher, monkeypatch, mode):
     sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
-    whole = answer(ROWS, ranker, sampler, small_tokens, "greedy", max_new_tokens=4)
+    asked = {"max_new_tokens": 4, "n_paths": 3, "seed": 5}
+    whole = answer(ROWS, ranker, sampler, small_tokens, mode, **asked)
     monkeypatch.setattr("anyo_rl.evaluation.answers.USERS_AT_ONCE", 2)
-    halves = answer(ROWS, ranker, sampler, small_tokens, "greedy", max_new_tokens=4)
+    halves = answer(ROWS, ranker, sampler, small_tokens, mode, **asked)
     assert halves.ranks_U.tolist() == whole.ranks_U.tolist()
     assert halves.top_ids_U_K == whole.top_ids_U_K
-    assert [p["token_ids"] for p in halves.paths] == [p["token_ids"] for p in whole.paths]
-    assert [p["seed"] for p in halves.paths] == [0, 0, 2]
+    for key in ("token_ids", "rank", "item_id", "seed", "example_id", "sample_index"):
+        assert [p[key] for p in halves.paths] == [p[key] for p in whole.paths]
 
 
 @pytest.mark.parametrize("mode", ["plain", "greedy", "mixture"])

@@ -191,14 +191,10 @@ def test_a_kill_while_writing_leaves_nothing_that_counts(evaluation, monkeypatch
 def test_the_paths_table(evaluation):
     evaluation.keep("sft", "greedy", lambda: answers(1, 3, paths=[path("u1:3", 1), path("u2:1", 3, "x")]))
     table = pl.read_parquet(evaluation.run_dir / "paths" / "sft.greedy.parquet")
-    first, second = table.to_dicts()
-    assert first["history"] == ["Aliens", "Alien 3"]
-    assert (first["steps"], second["steps"]) == (["likes tea", "wants a mug"], ["x"])
-    assert (first["item_title"], first["target_title"], first["policy"], first["split"]) == (
-        *("Alien 3", "Alien"),
-        *("sft", "test"),
-    )
-    assert json.loads(second["rewards"]) == {"gain": 0.5}
+    assert [(row["example_id"], row["policy"], row["split"], row["model"]) for row in table.to_dicts()] == [
+        ("u1:3", "sft", "test", "sft"),
+        ("u2:1", "sft", "test", "sft"),
+    ]
     assert table.schema == PATHS_SCHEMA
 
 
@@ -295,7 +291,7 @@ def test_true_intents_are_counted_among_the_stated(small_tokens, tmp_path):
     assert parse_intent(false.split("\n")) is not None
     texts = [truths[0], false, "nothing said", truths[3]]
     paths = [
-        path(example, 1, text) | {"user_id": user, "target_id": target, "item_id": target}
+        path(example, 1) | {"user_id": user, "steps": text.split("\n")}
         for (example, user, target), text in zip(rows, texts, strict=True)
     ]
     evaluation.keep("sft", "greedy", lambda: Answers(np.ones(4, int), [["i0"]] * 4, paths))

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 
+from anyo_rl.sampling.seeds import request_seed
 from anyo_rl.sampling.shards import read_paths, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.sampling.vllm_sampler import VllmSampler, request_seed
+from anyo_rl.sampling.vllm_sampler import VllmSampler
 from anyo_rl.tokens import Tokens
 
 pytestmark = pytest.mark.slow

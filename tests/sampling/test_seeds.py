@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
+from anyo_rl.sampling.transformers import TransformersSampler
+
+
+def test_a_number_picks_the_token_at_which_the_summed_probability_passes_it():
+    scores = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log().expand(7, 4)
+    numbers = torch.tensor([[0.0], [0.499], [0.501], [0.799], [0.801], [0.999], [1 - 2**-32]], dtype=torch.float64)
+    drawn = OwnDraws(numbers, prompt_width=2)(torch.zeros(7, 2, dtype=torch.long), scores)
+    assert drawn.argmax(1).tolist() == [0, 0, 2, 2, 3, 3, 3]
+    assert torch.isinf(drawn).sum(1).tolist() == [3] * 7
+
+
+def test_a_token_without_probability_is_never_drawn():
+    scores = torch.full((200, 3), -torch.inf)
+    scores[:, 1] = -5.0
+    numbers = torch.from_numpy(uniforms(0, 0, 200))[:, None]
+    assert set(OwnDraws(numbers, 0)(torch.zeros(200, 0, dtype=torch.long), scores).argmax(1).tolist()) == {1}
+
+
+def test_uniforms_are_a_row_of_their_own():
+    assert uniforms(3, 1, 10).tolist() == uniforms(3, 1, 20)[:10].tolist()
+    rows = [tuple(uniforms(seed, index, 4)) for seed in range(20) for index in range(20)]
+    assert len(set(rows)) == 400
+    many = np.concatenate([uniforms(request_seed(0, f"u{i}"), 0, 100) for i in range(200)])
+    assert chisquare(np.histogram(many, bins=20, range=(0, 1))[0]).pvalue > 1e-3
+    assert 0 <= many.min() < many.max() < 1
+
+
+@pytest.fixture
+def contexts(small_tokens):
+    return [small_tokens.context_ids(text) for text in ("History:\nAlien\nNext:\n", "x", "Toys\nmug\n", "y", "Toys\n")]
+
+
+def test_draws_do_not_depend_on_the_company(small_teacher, small_tokens, contexts):
+    asked = {"temperature": 1.5, "max_new_tokens": 6, "seed": 4}
+    keys = [f"u{i}" for i in range(5)]
+    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=4)
+    whole = sampler.sample(contexts, n=3, keys_B=keys, **asked)
+    assert sampler.sample(contexts[::-1], n=3, keys_B=keys[::-1], **asked) == whole[::-1]
+    alone = [sampler.sample([c], n=3, keys_B=[k], **asked)[0] for c, k in zip(contexts, keys, strict=True)]
+    assert alone == whole
+    fewer = TransformersSampler(small_teacher, small_tokens, batch_size=7).sample(contexts, n=2, keys_B=keys, **asked)
+    assert fewer == [row[:2] for row in whole]
+    assert sampler.sample(contexts, n=3, keys_B=[f"v{i}" for i in range(5)], **asked) != whole
+
+
+def test_one_draw_follows_the_policy(small_teacher, small_tokens, contexts):
+    """Many keys of one context, with a nucleus: a chi-square test against the model's own probabilities."""
+    n = 4000
+    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=1000)
+    rows = sampler.sample([contexts[0]] * n, temperature=0.7, top_p=0.8, max_new_tokens=1)
+    counts = np.bincount([row[0].token_ids[0] for row in rows], minlength=small_teacher.config.vocab_size)
+    with torch.no_grad():
+        p = torch.softmax(small_teacher(torch.tensor([contexts[0]])).logits[0, -1].double() / 0.7, -1).numpy()
+    order = np.argsort(-p)
+    kept = order[: 1 + int(np.searchsorted(np.cumsum(p[order]), 0.8))]
+    assert counts.sum() == counts[kept].sum() == n
+    expected = p[kept] / p[kept].sum() * n
+    rare = expected < 5
+    found = np.append(counts[kept][~rare], counts[kept][rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    found, wanted = found[wanted > 0], wanted[wanted > 0]
+    assert chisquare(found, wanted).pvalue > 1e-3
+
+
+def test_keys_are_one_for_each():
+    assert len(set(keys_of([[1], [1], [2], [1]], None))) == 4
+    assert keys_of([[1], [2]], ["a", "b"]) == ["a", "b"]
+    for wrong in (["a", "a"], ["a"]):
+        with pytest.raises(ValueError, match="different keys for 2 contexts"):
+            keys_of([[1], [2]], wrong)
