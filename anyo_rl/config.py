@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
+from trl import TrlParser
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
 from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
-from anyo_rl.task import DataArguments
 from anyo_rl.training.objectives import ItemLoss
 from anyo_rl.training.written import ItemEncoder, RankerKind
 
@@ -52,7 +51,33 @@ class TeacherArguments:
 
 
 @dataclass
-class ReasonerArguments:
+class RankArguments:
+    """How far the ranks of sampled paths are told apart."""
+
+    rank_cap: int = field(
+        default=1000, metadata={"help": "Ranks beyond it count as the last while training; 0 for no cap."}
+    )
+    rank_node_budget: int = field(
+        default=4096,
+        metadata={"help": "Tree nodes evaluated for the rank of one completion while training; 0 for no budget."},
+    )
+
+
+@dataclass
+class ComparisonArguments:
+    """What a run starts from, and what stands beside its teacher."""
+
+    sft_config: str | None = field(
+        default=None, metadata={"help": "SFT recipe config of the warm start, beside this config or from here."}
+    )
+    train_direct: bool = field(
+        default=True, metadata={"help": "Also train the same teacher without reasoning, to compare with."}
+    )
+    baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+
+
+@dataclass
+class ReasonerArguments(RankArguments, ComparisonArguments):
     """What GRPO rewards and what trains the answer."""
 
     reward_funcs: list[str] = field(
@@ -76,23 +101,40 @@ class ReasonerArguments:
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
     )
     item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
-    rank_cap: int = field(
-        default=1000, metadata={"help": "Ranks beyond it count as the last while training; 0 for no cap."}
-    )
-    rank_node_budget: int = field(
-        default=4096,
-        metadata={"help": "Tree nodes evaluated for the rank of one completion while training; 0 for no budget."},
-    )
     min_gain_spread: float = field(
         default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
     )
-    sft_config: str | None = field(
-        default=None, metadata={"help": "SFT recipe config of the warm start, beside this config or from here."}
+
+
+@dataclass
+class StarArguments(RankArguments, ComparisonArguments):
+    """How a teacher makes its own training data, round by round."""
+
+    rounds: int = field(default=3, metadata={"help": "Most rounds; 1 without rationalise is rejection sampling."})
+    n_samples: int = field(default=4, metadata={"help": "Paths sampled of each example in a round."})
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Most training examples of a round, drawn anew for each; all if unset."}
     )
-    train_direct: bool = field(
-        default=True, metadata={"help": "Also train the same teacher without reasoning, to compare with."}
+    temperature: float = field(default=1.0, metadata={"help": "At which paths are sampled."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
+    n_shards: int = field(default=16, metadata={"help": "Parts that a round's sampling comes in; a kill costs one."})
+    least_gain: float = field(default=0.5, metadata={"help": "NDCG of the target that a path needs: .5 is rank 3."})
+    most_per_example: int = field(default=2, metadata={"help": "Most paths kept of an example."})
+    most_per_item: int = field(
+        default=0, metadata={"help": "Most paths kept of a target item, against popular ones; 0 for no limit."}
     )
-    baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+    rationalise: bool = field(
+        default=True, metadata={"help": "Sample again, with the target as a hint, where no path was kept."}
+    )
+    n_hinted: int = field(default=2, metadata={"help": "Paths sampled with a hint of each such example."})
+    hint_share: float = field(
+        default=0.0, metadata={"help": "Share of the rationales that SFT also shows with the target as a hint."}
+    )
+    start_from: Literal["base", "last"] = field(
+        default="base", metadata={"help": "Each round trains the teacher STaR began with, or the last round's."}
+    )
+    mix_rationales: bool = field(default=True, metadata={"help": "Train on the rationales too in each round."})
+    patience: int = field(default=1, metadata={"help": "Stop after this many rounds without a gain on validation."})
 
 
 def parse(
@@ -165,65 +207,3 @@ def _check_choices(instance: Any) -> None:
         value = getattr(instance, item.name)
         if choices and value not in choices:
             raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(map(str, choices))}")
-
-
-def sft_config_path(named: str, config: Path | None) -> Path:
-    """The warm start's config: beside the recipe's own, or from the current folder.
-
-    Raises:
-        SystemExit: it is in neither place.
-    """
-    places = [*([config.parent / named] if config else []), Path(named)]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        sys.exit(f"no sft_config {named!r}; looked at {', '.join(map(str, places))}")
-    return found
-
-
-def parse_warm_start(
-    named: str, config: Path | None, training_args: GRPOConfig, teacher_args: TeacherArguments
-) -> tuple[SFTConfig, TeacherArguments]:
-    """Parses a warm start's config, for its trainer settings and its patience; all else is the run's own.
-
-    Args:
-        named: `sft_config`.
-        config: the run's config file.
-        training_args: the run's; its seed and where it runs hold here too, since parsing trainer settings sets the
-            processes up anew.
-        teacher_args: the run's.
-
-    Raises:
-        SystemExit: no such file, or it says something else of data, model or teacher than the run's config does.
-    """
-    path = sft_config_path(named, config)
-    _check_agrees(path, config)
-    shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
-    shared += ["--ddp_backend", training_args.ddp_backend] if training_args.ddp_backend else []
-    types = (DataArguments, ModelConfig, TeacherArguments, SFTConfig)
-    *_, sft_teacher, sft_args, _ = parse(types, args=["--config", str(path), *shared])
-    patience = sft_teacher.early_stopping_patience
-    return sft_args, dataclasses.replace(teacher_args, early_stopping_patience=patience)
-
-
-def _check_agrees(path: Path, config: Path | None) -> None:
-    """Data, model and teacher of a warm start are the run's: what its config says of them must not be else.
-
-    The two files are compared, not the flags on top of them, which hold for both.
-    """
-    own = (yaml.safe_load(config.read_text()) if config else None) or {}
-    warm = yaml.safe_load(path.read_text())
-    defaults = {
-        item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        for kind in (DataArguments, ModelConfig, TeacherArguments)
-        for item in dataclasses.fields(kind)
-        if item.name != "early_stopping_patience" and item.init
-    }
-    differing = [
-        f"{name} is {warm[name]!r} there and {own.get(name, default)!r} in {config or 'the defaults'}"
-        for name, default in defaults.items()
-        if isinstance(warm, dict) and name in warm and warm[name] != own.get(name, default)
-    ]
-    if differing:
-        sys.exit(
-            f"{path}: a warm start has the run's data, model and teacher: {'; '.join(differing)}. Make them agree"
-        )

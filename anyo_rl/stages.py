@@ -8,14 +8,16 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
-import torch
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import GRPOConfig, ModelConfig, SFTConfig
@@ -106,6 +108,42 @@ def load_checkpoint(checkpoint: Path, start: Callable[[], PreTrainedModel]) -> P
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True)
 
 
+@dataclass(frozen=True)
+class OpenTeacher:
+    """A finished teacher, whole and ready to be asked.
+
+    Attributes:
+        model: its weights, on this process's device.
+        tokens: its tokenizer and marker.
+        catalog: the catalog in its tokens.
+        ids: the semantic ids that it answers with, if it does.
+    """
+
+    model: PreTrainedModel
+    tokens: Tokens
+    catalog: Catalog
+    ids: SemanticIds | None
+
+
+def open_teacher(
+    run_dir: Path,
+    task: Task,
+    teacher: Path | str,
+    model_args: ModelConfig,
+    teacher_args: TeacherArguments,
+    seed: int,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> OpenTeacher:
+    """Loads a teacher to sample from it and to rank with it. All processes call this, and each gets all of it."""
+    model_args = dataclasses.replace(model_args, model_name_or_path=str(teacher))
+    ids = semantic_ids(run_dir, task, teacher_args, teacher, partial(load_teacher, model_args), seed)
+    with whole_weights():
+        model, tokenizer = load_answering(model_args, ids)
+    model.to(PartialState().device)
+    tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
+    return OpenTeacher(model, tokens, build_catalog(task.interactions.items, tokens, ids), ids)
+
+
 def make_teacher(
     model_args: ModelConfig, teacher_args: TeacherArguments, task: Task, seed: int, ids: SemanticIds | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -129,9 +167,11 @@ def train_sft(
     stage: str,
     *,
     reasoning: bool,
+    rationales: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    hint_share: float = 0.0,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Path:
-    """Trains a teacher by SFT: on the rationales, or (`reasoning=False`, the `direct` teacher) to answer at once.
+    """Trains a teacher by SFT: on reasonings, or (`reasoning=False`, the `direct` teacher) to answer at once.
 
     Args:
         run_dir: the run folder.
@@ -141,6 +181,8 @@ def train_sft(
         training_args: TRL's settings.
         stage: name of the stage and of its folder.
         reasoning: whether the teacher learns to reason.
+        rationales: example id to one reasoning or more; the task's rationales if `None`.
+        hint_share: share of the task's rationales that are also shown with the target as a hint.
         chat_template_kwargs: what the chat template is told.
 
     Returns:
@@ -158,10 +200,14 @@ def train_sft(
     model, tokenizer = make()
     tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
     catalog = build_catalog(task.interactions.items, tokens, ids)
+    own = {example_id: [steps] for example_id, steps in task.rationales.items()}
+    rationales = own if rationales is None else rationales
     train = task.split("train")
     if reasoning:
-        train = train.filter(pl.col("example_id").is_in(list(task.rationales)))
-    dataset = sft_dataset(task.rows(train, catalog, tokens), catalog, tokens, task.rationales if reasoning else None)
+        train = train.filter(pl.col("example_id").is_in(list(rationales)))
+    dataset = sft_dataset(task.rows(train, catalog, tokens), catalog, tokens, rationales if reasoning else None)
+    if hint_share:
+        dataset = concatenate_datasets([dataset, hinted_dataset(task, catalog, tokens, hint_share)])
     longest = max(map(len, dataset["input_ids"]))
     if training_args.max_length is not None and longest > training_args.max_length:
         raise ValueError(
@@ -184,18 +230,13 @@ def train_sft(
     return folder
 
 
-def direct_max_steps(sft_args: SFTConfig, grpo_args: GRPOConfig) -> int:
-    """The update budget of the `direct` teacher: as many as SFT and GRPO have together.
-
-    Raises:
-        ValueError: one of them counts epochs.
-    """
-    if sft_args.max_steps <= 0 or grpo_args.max_steps <= 0:
-        raise ValueError(
-            f"train_direct needs max_steps in both configs, found {sft_args.max_steps} for SFT and "
-            f"{grpo_args.max_steps} for GRPO: set both, or train_direct: false"
-        )
-    return sft_args.max_steps + grpo_args.max_steps
+def hinted_dataset(task: Task, catalog: Catalog, tokens: Tokens, share: float) -> Dataset:
+    """A share of the task's rationales, after prompts with the target as a hint: so hints mean something to STaR."""
+    ids = np.array(sorted(task.rationales))
+    drawn = np.random.default_rng(task.args.split_seed).permutation(ids)[: max(1, round(share * len(ids)))]
+    rows = task.rows(task.split("train").filter(pl.col("example_id").is_in(drawn.tolist())), catalog, tokens)
+    rows = [{**row, "prompt": task.hinted_prompt(row, catalog, tokens)} for row in rows]
+    return sft_dataset(rows, catalog, tokens, {example_id: [steps] for example_id, steps in task.rationales.items()})
 
 
 def validation(task: Task, catalog: Catalog, tokens: Tokens, teacher_args: TeacherArguments, mode: Mode) -> Validation:
@@ -306,22 +347,16 @@ def evaluate_run(
     test = task.split("test", task.args.max_test)
     evaluation = None
     for stage, path in teachers.items():
-        model_args = dataclasses.replace(model_args, model_name_or_path=str(path))
-        ids = semantic_ids(run_dir, task, teacher_args, path, partial(load_teacher, model_args), seed)
-        with whole_weights():
-            model, tokenizer = load_answering(model_args, ids)
-        if torch.cuda.is_available():
-            model.to("cuda")
-        tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
-        catalog = build_catalog(task.interactions.items, tokens, ids)
+        opened = open_teacher(run_dir, task, path, model_args, teacher_args, seed, chat_template_kwargs)
+        tokens, catalog = opened.tokens, opened.catalog
         evaluation = Evaluation(run_dir, task, catalog, test, seed)
         rows = task.rows(test, catalog, tokens)
         for mode in ("plain",) if stage == "direct" else REASONING_MODES:
             ask = partial(
                 answer,
                 rows,
-                LikelihoodRanker(catalog, model),
-                TransformersSampler(model, tokens, with_log_probs=True),
+                LikelihoodRanker(catalog, opened.model),
+                TransformersSampler(opened.model, tokens, with_log_probs=True),
                 tokens,
                 mode,
                 n_paths=teacher_args.n_paths,
@@ -335,7 +370,7 @@ def evaluate_run(
                 "chat_template_kwargs": chat_template_kwargs,
                 "max_new_tokens": teacher_args.max_reasoning_tokens,
             }
-            if ids is not None:
+            if opened.ids is not None:
                 made_with["item_tokens"] = catalog.tree.fingerprint
             if mode == "mixture":
                 made_with["n_paths"] = teacher_args.n_paths

@@ -126,13 +126,22 @@ class Task:
         chosen = np.random.default_rng(self.args.split_seed).choice(len(frame), limit, replace=False)
         return frame[np.sort(chosen)]
 
-    def prompt(self, history: Sequence[str], catalog: Catalog, tokens: Tokens) -> Any:
-        """What the teacher reads for a history of item ids: the newest titles that fit the budget."""
+    def prompt(self, history: Sequence[str], catalog: Catalog, tokens: Tokens, hint: str | None = None) -> Any:
+        """What the teacher reads for a history of item ids: the newest titles that fit the budget.
+
+        Args:
+            history: oldest first.
+            catalog: the catalog.
+            tokens: the teacher's tokenizer and marker.
+            hint: id of the item that was chosen, where the teacher is to reason towards it.
+        """
         titles = [catalog.titles[catalog.index[item]] for item in history]
         kept = fit_history(
             titles, lambda lines: [tokens.n_text_tokens(line) for line in lines], self.args.history_tokens
         )
-        return render_prompt(kept, self.args.prompt_style)
+        return render_prompt(
+            kept, self.args.prompt_style, None if hint is None else catalog.titles[catalog.index[hint]]
+        )
 
     def rows(self, examples: pl.DataFrame, catalog: Catalog, tokens: Tokens) -> list[Row]:
         """Examples as rows: example_id, user_id, prompt, history, target_id, cold_item, cold_user."""
@@ -144,6 +153,10 @@ class Task:
             }
             for row in examples.iter_rows(named=True)
         ]
+
+    def hinted_prompt(self, row: Row, catalog: Catalog, tokens: Tokens) -> Any:
+        """The prompt of an example's row with its target as a hint."""
+        return self.prompt(row["history"], catalog, tokens, hint=row["target_id"])
 
     def texts(self) -> list[str]:
         """What a tokenizer made for this task should know well: titles, prompts and rationales."""

@@ -9,21 +9,20 @@ users, the same teacher without reasoning, baselines, and a report. Run again, i
 arguments it wants another --output_dir.
 """
 
-import copy
 import logging
-from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl import GRPOConfig, ModelConfig
 
-from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, parse_warm_start, plain_errors
+from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.launch import check_launch, go_on_alone
-from anyo_rl.run_folder import WARM_START, resolve, start_run
-from anyo_rl.stages import direct_max_steps, evaluate_run, train_grpo, train_sft
+from anyo_rl.run_folder import resolve, start_run
+from anyo_rl.stages import evaluate_run, train_grpo
 from anyo_rl.task import DataArguments, load_task
 from anyo_rl.training.callbacks import check_saves
+from anyo_rl.warm_start import parse_warm_start, train_warm_start
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -42,35 +41,18 @@ def main() -> None:
     with plain_errors(ValueError, OSError):
         rewards = load_rewards(reasoner_args.reward_funcs, reasoner_args.reward_kwargs)
         check_saves(training_args)
+    with plain_errors(ValueError):
+        warm_start = parse_warm_start(reasoner_args, config, training_args, teacher_args)
     arguments = resolve(data_args, model_args, teacher_args, reasoner_args, training_args)
-    sft_args: SFTConfig | None = None
-    if reasoner_args.sft_config:
-        sft_args, sft_teacher = parse_warm_start(reasoner_args.sft_config, config, training_args, teacher_args)
-        patience = {"early_stopping_patience": sft_teacher.early_stopping_patience}
-        arguments |= resolve(**{WARM_START: sft_args.to_dict() | patience})
-        with plain_errors(ValueError):
-            check_saves(sft_args)
-            n_direct_steps = direct_max_steps(sft_args, training_args) if reasoner_args.train_direct else 0
+    arguments |= warm_start.arguments() if warm_start else {}
     task = load_task(data_args)
     run_dir = Path(training_args.output_dir)
     start_run(run_dir, arguments, task.report)
 
-    teachers: dict[str, Path | str] = {}
-    start: Path | str | None = model_args.model_name_or_path
-    if sft_args is not None:
-        warm_start = partial(
-            train_sft, run_dir, task, model_args, sft_teacher, chat_template_kwargs=training_args.chat_template_kwargs
-        )
-        start = teachers["sft"] = warm_start(sft_args, "sft", reasoning=True)
-        if reasoner_args.train_direct:
-            direct_args = copy.copy(sft_args)
-            direct_args.max_steps = n_direct_steps
-            teachers["direct"] = warm_start(direct_args, "direct", reasoning=False)
-    if start is None:
-        raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
-    teachers.setdefault("sft", start)
+    chat_template_kwargs = training_args.chat_template_kwargs
+    teachers = train_warm_start(run_dir, task, model_args, warm_start, chat_template_kwargs=chat_template_kwargs)
     teachers["grpo"] = train_grpo(
-        run_dir, task, start, model_args, teacher_args, reasoner_args, training_args, rewards
+        run_dir, task, teachers["sft"], model_args, teacher_args, reasoner_args, training_args, rewards
     )
     if go_on_alone():
         summary = evaluate_run(
@@ -81,7 +63,7 @@ def main() -> None:
             teacher_args,
             baselines=reasoner_args.baselines,
             seed=training_args.seed,
-            chat_template_kwargs=training_args.chat_template_kwargs,
+            chat_template_kwargs=chat_template_kwargs,
         )
         print(console_table(summary))
         print(f"report: {run_dir / 'report.html'}")

@@ -23,7 +23,7 @@ _HTML_NAMES = (
     "link|meta|ol|p|pre|script|small|span|strong|style|sub|sup|svg|table|tbody|td|th|thead|title|tr|tt|u|ul"
 )
 _CHAT_NAMES = (
-    "s|bos|eos|pad|unk|mask|cls|sep|think|thinking|answer|history|system|user|assistant|tool|tools|tool_call|"
+    "s|bos|eos|pad|unk|mask|cls|sep|think|thinking|answer|history|chosen|system|user|assistant|tool|tools|tool_call|"
     "tool_response|start_of_turn|end_of_turn|start_of_image|end_of_text|endoftext|extra_id_\\d+|unused\\d+"
 )
 # Known tags only: "<3" or "<a_60>" is text, not markup.

@@ -17,7 +17,7 @@ def sft_dataset(
     rows: Sequence[Mapping[str, Any]],
     catalog: Catalog,
     tokens: Tokens,
-    rationales: Mapping[str, Sequence[str]] | None,
+    rationales: Mapping[str, Sequence[Sequence[str]]] | None,
 ) -> Dataset:
     """Examples as token ids with labels on the completion: reasoning, marker and item path.
 
@@ -25,8 +25,8 @@ def sft_dataset(
         rows: training examples (`anyo_rl.task.Task.rows`).
         catalog: the catalog.
         tokens: the teacher's tokenizer and marker.
-        rationales: example id to steps; examples without are left out. `None` for the `direct` teacher, which
-            learns to answer at once from every example.
+        rationales: example id to its reasonings, each of steps; examples without are left out. `None` for the
+            `direct` teacher, which learns to answer at once from every example.
 
     Returns:
         A dataset with `input_ids` and `labels`, as TRL's SFT trainer takes it.
@@ -43,9 +43,10 @@ def sft_dataset(
     encoded = []
     for row in chosen:
         context = tokens.context_ids(row["prompt"])
-        steps = () if rationales is None else [tokens.safe_text(step) for step in rationales[row["example_id"]]]
-        completion = [*tokens.reasoning_ids(steps), *catalog.paths[catalog.index[row["target_id"]]]]
-        encoded.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
+        path = catalog.paths[catalog.index[row["target_id"]]]
+        for reasoning in [()] if rationales is None else rationales[row["example_id"]]:
+            completion = [*tokens.reasoning_ids(map(tokens.safe_text, reasoning)), *path]
+            encoded.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
     return Dataset.from_list(encoded)
 
 
