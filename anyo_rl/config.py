@@ -16,6 +16,7 @@ from anyo_rl.evaluation.answers import Mode
 from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
 from anyo_rl.training.objectives import ItemLoss
+from anyo_rl.training.pairs import PairGain
 from anyo_rl.training.written import ItemEncoder, RankerKind
 
 
@@ -135,6 +136,29 @@ class StarArguments(RankArguments, ComparisonArguments):
     )
     mix_rationales: bool = field(default=True, metadata={"help": "Train on the rationales too in each round."})
     patience: int = field(default=1, metadata={"help": "Stop after this many rounds without a gain on validation."})
+
+
+@dataclass
+class PairArguments:
+    """What makes a preference pair, and what DPO trains beside it."""
+
+    paths: str | None = field(
+        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
+    )
+    pair_gain: PairGain = field(default="ndcg", metadata={"help": "What a path's rank is worth: ndcg, mrr, log."})
+    least_gap: float = field(
+        default=0.1, metadata={"help": "Least difference in gain of the best and the worst path of an example."}
+    )
+    max_pairs_per_target: int = field(
+        default=0, metadata={"help": "Most pairs with one item as their target, the widest gaps first; 0 for no cap."}
+    )
+    item_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+    )
+    baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
 
 
 def parse(

@@ -11,21 +11,21 @@ log-probabilities as they were sampled.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from trl import GRPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranker, Ranking
 from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
-from anyo_rl.training.objectives import ItemLoss, item_weights, path_log_prob
+from anyo_rl.training.item_loss import item_log_prob
+from anyo_rl.training.objectives import ItemLoss, item_weights
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
 from anyo_rl.training.weights import gathered
@@ -255,66 +255,21 @@ class ReasonerTrainer(GRPOTrainer):
         weights = inputs["item_weight"]
         # Paths that hardly take part are not worth a forward; but every process must take part in one.
         rows = (weights > LEAST_ITEM_WEIGHT).nonzero().flatten().tolist() or [0]
-        sequences, steps = [], []
-        for row in rows:
-            prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
-            reasoning = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist()
-            item = int(inputs["item_index"][row])
-            steps.append(branchings(self.catalog.tree, item))
-            end = steps[-1][-1].depth if steps[-1] else 0  # what comes after the last branching is forced
-            sequences.append([*prompt, *reasoning, *self.catalog.paths[item][:end]])
-        width = max(map(len, sequences))
-        device = weights.device
-        pad = self.tokens.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=device)
-        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-        # Positions are counted from the end, where the sequences meet.
-        places = [[width - 1 - of_row[-1].depth + step.depth for step in of_row] for of_row in steps]
-        kept = sorted({place for of_row in places for place in of_row}) or [width - 1]
+        contexts = [
+            [
+                *inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist(),
+                *inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist(),
+            ]
+            for row in rows
+        ]
         with self.accelerator.autocast():
-            logits_B_K_V = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                logits_to_keep=torch.tensor(kept, device=device),
-                use_cache=False,
-            ).logits
-        shape = (
-            len(rows),
-            max(1, *map(len, steps)),
-            max([len(s.children) for of_row in steps for s in of_row] or [1]),
-        )
-        place_B_S, child_B_S = np.zeros(shape[:2], np.int64), np.full(shape[:2], -100)
-        token_B_S_C = np.full(shape, -1)
-        for b, of_row in enumerate(steps):
-            for s, step in enumerate(of_row):
-                place_B_S[b, s] = kept.index(places[b][s])
-                token_B_S_C[b, s, : len(step.children)] = step.children
-                child_B_S[b, s] = step.child
-        tokens = torch.from_numpy(token_B_S_C).to(device)
-        row_B = torch.arange(len(rows), device=device)[:, None, None]
-        logits = logits_B_K_V[row_B, torch.from_numpy(place_B_S).to(device)[..., None], tokens.clamp(min=0)]
-        logits = logits.float().masked_fill(tokens < 0, -torch.inf)
-        log_p = path_log_prob(logits, torch.from_numpy(child_B_S).to(device))
+            log_p = item_log_prob(
+                model,
+                self.catalog,
+                contexts,
+                inputs["item_index"][rows].tolist(),
+                pad_id=self.tokens.tokenizer.pad_token_id,
+                device=weights.device,
+            )
         n_groups = len(weights) / self.num_generations
         return -(weights[rows] * log_p).sum() / n_groups
-
-
-class Branching(NamedTuple):
-    """A node of an item's path with two children or more: its depth, its children's tokens, and which one is taken."""
-
-    depth: int
-    children: np.ndarray
-    child: int
-
-
-def branchings(tree: PrefixTree, item: int) -> list[Branching]:
-    """The branchings on the way to an item, from the root: the only places where its path is a choice."""
-    found, node = [], int(tree.leaf[item])
-    while node:
-        parent = int(tree.parent[node])
-        children = tree.children(parent)
-        if children.stop - children.start > 1:
-            found.append(Branching(int(tree.depth[parent]), tree.token[children], node - children.start))
-        node = parent
-    return found[::-1]
