@@ -1,4 +1,4 @@
-"""What the reasoner trainer takes from inside TRL. Where one of these fails, TRL has changed: read its code anew."""
+"""What our trainers take from inside TRL. Where one of these fails, TRL has changed: read its code anew."""
 
 import ast
 import inspect
@@ -6,8 +6,10 @@ import textwrap
 
 import pytest
 from transformers import Trainer
-from trl import GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from anyo_rl.training.dpo import IDS, TeacherDPOTrainer
 from anyo_rl.training.reasoner import ReasonerTrainer
 
 SIGNATURES = {
@@ -67,6 +69,43 @@ def test_trl_reads_and_fills_what_is_relied_on():
     prepared = source(GRPOTrainer._prepare_inputs)
     assert "shuffle_sequence_dict(" in prepared
     assert "split_tensor_dict(" in prepared
+
+
+DPO_SIGNATURES = {
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+    "_set_signature_columns_if_needed": ["self"],
+    "_compute_loss": ["self", "model", "inputs", "return_outputs"],
+}
+MEND = (
+    "TRL's DPOTrainer has changed how it gets its token ids. Pairs must be trained on the ids that were sampled: find "
+    "where it tokenises now, and hand prompt_ids, chosen_ids and rejected_ids over there (anyo_rl/training/dpo.py)"
+)
+
+
+def test_dpo_takes_the_token_ids_of_its_dataset():
+    for name, parameters in DPO_SIGNATURES.items():
+        assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == parameters, MEND
+    built = source(DPOTrainer.__init__)
+    # The one place where it tokenises, and it goes on with what comes back.
+    assert 'train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train")' in built, MEND
+    assert "DataCollatorForPreference(" in built, MEND
+    columns = source(DPOTrainer._set_signature_columns_if_needed)
+    assert all(f'"{name}"' in columns for name in (*IDS, "ref_chosen_logps", "ref_rejected_logps")), MEND
+    pair = {"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5], "target_id": "i1"}
+    batch = DataCollatorForPreference(pad_token_id=0)([pair])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4], [1, 2, 5, 0]], MEND
+    assert batch["completion_mask"].tolist() == [[0, 0, 1, 1], [0, 0, 1, 0]], MEND
+
+
+def test_what_the_dpo_trainer_overrides_is_there():
+    overridden = [
+        name for name, value in vars(TeacherDPOTrainer).items() if callable(value) and hasattr(DPOTrainer, name)
+    ]
+    assert set(overridden) - {"__init__", "__module__"} == {*DPO_SIGNATURES, "evaluate"}
+    assert "self._metrics = " in source(DPOTrainer.__init__)  # the item loss is logged there
+    # The loss is a mean over the batch and divided by accumulation steps outside, and so is the item loss.
+    assert DPOTrainer.loss_is_scaled_for_ga is False
+    assert "per_sequence_loss.mean()" in source(DPOTrainer._compute_loss)
 
 
 def source(function) -> str:
