@@ -2,8 +2,8 @@
 
     accelerate launch recipes/evaluate.py --run_dir runs/toy
 
-Stages are found in the run folder (`sft`, `grpo`, `direct`), and so are the run's settings; flags and a `--config` go
-on top of them. What was evaluated before is not done again.
+Stages are found in the run folder (`sft`, `star`, `dpo`, `grpo`, `direct`), and so are the run's settings; flags and a
+`--config` go on top of them. What was evaluated before is not done again.
 """
 
 import logging
@@ -17,13 +17,15 @@ from accelerate import PartialState
 from trl import ModelConfig
 
 from anyo_rl.config import TeacherArguments, parse, plain_errors
-from anyo_rl.evaluation.table import console_table
+from anyo_rl.evaluation.table import RANK_TRAINED, console_table
 from anyo_rl.launch import check_launch, go_on_alone
 from anyo_rl.run_folder import read_arguments
 from anyo_rl.stages import evaluate_run, teacher_folder
 from anyo_rl.task import DataArguments, load_task
 
-STAGES = ("sft", "grpo", "direct")
+STAGES = ("sft", *RANK_TRAINED, "direct")
+
+TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")
 
 
 @dataclass
@@ -42,7 +44,8 @@ def main() -> None:
     flag.add_argument("--run_dir", default="runs/toy")
     run_dir = Path(flag.parse_known_args(sys.argv[1:])[0].run_dir)
     recorded = read_arguments(run_dir) if not {"-h", "--help"} & set(sys.argv) else {}
-    trainer = recorded.get("GRPOConfig") or recorded.get("SFTConfig") or {}
+    trainer = next((recorded[name] for name in TRAINERS if name in recorded), {})
+    told = recorded.get("PairArguments", trainer)  # DPO has no such argument of its own
     sections = ("DataArguments", "ModelConfig", "TeacherArguments")
     defaults = {name: value for section in sections for name, value in recorded.get(section, {}).items()}
     args, data_args, model_args, teacher_args, _ = parse(
@@ -70,7 +73,7 @@ def main() -> None:
             teacher_args,
             baselines=args.baselines,
             seed=args.seed,
-            chat_template_kwargs=trainer.get("chat_template_kwargs"),
+            chat_template_kwargs=told.get("chat_template_kwargs"),
         )
         print(console_table(summary))
         print(f"report: {run_dir / 'report.html'}")

@@ -34,7 +34,7 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next(name for name in ("sft", "grpo") if name in path.stem.split("_"))
+    kind = next(name for name in ("sft", "grpo", "dpo") if name in path.stem.split("_"))
     recipe = importlib.import_module(f"recipes.{kind}_teacher")
 
     def keep(types, **kwargs):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from anyo_rl.data.toy import parse_intent
 from anyo_rl.data.toy_oracle import break_ties
 from anyo_rl.evaluation.answers import Answers, Mode
 from anyo_rl.evaluation.baselines import KNN_GRID, choose_on_validation, fit_item_knn, fit_popularity
+from anyo_rl.evaluation.table import RANK_TRAINED
 from anyo_rl.metrics.intervals import bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, per_user_metrics, target_ranks, top_items
 from anyo_rl.sampling.paths import paths_table, write_table
@@ -207,9 +209,9 @@ class Evaluation:
         return summary
 
     def _differences(self, values: dict[str, dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
-        """Paired differences over the same users: GRPO − SFT and GRPO − direct."""
+        """Paired differences over the same users: each stage that learned from ranks − SFT, and − direct."""
         differences: dict[str, Any] = {}
-        for a, b in (("grpo", "sft"), ("grpo", "direct")):
+        for a, b in product(RANK_TRAINED, ("sft", "direct")):
             for mode in values.get(a, {}):
                 other = values.get(b, {}).get(mode) or values.get(b, {}).get("plain")
                 if other is not None:

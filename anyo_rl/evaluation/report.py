@@ -35,7 +35,7 @@ GUARD_RAILS = (
     ("loss", "Loss", "of the stage's objective"),
 )
 
-ACCENTED = ("grpo", "ppo")  # what was trained on the rank stands out
+ACCENTED = table.RANK_TRAINED  # what was trained on the rank stands out
 
 
 @dataclass
@@ -126,7 +126,7 @@ def render(run: Run, run_dir: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    browser = {"before": report_paths.BEFORE, "after": report_paths.AFTER, "examples": examples}
+    browser = {"before": report_paths.BEFORE, "after": report_paths.after(keys), "examples": examples}
     header, body = table.result_cells(run.evaluation)
     difference_header, difference_body = table.difference_cells(run.evaluation)
     return environment.get_template("report.html.jinja").render(
@@ -137,6 +137,7 @@ def render(run: Run, run_dir: Path) -> str:
         facts=table.facts(run.evaluation),
         interval_note=table.interval_note(run.evaluation),
         headlines=headlines(run.evaluation),
+        accented=ACCENTED,
         header=header,
         body=body,
         difference_header=difference_header,
@@ -157,7 +158,7 @@ def render(run: Run, run_dir: Path) -> str:
 def headlines(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     """The few numbers that a reader wants first: label, value, note, and `tone` (good, bad or none)."""
     stages = evaluation.get("stages", {})
-    stage = next((stage for stage in ("grpo", "ppo", "star", "sft", "direct") if stage in stages), None)
+    stage = next((stage for stage in (*report_paths.AFTER, "sft", "direct") if stage in stages), None)
     if stage is None:
         return []
     mode = table.best_mode(evaluation, stage) or ""
@@ -226,7 +227,7 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
         keys = one_each
     ranks = {
         policy: keys.filter((pl.col("policy") == policy) & (pl.col("rank") >= 1))["rank"].to_numpy()
-        for policy in (report_paths.BEFORE, report_paths.AFTER)
+        for policy in (report_paths.BEFORE, report_paths.after(keys))
     }
     ranks = {policy: values for policy, values in ranks.items() if len(values)}
     if ranks:

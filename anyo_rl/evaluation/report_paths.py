@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-BEFORE, AFTER = "sft", "grpo"
+BEFORE = "sft"
+AFTER = ("grpo", "ppo", "dpo", "star")  # the first that a run has is compared with BEFORE
 KEYS = ("example_id", "sample_index", "policy", "split", "rank")
 MODES = ("greedy", "mixture", "plain")  # a file `<stage>.<mode>.parquet` has the paths of one mode
 MAX_TEXT, MAX_HISTORY, MAX_TOKENS = 300, 40, 600
@@ -55,8 +56,14 @@ def read_keys(run_dir: Path, split: str | None = None) -> tuple[pl.DataFrame, li
     return keys, files, unreadable
 
 
+def after(keys: pl.DataFrame) -> str:
+    """The policy whose paths are compared with those of BEFORE."""
+    found = set(keys["policy"])
+    return next((policy for policy in AFTER if policy in found), AFTER[0])
+
+
 def choose_paths(keys: pl.DataFrame, limit: int = 200, seed: int = 0) -> pl.DataFrame:
-    """At most `limit` paths: examples with the biggest gains and losses of AFTER over BEFORE, and a seeded sample.
+    """At most `limit` paths: examples with the biggest gains and losses over BEFORE, and a seeded sample.
 
     Examples are kept whole as far as the limit goes: first one path of each policy (the greedy one where there is
     one), then further samples. A gain is measured by NDCG between these first paths of the two policies. The column
@@ -65,8 +72,10 @@ def choose_paths(keys: pl.DataFrame, limit: int = 200, seed: int = 0) -> pl.Data
     keys = keys.sort(pl.col("mode") != "greedy", "sample_index", "mode")
     first = keys.unique(["example_id", "policy"], keep="first", maintain_order=True)
     n_examples = max(1, limit // max(1, first["policy"].n_unique()))
-    ranks = {policy: first.filter(pl.col("policy") == policy) for policy in (BEFORE, AFTER)}
-    pairs = ranks[AFTER].join(ranks[BEFORE], on="example_id", suffix="_before").drop_nulls(["rank", "rank_before"])
+    ranks = {policy: first.filter(pl.col("policy") == policy) for policy in (BEFORE, after(keys))}
+    pairs = (
+        ranks[after(keys)].join(ranks[BEFORE], on="example_id", suffix="_before").drop_nulls(["rank", "rank_before"])
+    )
     change = {
         example: 1 / math.log2(1 + max(after, 1)) - 1 / math.log2(1 + max(before, 1))
         for example, after, before in pairs.select("example_id", "rank", "rank_before").iter_rows()

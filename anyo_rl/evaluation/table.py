@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-STAGE_ORDER = ("sft", "star", "grpo", "ppo", "direct", "popularity", "item_knn", "sasrec", "gru4rec")
+RANK_TRAINED = ("star", "dpo", "grpo", "ppo")  # stages that learn from the rank of the target
+STAGE_ORDER = ("sft", *RANK_TRAINED, "direct", "popularity", "item_knn", "sasrec", "gru4rec")
 MODE_ORDER = ("mixture", "greedy", "plain")
 MAIN_METRIC = "ndcg@10"
 COLUMNS = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"), ("mrr", "MRR"), ("coverage@10", "Coverage@10"))

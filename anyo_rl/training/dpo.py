@@ -1,9 +1,9 @@
 """DPO on reasonings: our own token ids, TRL's `DPOTrainer`, validation by rank.
 
-TRL would tokenise prompt, chosen and rejected anew, and not as they were sampled: it splits prompt and completion where
-their texts tell, adds an end-of-sequence token, and reads `->` as characters where the marker is another token. The
-dataset has texts for people and other tools, and beside them the ids that are trained on; `_prepare_dataset` leaves
-these alone. Its collator and its loss are TRL's.
+TRL would tokenise prompt, chosen and rejected anew, and not as they were sampled: it splits prompt and completion
+where their texts tell, adds an end-of-sequence token, and reads `->` as characters where the marker is another token.
+The dataset has texts for people and other tools, and beside them the ids that are trained on; `_prepare_dataset`
+leaves these alone. Collator and loss are TRL's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -126,6 +126,8 @@ class TeacherDPOTrainer(DPOTrainer):
     Raises:
         ValueError: a pair is longer than `max_length`: what is cut off would be the reasoning's end and its marker.
     """
+
+    data_collator: Any
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """Preference pairs from a paths table: of each example's paths the best against the worst.
 
-A pair is two reasonings of one example, written by one policy, that end at the marker or not at all: the answer is read
-off by the engine, so it is the reasoning alone that is better or worse. A path that never reached the marker has the
-gain 0 of a completion that does not parse. It may be the rejected one, since that it has no end is what is wrong with
-it, and never the chosen one: it would teach the teacher not to answer.
+A pair is two reasonings of one example, written by one policy, up to the marker: the answer is read off by the engine,
+so it is the reasoning alone that is better or worse. A path that never reached the marker has the gain 0 of a
+completion that does not parse. It may be the rejected one, since not to come to an end is what is wrong with it, and
+never the chosen one: that would teach the teacher not to answer.
 """
 
 from dataclasses import dataclass
@@ -111,8 +111,8 @@ def _check(paths: pl.DataFrame) -> None:
     others = sorted(set(paths["ranker"].drop_nulls()) - {RANKER})
     if others:
         raise ValueError(
-            f"the paths were ranked by {', '.join(others)}, expected {RANKER}: where the item is written it is part of "
-            f"what is good or bad about a path, and pairs hold reasonings alone"
+            f"the paths were ranked by {', '.join(others)}, expected {RANKER}: where the item is written it is part "
+            f"of what is good or bad about a path, and pairs hold reasonings alone"
         )
     twice = int(paths.select(KEY).is_duplicated().sum())
     if twice:
@@ -131,7 +131,9 @@ def _gains(paths: pl.DataFrame, marker_id: int, gain: PairGain, n_items: int | N
     marked = paths["token_ids"].list.contains(marker_id).fill_null(False)
     n_unranked = int((marked & paths["rank"].is_null()).sum())
     if n_unranked:
-        raise ValueError(f"{n_unranked} of {len(paths)} paths have no rank, expected one for each: rank the paths first")
+        raise ValueError(
+            f"{n_unranked} of {len(paths)} paths have no rank, expected one for each: rank the paths first"
+        )
     ranks = paths["rank"].cast(pl.Float64).fill_null(1.0).to_numpy()
     if gain == "log":
         if n_items is None:
@@ -161,14 +163,16 @@ def _pair(group: pl.DataFrame, least_gap: float) -> dict[str, object] | str:
     if best["gain"] - min(row["gain"] for row in rows) < least_gap:
         return "small_gap"
     # A text that came twice may have two ranks, by float noise: it is no preference over itself.
-    others = [row for row in rows if row["ids"] != best["ids"]]
-    if not others:
-        return "same_completion"
-    worst = min(others, key=lambda row: row["gain"])
-    if best["gain"] - worst["gain"] < least_gap:
+    others = (row for row in rows if row["ids"] != best["ids"])
+    worst = min(others, key=lambda row: row["gain"], default=None)
+    if worst is None or best["gain"] - worst["gain"] < least_gap:
         return "same_completion"
     return {
         **{name: best[name] for name in ("example_id", "policy", "prompt", "target_id")},
-        **{"chosen": best["completion"], "chosen_ids": best["ids"], "chosen_gain": best["gain"]},
-        **{"rejected": worst["completion"], "rejected_ids": worst["ids"], "rejected_gain": worst["gain"]},
+        "chosen": best["completion"],
+        "chosen_ids": best["ids"],
+        "chosen_gain": best["gain"],
+        "rejected": worst["completion"],
+        "rejected_ids": worst["ids"],
+        "rejected_gain": worst["gain"],
     }

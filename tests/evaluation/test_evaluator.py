@@ -198,6 +198,19 @@ def test_the_paths_table(evaluation):
     assert table.schema == PATHS_SCHEMA
 
 
+def test_every_stage_that_learned_from_ranks_is_compared_with_those_that_did_not(evaluation):
+    for stage, second in (("sft", 3), ("star", 1), ("dpo", 7)):
+        evaluation.keep(stage, "greedy", lambda second=second: answers(1, second))
+    found = evaluation.summary("likelihood", 8)["differences"]
+    assert {name: modes["greedy"]["ndcg@10"]["mean"] for name, modes in found.items()} == pytest.approx(
+        {"star-sft": 0.25, "dpo-sft": (1 / 3 - 0.5) / 2}
+    )
+    evaluation.keep("direct", "plain", lambda: answers(30, 3))
+    assert set(evaluation.summary("likelihood", 8)["differences"]) == {
+        f"{stage}-{other}" for stage in ("star", "dpo") for other in ("sft", "direct")
+    }
+
+
 def test_summary_by_hand(evaluation):
     evaluation.keep("sft", "greedy", lambda: answers(1, 3))
     evaluation.keep("sft", "mixture", lambda: answers(1, 1))

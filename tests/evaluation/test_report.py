@@ -296,3 +296,18 @@ def test_the_headline_says_how_many_reasonings_state_an_intent():
     assert (found["value"], found["note"]) == ("50.0%", "40.0% after sft")
     (found,) = [h for h in report.headlines(evaluation | {"stated_intent": {"grpo": 0.9}}) if "Stated" in h["label"]]
     assert found["note"] == "40.0% after sft; 90.0% of the reasonings state one"
+
+
+def test_a_run_without_grpo_shows_what_it_has_instead(tmp_path):
+    stages = {stage: {"greedy": {"ndcg@10": value(0.1)}} for stage in ("sft", "star", "dpo")}
+    assert report.headlines({"stages": stages})[0]["label"] == "NDCG@10, dpo (greedy)"
+    del stages["dpo"]
+    assert report.headlines({"stages": stages})[0]["label"] == "NDCG@10, star (greedy)"
+    write_paths(tmp_path, [path_row("1", 0, policy, rank) for policy, rank in (("sft", 9), ("star", 1))])
+    keys, _, _ = report_paths.read_keys(tmp_path)
+    assert report_paths.after(keys) == "star"
+    assert set(report_paths.choose_paths(keys)["why"]) == {"gain"}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"stages": stages}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert '<tr class="accent"><th scope="row">star</th>' in page
+    assert '<tr><th scope="row">sft</th>' in page

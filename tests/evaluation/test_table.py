@@ -45,6 +45,11 @@ def test_rows_are_in_order_with_shares_of_the_oracle(evaluation):
     assert [row.share_of_oracle for row in table] == pytest.approx([0.25, 0.5, 0.6, 0.4, 0.125, 1.0])
 
 
+def test_stages_that_learned_from_ranks_stand_between_sft_and_direct():
+    stages = {stage: {"greedy": {"ndcg@10": value(0.1)}} for stage in ("direct", "grpo", "dpo", "star", "sft")}
+    assert [row.stage for row in rows({"stages": stages})] == ["sft", "star", "dpo", "grpo", "direct"]
+
+
 def test_markdown_states_how_and_what(evaluation):
     text = markdown_table(evaluation)
     first = text.splitlines()[0]

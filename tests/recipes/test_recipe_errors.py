@@ -19,7 +19,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, recipe: str, *flags: object) -> st
     return stop.value.code
 
 
-@pytest.mark.parametrize("recipe", ["grpo_teacher", "sft_teacher"])
+@pytest.mark.parametrize("recipe", ["grpo_teacher", "sft_teacher", "dpo_teacher"])
 def test_an_unknown_key_in_yaml_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str):
     config = tmp_path / "mine.yaml"
     config.write_text("dataset: toy\nuse_cpu: true\nlaerning_rate: 1.0e-3\n")
@@ -28,7 +28,7 @@ def test_an_unknown_key_in_yaml_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert str(config) in message
 
 
-@pytest.mark.parametrize("recipe", ["grpo_teacher", "sft_teacher"])
+@pytest.mark.parametrize("recipe", ["grpo_teacher", "sft_teacher", "dpo_teacher"])
 def test_a_missing_config_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str):
     message = run_main(monkeypatch, recipe, "--config", tmp_path / "nowhere.yaml")
     assert "nowhere.yaml" in message
@@ -70,7 +70,7 @@ TRAINER = ("--use_cpu", "--bf16", "false", "--report_to", "none", "--output_dir"
 
 
 def test_checkpoints_without_validations_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for recipe in ("grpo_teacher", "sft_teacher"):
+    for recipe in ("grpo_teacher", "sft_teacher", "dpo_teacher"):
         message = run_main(monkeypatch, recipe, *TRAINER, tmp_path / "run", "--save_steps", 30)
         assert "save_steps is 30 and eval_steps is" in message
     assert not (tmp_path / "run").exists()
@@ -79,4 +79,12 @@ def test_checkpoints_without_validations_are_named(monkeypatch: pytest.MonkeyPat
 def test_a_direct_teacher_without_a_budget_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     message = run_main(monkeypatch, "grpo_teacher", *TRAINER, tmp_path / "run", "--max_steps", -1)
     assert "train_direct needs max_steps in both configs" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_dpo_without_a_teacher_or_paths_says_what_to_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    message = run_main(monkeypatch, "dpo_teacher", *TRAINER, tmp_path / "run")
+    assert "no teacher: set model_name_or_path to the teacher that the paths were sampled from" in message
+    message = run_main(monkeypatch, "dpo_teacher", *TRAINER, tmp_path / "run", "--model_name_or_path", "somewhere")
+    assert "no paths: set paths to the folder of a sampling job" in message
     assert not (tmp_path / "run").exists()

@@ -95,8 +95,13 @@ def logged(folder, key: str) -> list[float]:
 
 def test_ids_are_those_of_tokens_and_texts_are_for_people(dataset, small_tokens):
     assert dataset[0] == {
-        **{"prompt": "Alien\n", "chosen": "likes films\nwants 3 ->", "rejected": "likes mugs ->"},
-        **{"example_id": "u0:1", "policy": "sft", "target_id": "i1", "chosen_gain": 1.0},
+        "prompt": "Alien\n",
+        "chosen": "likes films\nwants 3 ->",
+        "rejected": "likes mugs ->",
+        "example_id": "u0:1",
+        "policy": "sft",
+        "target_id": "i1",
+        "chosen_gain": 1.0,
         "rejected_gain": pytest.approx(1 / np.log2(9)),
         "prompt_ids": small_tokens.context_ids("Alien\n"),
         "chosen_ids": small_tokens.reasoning_ids(["likes films", "wants 3"]),
@@ -161,7 +166,7 @@ def test_without_a_second_model_the_reference_is_the_one_without_its_adapters(da
 
 
 def test_a_pair_that_would_be_cut_is_refused(make_trainer, small_teacher):
-    with pytest.raises(ValueError, match="a pair takes .* tokens and max_length is 5, which would cut its reasoning"):
+    with pytest.raises(ValueError, match=r"a pair takes \d+ tokens and max_length is 5, which would cut"):
         make_trainer(small_teacher, args={"max_length": 5})
 
 

@@ -5,8 +5,8 @@ import torch
 
 from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.training.objectives import item_weights, path_log_prob
 from anyo_rl.training.item_loss import branchings
+from anyo_rl.training.objectives import item_weights, path_log_prob
 
 NAN = math.nan
 

@@ -1,6 +1,5 @@
 import math
 
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,9 +39,16 @@ def test_best_against_worst_by_hand():
     found = pairs_of(group("a", ([1, 9], 3), ([2, 9], 1), ([3, 9], 7)))
     assert found.frame.to_dicts() == [
         {
-            **{"example_id": "a", "policy": "sft", "prompt": "prompt of a", "target_id": "i1"},
-            **{"chosen": "2 9", "chosen_ids": [2, 9], "chosen_gain": 1.0},
-            **{"rejected": "3 9", "rejected_ids": [3, 9], "rejected_gain": pytest.approx(1 / 3)},  # 1 / log2(8)
+            "example_id": "a",
+            "policy": "sft",
+            "prompt": "prompt of a",
+            "target_id": "i1",
+            "chosen": "2 9",
+            "chosen_ids": [2, 9],
+            "chosen_gain": 1.0,
+            "rejected": "3 9",
+            "rejected_ids": [3, 9],
+            "rejected_gain": pytest.approx(1 / 3),  # 1 / log2(8)
         }
     ]
     assert found.frame.schema == PAIRS_SCHEMA
