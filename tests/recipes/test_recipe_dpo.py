@@ -110,13 +110,13 @@ def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, lau
 
 
 def test_lora_ends_with_a_whole_teacher_and_other_arguments_want_another_folder(finished_run, launcher, job, tmp_path):
-    lora = ("--use_peft", "true", "--lora_target_modules", "q_proj", "--max_test", 4, "--learning_rate", 0.1)
+    lora = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--max_test", 4, "--learning_rate", 0.1)
     run = tmp_path / "run"
     launcher.finish("dpo_teacher", *flags(finished_run, job, run), *lora)
     start, end = weights(finished_run.teacher), weights(run / "dpo" / "teacher")
     assert start.keys() == end.keys()
     changed = {name for name in start if not np.array_equal(start[name], end[name])}
-    assert changed == {name for name in start if "q_proj" in name}
+    assert changed == {name for name in start if "q_proj" in name or "v_proj" in name}
     done = launcher.start("dpo_teacher", *flags(finished_run, job, run), *lora, "--beta", 0.5).wait()
     assert done.process.returncode == 1
     assert f"error: {run} was made with beta=0.1, now 0.5" in done.output
