@@ -153,7 +153,7 @@ class PairArguments:
         default=0, metadata={"help": "Most pairs with one item as their target, the widest gaps first; 0 for no cap."}
     )
     item_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none."}
+        default=0.1, metadata={"help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none."}
     )
     chat_template_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
