@@ -1,18 +1,17 @@
 import dataclasses
 import importlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, parse_warm_start, plain_errors, sft_config_path
+from anyo_rl.config import ComparisonArguments, ReasonerArguments, StarArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.data.schema import DataError
 from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
-from anyo_rl.stages import direct_max_steps
 from anyo_rl.task import DataArguments
 from anyo_rl.training.callbacks import check_saves
+from anyo_rl.warm_start import parse_warm_start
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -34,7 +33,7 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next(name for name in ("sft", "grpo", "dpo") if name in path.stem.split("_"))
+    kind = next(name for name in ("sft", "grpo", "dpo", "star") if name in path.stem.split("_"))
     recipe = importlib.import_module(f"recipes.{kind}_teacher")
 
     def keep(types, **kwargs):
@@ -49,12 +48,12 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     assert config == path
     check_saves(parsed[-1])
     found = {type(instance): instance for instance in parsed}
-    if ReasonerArguments in found and found[ReasonerArguments].sft_config:
-        sft_args, _ = parse_warm_start(
-            found[ReasonerArguments].sft_config, config, found[GRPOConfig], found[TeacherArguments]
-        )
-        check_saves(sft_args)
-        assert direct_max_steps(sft_args, found[GRPOConfig]) == sft_args.max_steps + found[GRPOConfig].max_steps
+    for comparison in (instance for instance in parsed if isinstance(instance, ComparisonArguments)):
+        rounds = comparison.rounds if isinstance(comparison, StarArguments) else 1
+        warm_start = parse_warm_start(comparison, config, parsed[-1], found[TeacherArguments], rounds)
+        assert (warm_start is None) == (not comparison.sft_config)
+        if warm_start and comparison.train_direct:
+            assert warm_start.direct_max_steps == warm_start.training_args.max_steps + rounds * parsed[-1].max_steps
 
 
 def test_flags_go_over_yaml_and_yaml_over_defaults(config):
@@ -136,18 +135,6 @@ def test_every_argument_has_a_help_text():
             assert field.metadata.get("help", "").endswith("."), f"{kind.__name__}.{field.name}"
 
 
-def test_the_warm_starts_config_lies_beside_its_own_or_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "sft.yaml").touch()
-    assert sft_config_path("sft.yaml", None) == Path("sft.yaml")
-    assert sft_config_path("sft.yaml", tmp_path / "a" / "grpo.yaml") == Path("sft.yaml")
-    (tmp_path / "a" / "sft.yaml").touch()
-    assert sft_config_path("sft.yaml", tmp_path / "a" / "grpo.yaml") == tmp_path / "a" / "sft.yaml"
-    with pytest.raises(SystemExit, match=r"no sft_config 'x\.yaml'; looked at"):
-        sft_config_path("x.yaml", None)
-
-
 def test_plain_errors_hides_no_bug():
     for error in (DataError("no events"), LaunchError("one process"), RunFolderError("another run")):
         with pytest.raises(SystemExit, match=f"error: {error}"), plain_errors():
@@ -179,50 +166,3 @@ def test_more_generations_than_the_evaluation_batch_are_fine(tmp_path):
     assert training.num_generations == 16
     with pytest.raises(SystemExit, match="number of generations used for evaluation"):
         parse((GRPOConfig,), args=flags)
-
-
-@pytest.fixture
-def warm_start(tmp_path):
-    """Parses a warm start for a run with the given YAML and flags; both files get a few trainer settings."""
-
-    def parsed(own: str, warm: str, **flags):
-        (tmp_path / "grpo.yaml").write_text(own)
-        (tmp_path / "sft.yaml").write_text(f"{warm}bf16: false\nmax_steps: 5\n")
-        grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=7, seed=3)
-        return parse_warm_start("sft.yaml", tmp_path / "grpo.yaml", grpo, TeacherArguments(**flags)), grpo
-
-    return parsed
-
-
-def test_a_warm_start_has_its_own_trainer_settings_and_patience(warm_start):
-    warm = "tiny_layers: 2\nearly_stopping_patience: 4\nmax_validation: 300\nlora_r: 8\n"
-    (sft, teacher), grpo = warm_start("tiny_layers: 2\nlora_r: 8\n", warm, tiny_layers=6, n_paths=2)
-    assert (sft.max_steps, sft.seed, sft.use_cpu) == (5, 3, True)
-    assert (teacher.tiny_layers, teacher.n_paths, teacher.early_stopping_patience) == (
-        6,
-        2,
-        4,
-    )  # a flag holds for both
-    assert direct_max_steps(sft, grpo) == 12
-
-
-@pytest.mark.parametrize(
-    ("own", "warm", "named"),
-    [
-        ("dataset: toy\n", "dataset: office\n", "dataset is 'office' there and 'toy' in"),
-        ("", "tiny_layers: 2\n", "tiny_layers is 2 there and 4 in"),
-        ("use_peft: true\n", "use_peft: false\n", "use_peft is False there and True in"),
-        ("", "rationale_attributes: [genres]\n", "rationale_attributes"),
-    ],
-)
-def test_a_warm_start_of_other_data_model_or_teacher_is_refused(warm_start, own, warm, named):
-    with pytest.raises(SystemExit, match=r"sft\.yaml: a warm start has the run's data, model and teacher") as refused:
-        warm_start(own, warm)
-    assert named in str(refused.value)
-
-
-@pytest.mark.parametrize("steps", [(-1, 7), (5, -1), (-1, -1)])
-def test_a_budget_of_direct_needs_steps(steps):
-    sft, grpo = (SimpleNamespace(max_steps=n) for n in steps)
-    with pytest.raises(ValueError, match="train_direct needs max_steps in both"):
-        direct_max_steps(sft, grpo)

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -44,8 +45,21 @@ WIDTH, HEIGHT = 4.7, 2.7  # inches: about a phone's width, so that text is reada
 MAX_POINTS = 400
 
 
+@dataclass
+class Plot:
+    """A plot of the page; `svg` is made here and is safe to insert."""
+
+    title: str
+    note: str
+    svg: str
+
+
 def line_plot(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], name: str, ylabel: str, smooth: bool
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    name: str,
+    ylabel: str,
+    smooth: bool,
+    xlabel: str = "step",
 ) -> str:
     """Values over steps, one line a series; the last series has the accent.
 
@@ -54,6 +68,7 @@ def line_plot(
         name: unique on the page; prefixes the SVG's ids.
         ylabel: what the values are.
         smooth: draw the values faint and their running mean over them.
+        xlabel: what is counted; every whole number has its tick where there are few.
     """
     with _figure(name) as (axes, done):
         styles = ["-", (0, (4, 2)), (0, (1, 1.5))]
@@ -67,9 +82,10 @@ def line_plot(
             marker = "o" if len(x) <= 25 and not smooth else None
             style = "-" if last else styles[place % len(styles)]
             axes.plot(x, y, color=colour, linewidth=1.7, linestyle=style, marker=marker, markersize=3, label=label)
-        axes.set_xlabel("step")
+        axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.margins(x=0.02, y=0.1)
+        axes.locator_params(axis="x", integer=True)
         if len(series) > 1:
             axes.legend(loc="best")
     return done[0]

@@ -18,7 +18,8 @@ from typing import Any
 
 import polars as pl
 
-from anyo_rl.evaluation import plots, report_paths, table
+from anyo_rl.evaluation import plots, report_paths, report_rounds, table
+from anyo_rl.evaluation.plots import Plot
 
 # What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
 GUARD_RAILS = (
@@ -39,21 +40,13 @@ ACCENTED = table.RANK_TRAINED  # what was trained on the rank stands out
 
 
 @dataclass
-class Plot:
-    """A plot of the page; `svg` is made by plots.py and is safe to insert."""
-
-    title: str
-    note: str
-    svg: str
-
-
-@dataclass
 class Run:
     """What a run folder has; what is missing or broken is empty, and said in `notes`."""
 
     name: str
     evaluation: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
     versions: str = ""
     notes: list[str] = field(default_factory=list)
@@ -65,7 +58,8 @@ def write_report(run_dir: str | Path) -> Path:
     Never fails for what is missing: a section without data is one sentence.
 
     Args:
-        run_dir: a run folder; may have `evaluation.json`, `metrics.jsonl`, `paths/*.parquet`, `config.yaml`.
+        run_dir: a run folder; may have `evaluation.json`, `metrics.jsonl`, `star/rounds.json`, `paths/*.parquet`,
+            `config.yaml`.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -105,6 +99,10 @@ def read_run(run_dir: Path) -> Run:
                 run.metrics.append(row)
         if broken := len(lines) - len(run.metrics):
             run.notes.append(f"{broken} of {len(lines)} lines of metrics.jsonl could not be read and are left out.")
+    try:
+        run.rounds = report_rounds.read_rounds(run_dir)
+    except ValueError as error:
+        run.notes.append(f"star/rounds.json could not be read ({error}).")
     for name, attribute in (("config.yaml", "config"), ("versions.json", "versions")):
         if (run_dir / name).exists():
             setattr(run, attribute, (run_dir / name).read_text(encoding="utf-8", errors="replace").strip())
@@ -146,6 +144,9 @@ def render(run: Run, run_dir: Path) -> str:
             ("Results", "plots-results", result_plots(run.evaluation, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
         ],
+        round_header=report_rounds.HEADER,
+        rounds=report_rounds.round_cells(run.rounds),
+        round_plots=report_rounds.round_plots(run.rounds),
         guard_rails=guard_rail_plots(run.metrics),
         slices=slice_rows(run.evaluation),
         examples=examples,

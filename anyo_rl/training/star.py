@@ -11,6 +11,7 @@ import polars as pl
 
 from anyo_rl.completion import MARKER
 from anyo_rl.metrics.gains import ndcg
+from anyo_rl.sampling.seeds import request_seed
 
 REASONS = ("unfinished", "leak", "below", "duplicate", "over_example", "over_item")
 
@@ -70,7 +71,7 @@ def keep_paths(
         gain=pl.Series(ndcg(paths["rank"].to_numpy()), dtype=pl.Float64),
         leak=pl.Series(_names_target(paths) if hinted else [False] * len(paths), dtype=pl.Boolean),
         text=pl.col("steps").list.join("\n"),
-        turn=pl.col("example_id").hash(seed),
+        turn=pl.Series([request_seed(seed, example_id) for example_id in paths["example_id"]], dtype=pl.UInt64),
     )
     reason = pl.when(~finished).then(pl.lit("unfinished")).when("leak").then(pl.lit("leak"))
     frame = frame.with_columns(reason=reason.when(pl.col("gain") < least_gain).then(pl.lit("below")))

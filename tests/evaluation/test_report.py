@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anyo_rl.evaluation import report, report_paths
+from anyo_rl.evaluation import report, report_paths, report_rounds
 from anyo_rl.evaluation.plots import rank_counts, running_mean
 from anyo_rl.evaluation.report import write_report
 
@@ -311,3 +311,38 @@ def test_a_run_without_grpo_shows_what_it_has_instead(tmp_path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert '<tr class="accent"><th scope="row">star</th>' in page
     assert '<tr><th scope="row">sft</th>' in page
+
+
+ROUNDS = [
+    {"round": 0, "ndcg@10": 0.3, "low": 0.2, "high": 0.4},
+    {
+        "round": 1, "ndcg@10": 0.45, "low": 0.35, "high": 0.55, "diversity": 0.625,
+        "sampled": {"sampled": 1600, "kept": 400, "examples": 400, "examples_kept": 200},
+        "hinted": {"sampled": 400, "kept": 100, "examples": 200, "examples_kept": 100},
+    },
+]  # fmt: skip
+
+
+def test_rounds_show_what_they_kept(tmp_path):
+    (tmp_path / "star").mkdir()
+    (tmp_path / "star" / "rounds.json").write_text(json.dumps(ROUNDS))
+    assert report_rounds.round_cells(ROUNDS) == [
+        ["0", "0.3000 [0.2000, 0.4000]", "–", "–", "–", "–", "–", "–"],
+        ["1", "0.4500 [0.3500, 0.5500]", "1,600", "400 (25.0%)", "400", "100 (25.0%)", "75.0%", "62.5%"],
+    ]
+    html = write_report(tmp_path).read_text()
+    assert "Rounds of STaR" in html
+    assert "Acceptance and diversity by round" in html
+    without = [{name: value for name, value in row.items() if name != "hinted"} for row in ROUNDS]
+    (tmp_path / "star" / "rounds.json").write_text(json.dumps(without))
+    assert report_rounds.round_cells(without)[1][4:7] == ["–", "–", "50.0%"]  # rejection sampling has no hints
+    assert "kept with a hint" not in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("text", ['[{"round"', "{}", "[1]"])
+def test_broken_rounds_are_noted(tmp_path, text):
+    (tmp_path / "star").mkdir()
+    (tmp_path / "star" / "rounds.json").write_text(text)
+    html = write_report(tmp_path).read_text()
+    assert "star/rounds.json could not be read" in html
+    assert "Rounds of STaR" not in html

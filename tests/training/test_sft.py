@@ -16,7 +16,7 @@ ROWS = [
     {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9"), ("Toys and toys\n", "i4")])
 ]
-RATIONALES = {"u0:1": ("likes -> films", "wants 3"), "u2:1": ()}
+RATIONALES = {"u0:1": [("likes -> films", "wants 3")], "u2:1": [()]}
 
 
 def test_examples_by_hand(small_catalog, small_tokens):
@@ -40,9 +40,19 @@ def test_the_direct_teacher_answers_at_once_from_every_example(small_catalog, sm
     ]
 
 
+def test_an_example_may_have_several_reasonings(small_catalog, small_tokens):
+    several = {"u1:1": [("cups",), ("tea", "a new mug")], "u2:1": [("toys",)]}
+    dataset = sft_dataset(ROWS, small_catalog, small_tokens, several)
+    assert [small_tokens.decode([t for t in row if t != -100]) for row in dataset["labels"]] == [
+        "cups -> mug",
+        "tea\na new mug -> mug",
+        "toys -> Toy Story 2",
+    ]
+
+
 def test_no_rationale_at_all_is_refused(small_catalog, small_tokens):
     with pytest.raises(ValueError, match="none of the 3 training examples has a rationale; raise rationale_share"):
-        sft_dataset(ROWS, small_catalog, small_tokens, {"elsewhere:1": ("a",)})
+        sft_dataset(ROWS, small_catalog, small_tokens, {"elsewhere:1": [("a",)]})
     with pytest.raises(ValueError, match="none of the 0"):
         sft_dataset([], small_catalog, small_tokens, None)
 
