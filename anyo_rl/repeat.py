@@ -2,8 +2,9 @@
 
     python -m anyo_rl.repeat --seeds 0 1 2 -- accelerate launch recipes/grpo_teacher.py --output_dir runs/toy
 
-Each seed runs as the command with `--seed S --output_dir runs/toy/seed-S`, its output in `log.txt` there. A seed that
-is finished (it has `evaluation.json`) is not run again, so a killed repeat goes on where it was. Then
+Each seed runs as the command with `--seed S --output_dir runs/toy/seed-S`, its output in `log.txt` there; `{seed}` in
+an argument is S, for what goes on from other runs' seeds (`--model_name_or_path runs/star/seed-{seed}/star/teacher`).
+A seed that is finished (it has `evaluation.json`) is not run again, so a killed repeat goes on where it was. Then
 `runs/toy/repeat.json` and `repeat.md` have the mean over seeds of every number, with a 95% Student t interval. Secrets
 in the command are not written down.
 """
@@ -25,6 +26,7 @@ from anyo_rl.redact import redact_command
 
 SAME = ("dataset", "split", "mask_history", "ranker")  # seeds that differ in these must not be averaged
 TAIL_LINES = 15
+SEED = "{seed}"
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> dict[str, Any]:
@@ -169,7 +171,13 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
     _write(record, line + "\n")
     log, start = folder / "log.txt", time.monotonic()
     print(f"seed {seed}: running, output in {log}", flush=True)
-    arguments = [*command, "--seed", str(seed), "--output_dir", str(folder)]
+    arguments = [
+        *(part.replace(SEED, str(seed)) for part in command),
+        "--seed",
+        str(seed),
+        "--output_dir",
+        str(folder),
+    ]
     with log.open("ab") as stream:  # appended: a seed that was killed goes on, and so does its log
         try:
             process = subprocess.Popen(arguments, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

@@ -10,11 +10,11 @@ from anyo_rl.repeat import main, split_command, summarise, t_interval
 FAKE = """
 import argparse, json, pathlib, sys
 parser = argparse.ArgumentParser()
-parser.add_argument("--api_key")
+parser.add_argument("--api_key"); parser.add_argument("--start")
 parser.add_argument("--seed", type=int); parser.add_argument("--output_dir"); parser.add_argument("--fail", type=int)
 args = parser.parse_args()
 out = pathlib.Path(args.output_dir); out.mkdir(parents=True, exist_ok=True)
-print("hello from seed", args.seed)
+print("hello from seed", args.seed, args.start)
 with open(out / "runs.txt", "a") as stream: stream.write("x")
 if args.seed == args.fail and not (out.parent / "mended").exists():
     print("it broke here"); sys.exit(3)
@@ -75,6 +75,13 @@ def test_seeds_run_and_are_averaged(run, capsys):
     assert "seeds: 0 1 2" in text
     assert "| grpo-sft | greedy | ndcg@10 | +0.1200 | [+0.0703, +0.1697] | +109.1% | 3 |" in text
     assert text in capsys.readouterr().out
+
+
+def test_a_seed_may_stand_inside_an_argument(run):
+    assert run(0, 2, extra=("--start", "runs/star/seed-{seed}/teacher")) == 0
+    for seed in (0, 2):
+        assert f"seed-{seed}/teacher" in (run.folder / f"seed-{seed}" / "log.txt").read_text()
+        assert "{seed}" not in (run.folder / f"seed-{seed}" / "log.txt").read_text()
 
 
 def test_finished_seeds_are_kept(run, capsys):
