@@ -15,7 +15,8 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
 from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
-from anyo_rl.training.objectives import ItemLoss
+from anyo_rl.training.credit import Credit, StepSource
+from anyo_rl.training.objectives import ItemLoss, ProcessReduction
 from anyo_rl.training.pairs import PairGain
 from anyo_rl.training.written import ItemEncoder, RankerKind
 
@@ -43,6 +44,12 @@ class TeacherArguments:
     )
     max_reasoning_tokens: int = field(
         default=64, metadata={"help": "Longest reasoning, the marker included (GRPO's max_completion_length)."}
+    )
+    early_answer_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the rationales that SFT also answers early: what forced answers need to mean much."
+        },
     )
     eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
     n_paths: int = field(default=8, metadata={"help": "Paths of the mixture."})
@@ -102,9 +109,34 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
     )
     item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
+    advantages: Literal["outcome", "progress", "process"] = field(
+        default="outcome",
+        metadata={
+            "help": "What a step is credited with: the path's outcome; progress: the outcome less what was gained "
+            "before the step; process: its own gain and those after it (docs/process.md)."
+        },
+    )
+    step_values: StepSource = field(
+        default="forced_answer",
+        metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo."},
+    )
+    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    process_reduction: ProcessReduction = field(
+        default="mean", metadata={"help": "Of the gains of process: mean, or sum, which pays for more steps."}
+    )
     min_gain_spread: float = field(
         default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
     )
+
+    def credit(self) -> Credit | None:
+        """What steps are credited with, if not with the outcome.
+
+        Raises:
+            ValueError: a setting is unknown or out of its range.
+        """
+        if self.advantages == "outcome":
+            return None
+        return Credit(self.advantages, self.step_values, self.n_continuations, self.process_reduction)
 
 
 @dataclass

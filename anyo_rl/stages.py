@@ -205,7 +205,12 @@ def train_sft(
     train = task.split("train")
     if reasoning:
         train = train.filter(pl.col("example_id").is_in(list(rationales)))
-    dataset = sft_dataset(task.rows(train, catalog, tokens), catalog, tokens, rationales if reasoning else None)
+    early = teacher_args.early_answer_share if reasoning else 0.0
+    dataset = sft_dataset(
+        *(task.rows(train, catalog, tokens), catalog, tokens, rationales if reasoning else None),
+        early_share=early,
+        seed=training_args.seed,
+    )
     if hint_share:
         dataset = concatenate_datasets([dataset, hinted_dataset(task, catalog, tokens, hint_share)])
     longest = max(map(len, dataset["input_ids"]))
@@ -312,6 +317,7 @@ def train_grpo(
         written_ranker=ranker,
         item_loss=reasoner_args.item_loss,
         item_loss_weight=reasoner_args.item_loss_weight,
+        credit=reasoner_args.credit(),
         mask_history=task.args.mask_history,
         rank_cap=reasoner_args.rank_cap or None,
         rank_node_budget=reasoner_args.rank_node_budget or None,

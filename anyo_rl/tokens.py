@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from anyo_rl.completion import MARKER, render
+from anyo_rl.completion import MARKER, render, split_steps
 
 THINK_END = "</think>"
 
@@ -99,6 +99,10 @@ class Tokens:
     def _counts(self) -> dict[str, int]:
         return {}
 
+    @cached_property
+    def _breaks(self) -> dict[int, bool]:
+        return {}
+
     @property
     def eos_id(self) -> int:
         """Id of the end-of-sequence token, which ends every item path."""
@@ -165,6 +169,37 @@ class Tokens:
         if self.marker_id in ids or self.eos_id in ids:
             raise ValueError(f"a step of {steps!r} holds a control token; clean steps with Tokens.safe_text")
         return [*ids, self.marker_id]
+
+    def step_ends(self, completion_ids: Sequence[int]) -> list[int]:
+        """Where each step of a completion ends: the number of tokens up to its line break, or the reasoning's end.
+
+        The steps are those of `anyo_rl.completion.split_steps`; a token belongs to the step that it ends.
+        """
+        cut = next((i for i, token in enumerate(completion_ids) if token in (self.marker_id, self.eos_id)), None)
+        ids = list(completion_ids[:cut])
+        ends: list[int] = []
+        for end, token in enumerate(ids, 1):
+            if self._may_break(token):
+                # `|` stands for what comes next: lines before its own have ended.
+                n_ended = len(split_steps(f"{self._text(ids[:end])}|")) - 1
+                ends += [end] * (n_ended - len(ends))
+        n_steps = len(split_steps(self._text(ids)))
+        return ends + [len(ids)] * (n_steps - len(ends))
+
+    def without_break(self, ids: Sequence[int]) -> list[int]:
+        """Token ids of steps without the white space behind the last one, as far as it has tokens of its own."""
+        ids = list(ids)
+        while ids and not self._text(ids[-1:]).strip():
+            ids.pop()
+        return ids
+
+    def _may_break(self, token: int) -> bool:
+        """Whether a token may end a line: it holds a line break, or is a part of a character."""
+        known = self._breaks
+        if token not in known:
+            piece = self._text([token])
+            known[token] = len(f"|{piece}|".splitlines()) > 1 or "\N{REPLACEMENT CHARACTER}" in piece
+        return known[token]
 
     def item_ids(self, title: str) -> list[int]:
         """An item path: tok(marker + " " + title) minus the marker, then the end-of-sequence token.

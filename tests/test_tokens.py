@@ -218,6 +218,34 @@ def test_decode_agrees_with_parse_on_any_ids(small_tokens, data):
     assert parse(small_tokens.decode(ids)).marked == (small_tokens.marker_id in ids)
 
 
+def test_where_steps_end(small_tokens):
+    def ends(text, *after):
+        ids = small_tokens.tokenizer.encode(text, add_special_tokens=False)
+        found = small_tokens.step_ends([*ids, *after])
+        return [small_tokens.tokenizer.decode(ids[a:b]) for a, b in zip([0, *found], found, strict=False)]
+
+    marker = small_tokens.marker_id
+    assert ends("likes tea\n wants a mug", marker, 5, 6) == ["likes tea\n", " wants a mug"]
+    assert ends("likes tea\n\n \nwants a mug\n") == ["likes tea\n", "\n \nwants a mug\n"]
+    assert ends("one", small_tokens.eos_id) == ["one"]
+    assert small_tokens.step_ends([marker]) == small_tokens.step_ends([]) == []
+    assert ends("a\u2028b\r\nc") == ["a\u2028", "b\r", "\nc"]  # a line break of three tokens
+
+
+@given(data=st.data())
+def test_step_ends_agree_with_parse_on_any_ids(small_tokens, data):
+    ids = data.draw(
+        st.lists(st.one_of(st.integers(0, 299), st.sampled_from(small_tokens.tokenizer.encode("\n a"))), max_size=40)
+    )
+    ends = small_tokens.step_ends(ids)
+    assert ends == sorted(set(ends))
+    assert all(0 < end <= len(ids) for end in ends)
+    reasoning = ids[: next((i for i, t in enumerate(ids) if t in (small_tokens.marker_id, small_tokens.eos_id)), None)]
+    assert len(ends) == len(parse(small_tokens.decode(reasoning)).steps)
+    for step, end in enumerate(ends, 1):  # up to there it is that many steps
+        assert len(parse(small_tokens.decode(reasoning[:end])).steps) == step
+
+
 def test_text_tokens_are_counted_without_special_tokens(small_tokens):
     assert small_tokens.n_text_tokens("") == 0
     for _ in range(2):  # the second time from memory

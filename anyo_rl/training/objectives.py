@@ -1,6 +1,7 @@
 """Objectives as pure tensor functions.
 
-Axes: _B completions of a batch in groups of G, _S branchings of an item's path, _C children of a node.
+Axes: _B completions of a batch in groups of G, _S steps of a reasoning or branchings of an item's path, _C children of
+a node.
 """
 
 from typing import Literal
@@ -8,6 +9,10 @@ from typing import Literal
 import torch
 
 ItemLoss = Literal["none", "best", "all", "mixture"]
+Scale = Literal["group", "batch", "none"]
+ProcessReduction = Literal["sum", "mean"]
+
+EPSILON = 1e-4  # TRL's, under a spread
 
 
 def item_weights(log_probs_B: torch.Tensor, group_size: int, kind: ItemLoss) -> torch.Tensor:
@@ -63,3 +68,87 @@ def path_log_prob(logits_B_S_C: torch.Tensor, child_B_S: torch.Tensor) -> torch.
     logits = torch.where(there[..., None], logits_B_S_C.float(), 0.0)  # steps without a node must not make NaN
     log_p = torch.log_softmax(logits, -1).gather(-1, child_B_S.clamp(min=0)[..., None])[..., 0]
     return torch.where(there, log_p, 0.0).sum(-1)
+
+
+def progress_advantages(
+    rewards_B: torch.Tensor, values_B_S: torch.Tensor, group_size: int, scale: Scale = "group"
+) -> torch.Tensor:
+    """GRPO's advantage, less the progress that a path had already made when a step began.
+
+    The tokens of step j get (R − mean R of the group) − (V_{j−1} − V_0): the return to go against the value of the
+    state as its baseline, which is potential-based shaping with γ = 1 and V = 0 at the end (Ng, Harada and Russell,
+    1999), so the best policy is the same. What a step cannot take credit for is what came before it. Paths with equal
+    rewards begin with equal advantages, whatever their number of steps.
+
+    Args:
+        rewards_B: (B,) rewards, groups of `group_size` in a row; NaN where there is none, whose advantages are 0.
+        values_B_S: (B, S) V_0, V_1, … before each step, on the scale of the rewards; NaN where a path has fewer
+            steps. V_0 is the same for a group.
+        group_size: paths of each prompt, G.
+        scale: `group` or `batch` divides by the root mean square over the steps, each path counting alike, which
+            without progress is the standard deviation of the rewards; `none` leaves the advantages as they are.
+
+    Returns:
+        (B, S) advantages; 0 where a path has fewer steps.
+
+    >>> rewards, values = torch.tensor([1.0, 0.0]), torch.tensor([[0.2, 0.8], [0.2, torch.nan]])
+    >>> progress_advantages(rewards, values, 2, scale="none")
+    tensor([[ 0.5000, -0.1000],
+            [-0.5000,  0.0000]])
+    """
+    groups = rewards_B.view(-1, group_size)
+    centred_B = (groups - groups.nanmean(1, keepdim=True)).flatten()
+    there = ~values_B_S.isnan()
+    raw = centred_B[:, None] - (values_B_S - values_B_S[:, :1])
+    raw = torch.where(there & ~raw.isnan(), raw, 0.0)
+    square_B = raw.square().sum(1) / there.sum(1).clamp(min=1)
+    return _scaled(raw, square_B, group_size, scale)
+
+
+def process_advantages(
+    step_rewards_B_S: torch.Tensor, group_size: int, reduction: ProcessReduction = "mean"
+) -> torch.Tensor:
+    """Process-supervised GRPO (DeepSeekMath, arXiv 2402.03300 §4.1.3): rewards of steps, normalised over the group.
+
+    The tokens of a step get the sum of the normalised rewards r̃ of this step and those after it.
+
+    Args:
+        step_rewards_B_S: (B, S) a reward for each step; NaN where a path has fewer.
+        group_size: paths of each prompt, G.
+        reduction: `sum` is the paper's, which pays for steps: those that are better than the mean by anything make a
+            path better the more there are of them. `mean` divides the sum by the number of steps in it, and padding
+            a path with steps like its others gains nothing.
+
+    Returns:
+        (B, S) advantages; 0 where a path has fewer steps.
+
+    >>> process_advantages(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), 2, "sum").round(decimals=2)
+    tensor([[ 1.7300,  0.8700],
+            [-1.7300, -0.8700]])
+    """
+    there = ~step_rewards_B_S.isnan()
+    groups, there_G = (
+        step_rewards_B_S.nan_to_num().view(-1, group_size * there.shape[1]),
+        there.view(-1, group_size * there.shape[1]),
+    )
+    n = there_G.sum(1, keepdim=True).clamp(min=1)
+    mean = groups.sum(1, keepdim=True) / n
+    centred = torch.where(there_G, groups - mean, 0.0)
+    std = (centred.square().sum(1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
+    normal = (centred / (std + EPSILON)).view_as(step_rewards_B_S)
+    to_go = normal.flip(1).cumsum(1).flip(1)
+    if reduction == "mean":
+        to_go = to_go / there.flip(1).cumsum(1).flip(1).clamp(min=1)
+    elif reduction != "sum":
+        raise ValueError(f"the reduction is {reduction!r}; expected sum or mean")
+    return torch.where(there, to_go, 0.0)
+
+
+def _scaled(raw_B_S: torch.Tensor, square_B: torch.Tensor, group_size: int, scale: Scale) -> torch.Tensor:
+    if scale == "none":
+        return raw_B_S
+    if scale not in ("group", "batch"):
+        raise ValueError(f"scale_rewards is {scale!r}; expected group, batch or none")
+    size = group_size if scale == "group" else len(square_B)
+    spread = square_B.view(-1, size).mean(1).sqrt().repeat_interleave(size)
+    return raw_B_S / (spread[:, None] + EPSILON)

@@ -24,6 +24,7 @@ from anyo_rl.ranking.protocol import Ranker, Ranking
 from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
+from anyo_rl.training.credit import Credit
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
@@ -31,6 +32,7 @@ from anyo_rl.training.validation import Validation, run_validation
 from anyo_rl.training.weights import gathered
 
 LEAST_ITEM_WEIGHT = 1e-3
+SUM_FIRST = "sum_then_normalize"
 
 
 class ReasonerTrainer(GRPOTrainer):
@@ -49,6 +51,7 @@ class ReasonerTrainer(GRPOTrainer):
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
         mask_history: whether items of the history are left out of the ranking.
+        credit: what the steps of a reasoning are credited with; `None`: all its tokens with the outcome, as in GRPO.
         rank_cap: ranks beyond it count as the last; `None` for no cap.
         rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
         reward_funcs: reward callables (DESIGN: TRL's contract). An error in one stops all processes and names it.
@@ -68,6 +71,7 @@ class ReasonerTrainer(GRPOTrainer):
         written_ranker: Ranker | None = None,
         item_loss: ItemLoss = "best",
         item_loss_weight: float = 0.1,
+        credit: Credit | None = None,
         mask_history: bool = False,
         rank_cap: int | None = None,
         rank_node_budget: int | None = None,
@@ -79,6 +83,7 @@ class ReasonerTrainer(GRPOTrainer):
         self.written_ranker = written_ranker
         self.item_loss = item_loss
         self.item_loss_weight = item_loss_weight
+        self.credit = credit
         self.mask_history = mask_history
         self.rank_cap = rank_cap
         self.rank_node_budget = rank_node_budget
@@ -106,7 +111,16 @@ class ReasonerTrainer(GRPOTrainer):
         if stops == (written_ranker is not None):
             found = "stops" if stops else "does not stop"
             raise ValueError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
+        if credit is not None and (written_ranker is not None or self.multi_objective_aggregation != SUM_FIRST):
+            raise ValueError(
+                f"credit for steps needs an answer that is read off, and rewards that are summed before they are "
+                f"normalised: set ranker to likelihood and multi_objective_aggregation to {SUM_FIRST}, or advantages "
+                f"to outcome"
+            )
         self._log_probs_B = torch.empty(0)
+        self._values_B: list[np.ndarray] = []
+        self._outcomes_B = np.empty(0)
+        self._rewards_N = torch.empty(0)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """See `anyo_rl.training.validation.run_validation`."""
@@ -180,7 +194,24 @@ class ReasonerTrainer(GRPOTrainer):
                 self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget, tie_band=0.0
             )
             ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
-        self._log_metric("rank/seconds", time.perf_counter() - began)
+            self._log_metric("rank/seconds", time.perf_counter() - began)
+            if self.credit is not None:
+                began = time.perf_counter()
+                self._values_B = self.credit.values(
+                    inputs,
+                    completion_ids,
+                    TransformersSampler(model, self.tokens),
+                    ranker,
+                    self.tokens,
+                    mask_history=self.mask_history,
+                    max_new_tokens=self.max_completion_length,
+                    temperature=self.temperature,
+                    top_p=self.args.top_p,
+                    seed=self.args.seed + self.state.global_step,
+                )
+                self._log_metric("values/seconds", time.perf_counter() - began)
+                self._log_metric("values/first", float(np.mean([values[0] for values in self._values_B])))
+                self._log_metric("values/last", float(np.mean([values[-1] for values in self._values_B])))
         return ranking
 
     def _rank_together(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
@@ -228,12 +259,26 @@ class ReasonerTrainer(GRPOTrainer):
             if of_each_B is not None:
                 self._log_metric(f"rank/{name}", float(of_each_B.mean()))
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
+        self._outcomes_B = np.where(marked, gains, 0.0)
+        weighted = rewards * self.reward_weights.to(rewards.device)
+        self._rewards_N = weighted.nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
         return rewards
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        if self.credit is not None:
+            output["advantages"] = self.credit.token_advantages(
+                self._values_B,
+                self._outcomes_B.tolist(),
+                self._rewards_N,
+                output["completion_ids"],
+                self.tokens,
+                self.accelerator,
+                group_size=group_size,
+                scale=self.scale_rewards,
+            )
         if self.item_loss != "none":
-            group_size = self.num_generations if self.model.training else self.num_generations_eval
             everyone = self.accelerator.gather(self._log_probs_B)  # a group may lie on several processes
             weights = item_weights(everyone, group_size, self.item_loss)
             start = self.accelerator.process_index * len(inputs)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from trl import SFTTrainer
 
@@ -18,6 +19,9 @@ def sft_dataset(
     catalog: Catalog,
     tokens: Tokens,
     rationales: Mapping[str, Sequence[Sequence[str]]] | None,
+    *,
+    early_share: float = 0.0,
+    seed: int = 0,
 ) -> Dataset:
     """Examples as token ids with labels on the completion: reasoning, marker and item path.
 
@@ -27,19 +31,26 @@ def sft_dataset(
         tokens: the teacher's tokenizer and marker.
         rationales: example id to its reasonings, each of steps; examples without are left out. `None` for the
             `direct` teacher, which learns to answer at once from every example.
+        early_share: share of the reasonings, in [0, 1], of which there is a second copy that is cut after a number of
+            steps, each number alike from none to all but the last. It has labels on the item alone: the teacher
+            learns to answer early where it is asked to, and not to end its reasoning early.
+        seed: of these draws.
 
     Returns:
         A dataset with `input_ids` and `labels`, as TRL's SFT trainer takes it.
 
     Raises:
-        ValueError: no example has a rationale.
+        ValueError: no example has a rationale, or the share is out of its range.
     """
+    if not 0 <= early_share <= 1:
+        raise ValueError(f"early_answer_share is {early_share}: expected 0 to 1")
     chosen = [row for row in rows if rationales is None or row["example_id"] in rationales]
     if not chosen:
         raise ValueError(
             f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a "
             f"direct teacher"
         )
+    rng = np.random.default_rng(seed)
     encoded = []
     for row in chosen:
         context = tokens.context_ids(row["prompt"])
@@ -47,6 +58,10 @@ def sft_dataset(
         for reasoning in [()] if rationales is None else rationales[row["example_id"]]:
             completion = [*tokens.reasoning_ids(map(tokens.safe_text, reasoning)), *path]
             encoded.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
+            if reasoning and rng.random() < early_share:
+                cut = reasoning[: int(rng.integers(len(reasoning)))]
+                asked = [*context, *tokens.reasoning_ids(map(tokens.safe_text, cut))]
+                encoded.append({"input_ids": [*asked, *path], "labels": [*[IGNORED] * len(asked), *path]})
     return Dataset.from_list(encoded)
 
 

@@ -6,7 +6,7 @@ import torch
 from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.training.item_loss import branchings
-from anyo_rl.training.objectives import item_weights, path_log_prob
+from anyo_rl.training.objectives import item_weights, path_log_prob, process_advantages, progress_advantages
 
 NAN = math.nan
 
@@ -89,3 +89,83 @@ def test_branchings_by_hand():
     found = [[(s.depth, s.children.tolist(), s.child) for s in branchings(tree, item)] for item in range(3)]
     assert found == [[(0, [1, 5], 0), (2, [3, 4], 0)], [(0, [1, 5], 0), (2, [3, 4], 1)], [(0, [1, 5], 1)]]
     assert branchings(build_tree([(1, 2, 3)]), 0) == []
+
+
+def test_progress_advantages_by_hand():
+    # Two groups of two. Rewards .5 and 0; V_0 = .2, and after the first step .6 (path 0) and .1 (path 1).
+    rewards = torch.tensor([0.5, 0.0, 1.0, 1.0])
+    values = torch.tensor([[0.2, 0.6, NAN], [0.2, 0.1, 0.3], [0.4, NAN, NAN], [0.4, 0.4, NAN]])
+    expected = torch.tensor([[0.25, -0.15, 0], [-0.25, -0.15, -0.35], [0, 0, 0], [0, 0, 0]])
+    torch.testing.assert_close(progress_advantages(rewards, values, 2, "none"), expected)
+    mean_squares = [(0.25**2 + 0.15**2) / 2, (0.25**2 + 0.15**2 + 0.35**2) / 3]
+    spread = math.sqrt(sum(mean_squares) / 2)
+    found = progress_advantages(rewards, values, 2, "group")
+    torch.testing.assert_close(found[:2], expected[:2] / (spread + 1e-4))
+    assert not found[2:].any()
+    batch = math.sqrt(sum(mean_squares) / 4)
+    torch.testing.assert_close(progress_advantages(rewards, values, 2, "batch"), expected / (batch + 1e-4))
+    with pytest.raises(ValueError, match="scale_rewards is 'all'"):
+        progress_advantages(rewards, values, 2, "all")
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_equal_outcomes_begin_with_equal_advantages_whatever_their_number_of_steps(scale):
+    rewards = torch.tensor([0.7, 0.7, 0.7, 0.1])
+    values = torch.tensor([[0.3, NAN, NAN, NAN], [0.3, 0.9, 0.2, 0.4], [0.3, 0.1, NAN, NAN], [0.3, 0.2, 0.2, NAN]])
+    first = progress_advantages(rewards, values, 4, scale)[:, 0]
+    assert first[0] == first[1] == first[2] > 0 > first[3]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_without_progress_they_are_grpos_but_for_the_kind_of_deviation(scale):
+    torch.manual_seed(0)
+    rewards, n_steps = torch.rand(12), torch.randint(1, 5, (12,))
+    values = torch.full((12, 4), 0.37).masked_fill(torch.arange(4) >= n_steps[:, None], NAN)
+    found = progress_advantages(rewards, values, 4, scale)
+    groups = rewards.view(3, 4)
+    centred = groups - groups.mean(1, keepdim=True)
+    spread = centred.square().mean(1, keepdim=True).sqrt() if scale == "group" else centred.square().mean().sqrt()
+    expected = (centred / (spread + 1e-4)).flatten()
+    torch.testing.assert_close(found, torch.where(values.isnan(), 0.0, expected[:, None]))
+
+
+def test_a_path_without_a_reward_teaches_nothing():
+    rewards = torch.tensor([NAN, 0.0, 1.0, NAN, NAN, NAN])
+    values = torch.tensor([[0.2, 0.9], [0.2, 0.2], [0.2, NAN], [0.1, 0.5], [0.1, 0.5], [0.1, NAN]])
+    found = progress_advantages(rewards, values, 3, "none")
+    torch.testing.assert_close(found, torch.tensor([[0, 0], [-0.5, -0.5], [0.5, 0], [0, 0], [0, 0], [0, 0]]))
+
+
+def slow_process(step_rewards, group_size, reduction):
+    """The paper's formula, a step at a time."""
+    found = torch.zeros_like(step_rewards)
+    for start in range(0, len(step_rewards), group_size):
+        paths = [[r for r in row.tolist() if not math.isnan(r)] for row in step_rewards[start : start + group_size]]
+        pooled = [r for path in paths for r in path]
+        mean = sum(pooled) / max(len(pooled), 1)
+        std = math.sqrt(sum((r - mean) ** 2 for r in pooled) / max(len(pooled) - 1, 1))
+        for g, path in enumerate(paths):
+            normal = [(r - mean) / (std + 1e-4) for r in path]
+            for j in range(len(path)):
+                total = sum(normal[j:])
+                found[start + g, j] = total if reduction == "sum" else total / len(normal[j:])
+    return found
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_process_advantages_against_a_slow_loop(reduction):
+    torch.manual_seed(1)
+    n_steps = torch.tensor([1, 4, 2, 3, 4, 0, 1, 2])
+    rewards = torch.randn(8, 4).masked_fill(torch.arange(4) >= n_steps[:, None], NAN)
+    found = process_advantages(rewards, 4, reduction)
+    torch.testing.assert_close(found, slow_process(rewards, 4, reduction), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="reduction is 'max'"):
+        process_advantages(rewards, 4, "max")
+
+
+def test_padding_a_path_with_steps_like_its_others_pays_with_sum_alone():
+    # Steps of .3 against steps of 0: one, or four of them.
+    rewards = torch.tensor([[0.3, NAN, NAN, NAN], [0.3, 0.3, 0.3, 0.3], [0.0, NAN, NAN, NAN], [0.0, 0.0, 0.0, 0.0]])
+    first = {reduction: process_advantages(rewards, 4, reduction)[:, 0] for reduction in ("sum", "mean")}
+    assert first["sum"][1] == pytest.approx(4 * first["sum"][0].item())
+    assert first["mean"][1] == pytest.approx(first["mean"][0].item())

@@ -50,6 +50,24 @@ def test_an_example_may_have_several_reasonings(small_catalog, small_tokens):
     ]
 
 
+def test_early_answers_train_the_item_alone(small_catalog, small_tokens):
+    steps = [("one", "two", "three")]
+    rationales = {"u0:1": steps * 30, "u2:1": [()]}
+    plain = sft_dataset(ROWS, small_catalog, small_tokens, rationales)
+    dataset = sft_dataset(ROWS, small_catalog, small_tokens, rationales, early_share=1.0)
+    assert len(dataset) == len(plain) + 30  # no steps: nothing to cut
+    whole, early = dataset[0], dataset[1:60:2]
+    assert whole == plain[0]
+    path, context = small_tokens.item_ids("Alien 3"), small_tokens.context_ids("Alien\n")
+    assert {tuple(t for t in labels if t != -100) for labels in early["labels"]} == {tuple(path)}
+    expected = {(*context, *small_tokens.reasoning_ids(cut), *path) for cut in ([], ["one"], ["one", "two"])}
+    assert set(map(tuple, early["input_ids"])) == expected
+    half = sft_dataset(ROWS, small_catalog, small_tokens, rationales, early_share=0.5, seed=1)
+    assert len(plain) < len(half) < len(dataset)
+    with pytest.raises(ValueError, match="early_answer_share is 2: expected 0 to 1"):
+        sft_dataset(ROWS, small_catalog, small_tokens, rationales, early_share=2)
+
+
 def test_no_rationale_at_all_is_refused(small_catalog, small_tokens):
     with pytest.raises(ValueError, match="none of the 3 training examples has a rationale; raise rationale_share"):
         sft_dataset(ROWS, small_catalog, small_tokens, {"elsewhere:1": [("a",)]})

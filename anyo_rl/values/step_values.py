@@ -1,0 +1,150 @@
+"""Values of the states between the steps of a reasoning: V_0 before the first step, V_1 after it, and so on.
+
+Two sources, without labels or another model. *Forced answer*: the gain of the target if the teacher had to answer at
+once, read off by the engine; exact, and no token is sampled. It means something only for a teacher that was sometimes
+trained to answer early (`early_answer_share`). *Monte Carlo* (Math-Shepherd, arXiv 2312.08935): the mean gain of k
+reasonings sampled from there on, which is what the value of a policy is, at the price of sampling them.
+
+Equal states, such as the beginnings of all paths of a group, are valued once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from anyo_rl.metrics.gains import ndcg
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.sampling.protocol import Sampler
+from anyo_rl.tokens import Tokens
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class State(NamedTuple):
+    """A reasoning so far: the place of its row, and the token ids of its prompt and its steps."""
+
+    row: int
+    context: Sequence[int]
+    steps: Sequence[int]
+
+
+def forced_answer_values(
+    rows: Rows,
+    completion_ids_B: Sequence[Sequence[int]],
+    ranker: LikelihoodRanker,
+    tokens: Tokens,
+    *,
+    mask_history: bool = False,
+) -> list[np.ndarray]:
+    """The gain (NDCG of the rank) that the target would have if the teacher answered before each step.
+
+    Args:
+        rows: B examples (`anyo_rl.task.Task.rows`), one for each completion.
+        completion_ids_B: what was sampled.
+        ranker: the engine on the weights that are asked.
+        tokens: the teacher's tokenizer and marker.
+        mask_history: whether items of the history are left out of the ranking.
+
+    Returns:
+        B arrays of values in (0, 1], as many as there are steps and at least one.
+    """
+
+    def value(states: list[State]) -> np.ndarray:
+        ranking = ranker.rank(
+            # The marker follows a step's last word, as where a reasoning ends, and not its line break.
+            [[*state.context, *tokens.without_break(state.steps), tokens.marker_id] for state in states],
+            [rows[state.row]["target_id"] for state in states],
+            top_k=0,
+            excluded_B=[rows[state.row]["history"] for state in states] if mask_history else None,
+        )
+        return ndcg(ranking.ranks_B)
+
+    return _of_each_state(rows, completion_ids_B, tokens, value)
+
+
+def monte_carlo_values(
+    rows: Rows,
+    completion_ids_B: Sequence[Sequence[int]],
+    sampler: Sampler,
+    ranker: LikelihoodRanker,
+    tokens: Tokens,
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    mask_history: bool = False,
+) -> list[np.ndarray]:
+    """The mean gain of the target after n reasonings sampled on from before each step; unfinished ones have gain 0.
+
+    Args:
+        rows: B examples (`anyo_rl.task.Task.rows`), one for each completion.
+        completion_ids_B: what was sampled.
+        sampler: a sampler of the teacher.
+        ranker: the engine on the same weights.
+        tokens: the teacher's tokenizer and marker.
+        n: reasonings sampled from each state, 1 or more.
+        max_new_tokens: most tokens of one; what the whole completion may have is right, for a policy that is not
+            told how much it has written.
+        temperature: of the sampling.
+        top_p: nucleus.
+        seed: of the draws.
+        mask_history: whether items of the history are left out of the ranking.
+
+    Returns:
+        B arrays of values in [0, 1].
+    """
+
+    def value(states: list[State]) -> np.ndarray:
+        samples_B_G = sampler.sample(
+            [[*state.context, *state.steps] for state in states],
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        finished = [
+            (place, [*state.context, *state.steps, *sample.token_ids])
+            for place, (state, samples) in enumerate(zip(states, samples_B_G, strict=True))
+            for sample in samples
+            if tokens.marker_id in sample.token_ids
+        ]
+        total = np.zeros(len(states))
+        if finished:
+            asked = [rows[states[place].row] for place, _ in finished]
+            ranking = ranker.rank(
+                [context for _, context in finished],
+                [row["target_id"] for row in asked],
+                top_k=0,
+                excluded_B=[row["history"] for row in asked] if mask_history else None,
+            )
+            np.add.at(total, [place for place, _ in finished], ndcg(ranking.ranks_B))
+        return total / n
+
+    return _of_each_state(rows, completion_ids_B, tokens, value)
+
+
+def _of_each_state(
+    rows: Rows, completion_ids_B: Sequence[Sequence[int]], tokens: Tokens, value: Callable[[list[State]], np.ndarray]
+) -> list[np.ndarray]:
+    """Values of the states before the steps of each completion, each different state valued once."""
+    contexts: dict[str, list[int]] = {}
+    place: dict[tuple[str, tuple[int, ...]], int] = {}
+    states: list[State] = []
+    places_B: list[list[int]] = []
+    for b, (row, completion) in enumerate(zip(rows, completion_ids_B, strict=True)):
+        example = row["example_id"]
+        if example not in contexts:
+            contexts[example] = tokens.context_ids(row["prompt"])
+        places_B.append([])
+        for start in (0, *tokens.step_ends(completion)[:-1]):
+            key = (example, tuple(completion[:start]))
+            if key not in place:
+                place[key] = len(states)
+                states.append(State(b, contexts[example], completion[:start]))
+            places_B[-1].append(place[key])
+    values = value(states)
+    return [values[places] for places in places_B]
