@@ -34,6 +34,12 @@ FREE = {
     *("logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
     *("log_level", "log_level_replica", "log_on_each_node", "log_completions", "num_completions_to_print"),
     *("log_unique_prompts", "log_multimodal", "log_completions_hub_repo", "push_to_hub"),
+    # Of questions to a server: more of them, how it is asked, which of its answers are kept. What has arrived is in the
+    # journal, and the tables are made anew from it at each start.
+    *("n_samples", "max_examples", "url", "key_variable", "concurrency", "connect_timeout_s", "timeout_s"),
+    *("max_attempts", "max_failures_in_a_row", "first_wait_s", "max_wait_s", "skip_statuses"),
+    *("prompt_price", "completion_price", "max_tokens_in_all", "max_money"),
+    *("fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"),
 }
 FREE_PREFIXES = ("hub_", "trackio_")
 

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from anyo_rl.data.splits import make_examples
 from anyo_rl.data.toy import ToyConfig, ToyWorld, make_toy_world
 from anyo_rl.data.toy_routines import LONGEST_LAP
 from anyo_rl.rationale.attributes import attribute_steps, item_attributes
+from anyo_rl.rationale.read import read_rationales
 from anyo_rl.tokens import Tokens
 
 TOY = "toy"
@@ -77,6 +79,13 @@ class DataArguments:
     rationale_attributes: list[str] = field(
         default_factory=lambda: ["keywords"], metadata={"help": "Item attributes that rationales speak of."}
     )
+    rationales_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rationales from here, not from attributes or the toy world, and of all their examples: a run "
+            "folder of make_rationales, its paths table, or its data set."
+        },
+    )
     toy_users: int = field(default=ToyConfig.n_users, metadata={"help": "Users of the toy world."})
     toy_categories: int = field(default=ToyConfig.n_categories, metadata={"help": "Categories of the toy world."})
     toy_noise: float = field(default=ToyConfig.noise, metadata={"help": "Share of random events in the toy world."})
@@ -90,7 +99,7 @@ class Task:
     Attributes:
         interactions: the cleaned log.
         examples: the examples frame of `anyo_rl.data.splits.make_examples`.
-        rationales: example id to steps, for those training examples that have them.
+        rationales: example id to steps, for those training examples that have them; the first of those in a file.
         args: the arguments it was made from, with defaults filled in (`split_ratios`, `min_history`).
         world: the toy world, where the data is that.
     """
@@ -172,7 +181,8 @@ class Task:
 def load_task(args: DataArguments) -> Task:
     """Loads the data, splits it and gives a share of the training users their rationales.
 
-    On the toy world these are the world's own, of the hidden intent; elsewhere they come from item attributes.
+    On the toy world these are the world's own, of the hidden intent; elsewhere they come from item attributes. With
+    `rationales_path` they are those of the file, whoever the user is.
 
     Raises:
         DataError: the data or an argument cannot be used, or a split has no examples; says why and what to do.
@@ -285,6 +295,10 @@ def _rationales(
     interactions: Interactions, examples: pl.DataFrame, args: DataArguments, world: ToyWorld | None
 ) -> dict[str, tuple[str, ...]]:
     train = examples.filter(pl.col("split") == "train")
+    if args.rationales_path is not None:
+        targets = dict(train.select("example_id", "target_id").iter_rows())
+        # The first of several for an example stays.
+        return dict(reversed(read_rationales(Path(args.rationales_path), targets)))
     rows = train.select("example_id", "user_id", "history", "target_id").iter_rows(named=True)
     if world is not None:
         return {

@@ -31,7 +31,18 @@ from anyo_rl.sampling.server_http import AttemptError, Cause, Server, ServerErro
 if TYPE_CHECKING:  # a process that only asks a server does without transformers
     from anyo_rl.tokens import Prompt
 
-__all__ = ["Answer", "Failure", "Journal", "Outcome", "Request", "Server", "ServerError", "ask", "ask_async"]
+__all__ = [
+    "Answer",
+    "Failure",
+    "Journal",
+    "Outcome",
+    "Request",
+    "Server",
+    "ServerError",
+    "ask",
+    "ask_async",
+    "request_key",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +135,7 @@ async def ask_async(
     rng: random.Random | None = None,
 ) -> Outcome:
     """`ask`, for callers that have a loop."""
-    keys_R = [_key(request, server) for request in requests_R]
+    keys_R = [request_key(request, server) for request in requests_R]
     twice = [key for key, count in Counter(keys_R).items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} requests come twice, the first: example {twice[0][0]!r}, sample {twice[0][1]}")
@@ -144,7 +155,8 @@ async def ask_async(
     return Outcome(job.results_R, report)
 
 
-def _key(request: Request, server: Server) -> Key:
+def request_key(request: Request, server: Server) -> Key:
+    """The journal's key of the answer to a request; url, key, waits and budget are no part of it."""
     body = json.dumps(server.body(request.prompt, request.sample_index), sort_keys=True)
     return request.example_id, request.sample_index, hashlib.sha256(body.encode()).hexdigest()[:32]
 

@@ -1,0 +1,89 @@
+"""Asks a strong LLM why users chose what they chose, and keeps the answers that can train a teacher to reason.
+
+    vllm serve Qwen/Qwen3-8B &
+    accelerate launch recipes/make_rationales.py --model Qwen/Qwen3-8B --max_examples 200
+    accelerate launch recipes/sft_teacher.py --rationales_path runs/toy-rationales --output_dir runs/toy-llm
+
+The server is any OpenAI-compatible one, its key in the environment. Killed and started again, nothing that arrived is
+asked again; more samples, more examples, other filters and a larger budget go on in the same folder.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from anyo_rl.config import parse, plain_errors
+from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.rationale.filters import FilterArguments
+from anyo_rl.rationale.generate import REPORT, generate, report_table
+from anyo_rl.rationale.prompts import Kind, load_prompt
+from anyo_rl.rationale.questions import draw_examples, make_questions
+from anyo_rl.rationale.titles import Titles
+from anyo_rl.run_folder import resolve, start_run
+from anyo_rl.sampling.server import ServerError
+from anyo_rl.server_arguments import ServerArguments
+from anyo_rl.task import DataArguments, load_task
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class RationaleArguments:
+    """What this recipe alone is told."""
+
+    output_dir: str = field(default="runs/toy-rationales", metadata={"help": "The run folder."})
+    kind: Kind = field(
+        default="post_hoc",
+        metadata={"help": "post_hoc shows the item chosen next and asks why; blind does not show it."},
+    )
+    prompt_path: str | None = field(
+        default=None, metadata={"help": "Prompt file; recipes/prompts/<kind>.yaml if unset."}
+    )
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Most training examples, drawn by split_seed; all if unset."}
+    )
+    n_samples: int = field(default=1, metadata={"help": "Samples of each example."})
+    n_candidates: int = field(
+        default=0, metadata={"help": "Titles in a blind prompt, the target among them; 0: no list."}
+    )
+
+
+@plain_errors()
+def main() -> None:
+    """Parse, ask, filter, write down."""
+    args, data_args, filter_args, server_args, _ = parse(
+        (RationaleArguments, DataArguments, FilterArguments, ServerArguments),
+        default_config=HERE / "configs" / "toy" / "make_rationales.yaml",
+    )
+    PartialState(cpu=True)  # nothing here is computed on a device
+    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
+    check_launch()
+    with plain_errors(ValueError):
+        server = server_args.server()
+    path = Path(args.prompt_path) if args.prompt_path else HERE / "prompts" / f"{args.kind}.yaml"
+    prompt = load_prompt(path, args.kind, with_candidates=args.n_candidates > 0)
+    task = load_task(data_args)
+    titles = Titles(task.interactions.items)
+    examples = draw_examples(task.split("train"), args.max_examples, data_args.split_seed)
+    questions = make_questions(examples, titles, prompt, n_candidates=args.n_candidates, seed=data_args.split_seed)
+    run_dir = Path(args.output_dir)
+    # With another prompt every answer would be paid for anew.
+    asked = {"source": prompt.source}
+    start_run(run_dir, resolve(args, data_args, filter_args, server_args, Prompt=asked), task.report)
+    if not go_on_alone():
+        return
+    with plain_errors(ServerError):
+        report = generate(questions, args.n_samples, server, titles, filter_args, run_dir, data_args.prompt_style)
+    print(report_table(report))
+    if report["stopped"] == "budget":
+        print("the budget ended: the same command with a larger one (--max_tokens_in_all, --max_money) goes on")
+    elif report["counts"]["failed"]:
+        print(f"{report['counts']['failed']} requests failed: the same command asks them again")
+    print(f"report: {run_dir / REPORT}\nto train on them: --rationales_path {run_dir}")
+
+
+if __name__ == "__main__":
+    main()
