@@ -34,7 +34,7 @@ FREE = {
     *("logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
     *("log_level", "log_level_replica", "log_on_each_node", "log_completions", "num_completions_to_print"),
     *("log_unique_prompts", "log_multimodal", "log_completions_hub_repo", "push_to_hub"),
-    # Of questions to a server: more of them, how it is asked, which of its answers are kept. What has arrived is in the
+    # Of questions to a server: more of them, how they are asked, which answers are kept. What has arrived is in the
     # journal, and the tables are made anew from it at each start.
     *("n_samples", "max_examples", "url", "key_variable", "concurrency", "connect_timeout_s", "timeout_s"),
     *("max_attempts", "max_failures_in_a_row", "first_wait_s", "max_wait_s", "skip_statuses"),

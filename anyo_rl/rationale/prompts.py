@@ -62,7 +62,7 @@ class RationalePrompt:
         values = {name: shown[name] for name in PLACEHOLDERS[self.kind]}
         try:
             written = {part: template.render(values).strip() for part, template in self.parts.items()}
-        except TemplateError as error:
+        except Exception as error:  # a template can go wrong in any way, and all it is given is text
             raise DataError(f"the prompt can't be filled in: {error}; it has {_names(self.kind)}, all text") from None
         if "text" in written:
             return written["text"]
