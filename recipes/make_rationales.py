@@ -15,6 +15,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from anyo_rl.config import parse, plain_errors
+from anyo_rl.data.schema import DataError
 from anyo_rl.launch import check_launch, go_on_alone
 from anyo_rl.rationale.filters import FilterArguments
 from anyo_rl.rationale.generate import REPORT, generate, report_table
@@ -61,6 +62,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     check_launch()
+    if data_args.rationales_path is not None:
+        raise DataError("rationales_path is what this recipe makes: leave it out")
     with plain_errors(ValueError):
         server = server_args.server()
     path = Path(args.prompt_path) if args.prompt_path else HERE / "prompts" / f"{args.kind}.yaml"

@@ -9,6 +9,7 @@ from anyo_rl.config import ComparisonArguments, ReasonerArguments, StarArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
+from anyo_rl.server_arguments import ServerArguments
 from anyo_rl.task import DataArguments
 from anyo_rl.training.callbacks import check_saves
 from anyo_rl.warm_start import parse_warm_start
@@ -33,8 +34,9 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next(name for name in ("sft", "grpo", "dpo", "star") if name in path.stem.split("_"))
-    recipe = importlib.import_module(f"recipes.{kind}_teacher")
+    kind = next(name for name in ("sft", "grpo", "dpo", "star", "rationales") if name in path.stem.split("_"))
+    trains = kind != "rationales"
+    recipe = importlib.import_module(f"recipes.{kind}_teacher" if trains else "recipes.make_rationales")
 
     def keep(types, **kwargs):
         raise Parsed(types, kwargs.get("defaults"))
@@ -43,11 +45,14 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     with pytest.raises(Parsed) as asked:
         recipe.main()
     types, defaults = asked.value.args
-    flags = ["--use_cpu", "--output_dir", str(tmp_path)]
+    flags = [*(["--use_cpu"] if trains else []), "--output_dir", str(tmp_path)]
     *parsed, config = parse(types, args=["--config", str(path), *flags], defaults=defaults)
     assert config == path
-    check_saves(parsed[-1])
     found = {type(instance): instance for instance in parsed}
+    if not trains:
+        assert found[ServerArguments].server().has_budget
+        return
+    check_saves(parsed[-1])
     for comparison in (instance for instance in parsed if isinstance(instance, ComparisonArguments)):
         rounds = comparison.rounds if isinstance(comparison, StarArguments) else 1
         warm_start = parse_warm_start(comparison, config, parsed[-1], found[TeacherArguments], rounds)

@@ -265,3 +265,26 @@ def test_a_catalog_of_one_item(write_log, small_tokens, small_teacher):
         assert found.ranks_U.tolist() == [1, 1, 1]
         assert found.top_ids_U_K == [["a"], ["a"], ["a"]]
         assert [(path["item_id"], path["rank"]) for path in found.paths] == [("a", 1)] * 3 * n_each
+
+
+def test_rationales_of_a_file_are_those_of_the_task(log, tmp_path):
+    args = DataArguments(**log, rationale_share=0, split_ratios=[4, 1, 1])
+    task = load_task(args)
+    train, validation = task.split("train"), task.split("validation")
+    ids, targets = train["example_id"].to_list(), train["target_id"].to_list()
+    rows = {
+        "example_id": [ids[3], ids[0], ids[3]],
+        "target_id": [targets[3], targets[0], targets[3]],
+        "completion": ["likes a\nwants b -> x", "likes c -> y", "likes d -> x"],
+    }
+    file = tmp_path / "mine.parquet"
+    pl.DataFrame(rows).write_parquet(file)
+    args = dataclasses.replace(args, rationales_path=str(file))
+    # The first of two for an example.
+    assert load_task(args).rationales == {ids[3]: ("likes a", "wants b"), ids[0]: ("likes c",)}
+    rows["example_id"][1] = validation["example_id"][0]
+    pl.DataFrame(rows).write_parquet(file)
+    with pytest.raises(DataError, match=f"1 of its 2 examples, as '{validation['example_id'][0]}', are none of the"):
+        load_task(args)
+    with pytest.raises(DataError, match="found no rationales at rationales_path"):
+        load_task(dataclasses.replace(args, rationales_path=str(tmp_path / "nowhere")))

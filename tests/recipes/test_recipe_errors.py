@@ -88,3 +88,30 @@ def test_dpo_without_a_teacher_or_paths_says_what_to_name(monkeypatch: pytest.Mo
     message = run_main(monkeypatch, "dpo_teacher", *TRAINER, tmp_path / "run", "--model_name_or_path", "somewhere")
     assert "no paths: set paths to the folder of a sampling job" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--prompt_path", "nowhere.yaml"), "found no prompt file nowhere.yaml"),
+        (("--n_candidates", 3), "n_candidates is 3 for kind post_hoc"),
+        (("--max_examples", 0), "max_examples is 0"),
+        (("--parameters", '{"api_key": "sentinel"}'), "parameters hold api_key"),
+        (("--url", "http://user:sentinel@localhost/v1"), "url holds a user, a password or a query"),
+        (("--leak_words", -1), "leak_words is -1"),
+        (("--kind", "hindsight"), "invalid choice"),
+        (("--rationales_path", "runs/other"), "rationales_path is what this recipe makes"),
+    ],
+)
+def test_what_is_wrong_with_a_question_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, flags: tuple, expected: str
+):
+    run = tmp_path / "run"
+    small = ("--toy_users", 60, "--output_dir", run)
+    monkeypatch.setattr(sys, "argv", [str(part) for part in ("make_rationales.py", *small, *flags)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(RECIPES / "make_rationales.py"))["main"]()
+    said = f"{stop.value.code} {capsys.readouterr().err}"
+    assert expected in said
+    assert "sentinel" not in said
+    assert not run.exists()
