@@ -18,10 +18,10 @@ from anyo_rl.config import parse, plain_errors
 from anyo_rl.data.schema import DataError
 from anyo_rl.launch import check_launch, go_on_alone
 from anyo_rl.rationale.filters import FilterArguments
-from anyo_rl.rationale.generate import REPORT, generate, report_table
 from anyo_rl.rationale.prompts import Kind, load_prompt
 from anyo_rl.rationale.questions import draw_examples, make_questions
 from anyo_rl.rationale.titles import Titles
+from anyo_rl.rationales import REPORT, generate, report_table
 from anyo_rl.run_folder import resolve, start_run
 from anyo_rl.sampling.server import ServerError
 from anyo_rl.server_arguments import ServerArguments

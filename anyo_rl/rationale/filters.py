@@ -9,11 +9,12 @@
     copy         a run of words stands in the prompt (`copies`)
     short, long  fewer or more steps or words than the settings allow
 
-`duplicate` is known only beside the other answers: the same steps, words alone, as one kept before.
+`duplicate` is known only beside the other answers (`judge_all`): the same steps, words alone, as one kept before.
 """
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,10 @@ from anyo_rl.completion import parse
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.text import clean_text
 from anyo_rl.rationale.titles import Titles
+from anyo_rl.sampling.journal import Answer
 
 REASONS = ("truncated", "unparsed", "wrong_item", "leak", "copy", "short", "long", "duplicate")
+COUNTS = ("kept", *REASONS, "failed", "left")
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without blanks: each character is a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
@@ -142,6 +145,31 @@ def judge(text: str, finish_reason: str | None, shown: Shown, titles: Titles, ar
     elif len(steps) > args.most_steps or n_words > args.most_words:
         reason = "long"
     return Verdict(steps, item_id, parsed.item, reason)
+
+
+def judge_all(
+    shown: Sequence[Shown], answers: Sequence[Answer | None], titles: Titles, args: FilterArguments
+) -> list[Verdict | None]:
+    """What each answer came to, `None` where there is none; the first of those with the same steps is the one kept."""
+    verdicts: list[Verdict | None] = []
+    before: set[tuple[tuple[str, ...], ...]] = set()
+    for one, answer in zip(shown, answers, strict=True):
+        verdict = judge(answer.text, answer.finish_reason, one, titles, args) if answer is not None else None
+        if verdict is not None and verdict.reason is None:
+            steps = normal_steps(verdict.steps)
+            if steps in before:
+                verdict = Verdict(verdict.steps, verdict.item_id, verdict.item, "duplicate")
+            before.add(steps)
+        verdicts.append(verdict)
+    return verdicts
+
+
+def count(verdicts: Sequence[Verdict | None], n_failed: int) -> dict[str, int]:
+    """How many were kept, rejected by each filter, failed or left: they sum to the number of requests."""
+    found = Counter("left" if verdict is None else verdict.reason or "kept" for verdict in verdicts)
+    found["failed"] = n_failed
+    found["left"] -= n_failed
+    return {name: found[name] for name in COUNTS}
 
 
 def clean_steps(steps: Iterable[str]) -> tuple[str, ...]:

@@ -12,11 +12,12 @@ from anyo_rl.rationale.filters import (
     Shown,
     clean_steps,
     copies,
+    count,
     judge,
+    judge_all,
     names_target,
     normal_steps,
 )
-from anyo_rl.rationale.generate import count, judge_all
 from anyo_rl.rationale.titles import Titles, fold, prompt_line
 from anyo_rl.sampling.journal import Answer
 

@@ -9,11 +9,11 @@ from datasets import load_dataset
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.rationale.filters import FilterArguments
-from anyo_rl.rationale.generate import generate
 from anyo_rl.rationale.prompts import load_prompt
 from anyo_rl.rationale.questions import make_questions
 from anyo_rl.rationale.read import read_rationales
 from anyo_rl.rationale.titles import Titles
+from anyo_rl.rationales import generate
 from anyo_rl.sampling.paths import PATHS_SCHEMA
 from anyo_rl.sampling.server import Server, ServerError
 

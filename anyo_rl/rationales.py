@@ -13,7 +13,6 @@ shared out by its own queue, and two processes in one folder would pay twice for
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +22,15 @@ import polars as pl
 from anyo_rl.completion import render
 from anyo_rl.data.prompts import render_prompt
 from anyo_rl.data.schema import DataError
-from anyo_rl.rationale.filters import REASONS, FilterArguments, Shown, Verdict, judge, normal_steps
+from anyo_rl.rationale.filters import FilterArguments, Verdict, count, judge_all
 from anyo_rl.rationale.questions import Question
 from anyo_rl.rationale.read import DATASET_FILE, PATHS_FILE
 from anyo_rl.rationale.titles import Titles
+from anyo_rl.run_folder import write_whole
 from anyo_rl.sampling.journal import Answer, Journal
 from anyo_rl.sampling.paths import paths_table, write_table
 from anyo_rl.sampling.server import Request, Server, ServerError, ask, request_key
 
-COUNTS = ("kept", *REASONS, "failed", "left")
 REPORT = "rationales.json"
 TABLE = "rationales.md"
 
@@ -110,36 +109,11 @@ def generate(
         "error": str(error) if error else None,
         "this_start": server_report,
     }
-    _write_whole(run_dir / REPORT, json.dumps(report, indent=2))
-    _write_whole(run_dir / TABLE, report_table(report))
+    write_whole(run_dir / REPORT, json.dumps(report, indent=2))
+    write_whole(run_dir / TABLE, report_table(report))
     if error is not None:
         raise error
     return report
-
-
-def judge_all(
-    shown: Sequence[Shown], answers: Sequence[Answer | None], titles: Titles, args: FilterArguments
-) -> list[Verdict | None]:
-    """What each answer came to, `None` where there is none; the first of those with the same steps is the one kept."""
-    verdicts: list[Verdict | None] = []
-    before: set[tuple[tuple[str, ...], ...]] = set()
-    for one, answer in zip(shown, answers, strict=True):
-        verdict = judge(answer.text, answer.finish_reason, one, titles, args) if answer is not None else None
-        if verdict is not None and verdict.reason is None:
-            steps = normal_steps(verdict.steps)
-            if steps in before:
-                verdict = Verdict(verdict.steps, verdict.item_id, verdict.item, "duplicate")
-            before.add(steps)
-        verdicts.append(verdict)
-    return verdicts
-
-
-def count(verdicts: Sequence[Verdict | None], n_failed: int) -> dict[str, int]:
-    """How many were kept, rejected by each filter, failed or left: they sum to the number of requests."""
-    found = Counter("left" if verdict is None else verdict.reason or "kept" for verdict in verdicts)
-    found["failed"] = n_failed
-    found["left"] -= n_failed
-    return {name: found[name] for name in COUNTS}
 
 
 def report_table(report: dict[str, Any]) -> str:
@@ -196,9 +170,3 @@ def _dataset(rows: Sequence[dict[str, Any]], style: Literal["text", "chat"]) -> 
     names = {"prompt": text, "completion": text, "example_id": pl.String()}
     schema = pl.Schema({**names, "sample_index": pl.Int64(), "target_id": pl.String()})
     return pl.DataFrame(list(rows), schema=schema, orient="row")
-
-
-def _write_whole(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
