@@ -11,6 +11,7 @@ import polars as pl
 
 from anyo_rl.completion import MARKER
 from anyo_rl.metrics.gains import ndcg
+from anyo_rl.rationale.filters import FilterArguments, names_target
 from anyo_rl.sampling.seeds import request_seed
 
 REASONS = ("unfinished", "leak", "below", "duplicate", "over_example", "over_item")
@@ -69,7 +70,7 @@ def keep_paths(
     finished = pl.col("completion").str.contains(MARKER, literal=True) & (pl.col("steps").list.len() > 0)
     frame = paths.with_columns(
         gain=pl.Series(ndcg(paths["rank"].to_numpy()), dtype=pl.Float64),
-        leak=pl.Series(_names_target(paths) if hinted else [False] * len(paths), dtype=pl.Boolean),
+        leak=pl.Series(_is_leak(paths) if hinted else [False] * len(paths), dtype=pl.Boolean),
         text=pl.col("steps").list.join("\n"),
         turn=pl.Series([request_seed(seed, example_id) for example_id in paths["example_id"]], dtype=pl.UInt64),
     )
@@ -113,8 +114,7 @@ def _leave_out(frame: pl.DataFrame, reason: str, by: list[str], most: int) -> pl
     return frame.with_columns(reason=pl.when(beyond).then(pl.lit(reason)).otherwise("reason"))
 
 
-def _names_target(paths: pl.DataFrame) -> list[bool]:
-    return [
-        " ".join(title.casefold().split()) in " ".join(" ".join(steps).casefold().split())
-        for steps, title in paths.select("steps", "target_title").iter_rows()
-    ]
+def _is_leak(paths: pl.DataFrame) -> list[bool]:
+    """Whether each path names its target, as rationales of an LLM are told."""
+    rows = paths.select("steps", "target_title", "history").iter_rows()
+    return [names_target(steps, target, history or (), FilterArguments.leak_words) for steps, target, history in rows]
