@@ -51,20 +51,13 @@ def adapter(vllm_engine, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lora_llm(vllm_engine):
+def lora_llm(vllm_engine, vllm_environment):
     """The engine's model in another engine, which takes adapters and has processed log-probabilities."""
     from vllm import LLM
 
     folder = vllm_engine.llm.llm_engine.model_config.model
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_CI_ENV": "1",
-            "TORCH_COMPILE_DISABLE": "1",
-            "VLLM_USE_V2_MODEL_RUNNER": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-        }.items():
+        for name, value in vllm_environment.items():
             patch.setenv(name, value)
         llm = LLM(
             folder,
