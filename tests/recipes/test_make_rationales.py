@@ -1,8 +1,15 @@
-"""make_rationales as it is started from the command line, against a server that fails a third of the time."""
+"""make_rationales as it is started from the command line, against a server that fails a third of the time.
+
+It is killed ANYO_RL_KILLS times, once by default; with -s the test says what it counted.
+"""
 
 import json
+import os
 import random
+import runpy
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -12,8 +19,10 @@ from anyo_rl.task import DataArguments, load_task
 
 pytestmark = pytest.mark.slow
 
-N_KILLS = 3
-N_EXAMPLES, N_SAMPLES, CONCURRENCY = 60, 2, 4  # as in the config
+N_KILLS = int(os.environ.get("ANYO_RL_KILLS", "1"))
+N_EXAMPLES = 40 + 20 * N_KILLS
+N_SAMPLES, CONCURRENCY = 2, 4  # as in the config
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMOKE = Path(__file__).parent / "configs"
 FLAGS = ("--config", SMOKE / "rationales.yaml")
 FAULTS = [429, 500, "reset", "cut", "html", "half", "odd", "hang"]
@@ -63,14 +72,24 @@ def test_killed_again_and_again_every_example_comes_once_and_sft_trains_on_it(
     fake_server, launcher, tmp_path, sentinel_key
 ):
     run, rng = tmp_path / "run", random.Random(0)
-    flags = (*FLAGS, "--url", fake_server.url, "--output_dir", run)
-    fake_server.say, fake_server.plan = say(sentinel_key), plan
+    flags = (*FLAGS, "--url", fake_server.url, "--max_examples", N_EXAMPLES, "--output_dir", run)
+    fake_server.say = say(sentinel_key)
     fake_server.gate = lambda key: fake_server.closing.wait(0.03)
+    kinds = Counter()
+
+    def counted(key, number):
+        kind = plan(key, number)
+        with fake_server.lock:
+            kinds[kind if kind in ("ok", *FAULTS) else kind[0]] += 1
+        return kind
+
+    fake_server.plan = counted
     starts = []  # what was in the journal at each start, and the first of its requests
     for _ in range(N_KILLS):
         starts.append((set(journalled(run)), len(fake_server.bodies)))
-        wanted = len(fake_server.bodies) + rng.randrange(5, 5 + 100 // N_KILLS)
-        launcher.start("make_rationales", *flags).kill_when(lambda wanted=wanted: len(fake_server.bodies) >= wanted)
+        wanted = len(fake_server.bodies) + rng.randrange(5, N_EXAMPLES * N_SAMPLES // (N_KILLS + 1))
+        launched = launcher.run_command([sys.executable, *map(str, (RECIPES / "make_rationales.py", *flags))])
+        launched.kill_when(lambda wanted=wanted: len(fake_server.bodies) >= wanted)
         assert not (run / "paths.parquet").exists()
         time.sleep(0.1)  # the server's threads end too
     starts.append((set(journalled(run)), len(fake_server.bodies)))
@@ -96,34 +115,47 @@ def test_killed_again_and_again_every_example_comes_once_and_sft_trains_on_it(
     # What a kill lost is what was on its way.
     answered = [key for key, _ in fake_server.answered]
     assert len(answered) - len(set(answered)) <= N_KILLS * CONCURRENCY
+    print(
+        f"{N_KILLS} kills, with {[len(known) for known, _ in starts[1:]]} answers in the journal after each; "
+        f"{len(fake_server.bodies)} attempts at {len(keys)} requests: {dict(kinds)}; {len(answered)} whole answers "
+        f"sent, {len(answered) - len(set(answered))} of them twice; outcomes: {counts}"
+    )
 
     dataset = pl.read_parquet(run / "rationales" / "train.parquet")
     assert len(dataset) == counts["kept"]
+    assert set(dataset.select("example_id", "sample_index").rows()) <= set(keys)
     task = load_task(
         DataArguments(toy_users=120, toy_categories=5, rationale_share=0.5, rationales_path=str(run / "rationales"))
     )
     assert set(task.rationales) == set(dataset["example_id"])
     assert sentinel_key not in everything_written(run)
     assert sentinel_key not in output
-    assert "Authorization: Bearer <redacted>" in paths["completion"][0]
-
-    # Nothing is asked for a start that finds all.
-    n_before = len(fake_server.bodies)
-    launcher.finish("make_rationales", *flags)
-    assert len(fake_server.bodies) == n_before
-    assert pl.read_parquet(run / "paths.parquet").equals(paths)
+    assert all("Authorization: Bearer <redacted>" in text for text in paths["completion"])
 
     sft = tmp_path / "sft"
     launcher.finish("sft_teacher", "--config", SMOKE / "sft.yaml", "--rationales_path", run, "--output_dir", sft)
     assert (sft / "sft" / "teacher").exists()
 
 
-def test_a_budget_ends_a_run_well_and_an_error_with_its_message(fake_server, launcher, tmp_path, sentinel_key):
+def started_here(monkeypatch, capsys, *flags) -> str:
+    """What the recipe says, and how it ends, in this process: to start another takes longer than it does."""
+    monkeypatch.setattr(sys, "argv", [str(part) for part in ("make_rationales.py", *flags)])
+    end = ""
+    try:
+        runpy.run_path(str(RECIPES / "make_rationales.py"))["main"]()
+    except SystemExit as stop:
+        end = f"{stop.code}"
+    return "".join(capsys.readouterr()) + end
+
+
+def test_a_budget_ends_a_run_well_and_an_error_with_its_message(
+    fake_server, tmp_path, sentinel_key, monkeypatch, capsys
+):
     run = tmp_path / "run"
     flags = (*FLAGS, "--url", fake_server.url, "--max_examples", 8, "--n_samples", 1, "--output_dir", run)
     fake_server.say = say(sentinel_key)
     fake_server.usage = {"prompt_tokens": 900, "completion_tokens": 100}
-    output = launcher.finish("make_rationales", *flags, "--max_tokens_in_all", 5000)
+    output = started_here(monkeypatch, capsys, *flags, "--max_tokens_in_all", 5000)
     report = json.loads((run / "rationales.json").read_text())
     assert report["stopped"] == "budget"
     assert 0 < report["counts"]["left"] < 8
@@ -131,22 +163,26 @@ def test_a_budget_ends_a_run_well_and_an_error_with_its_message(fake_server, lau
     assert "the budget ended: the same command with a larger one" in output
 
     fake_server.plan = lambda key, number: 401
-    refused = launcher.start("make_rationales", *flags).wait()
-    assert refused.process.returncode == 1
-    assert "error: http://127.0.0.1" in refused.output
-    assert "look at the key" in refused.output
-    assert "Traceback" not in refused.output.split("look at the key")[0]
+    refused = started_here(monkeypatch, capsys, *flags)
+    assert "error: http://127.0.0.1" in refused
+    assert "look at the key" in refused
     report = json.loads((run / "rationales.json").read_text())
     assert (report["stopped"], sum(report["counts"].values())) == ("error", 8)
 
     fake_server.plan = lambda key, number: "ok"
-    launcher.finish("make_rationales", *flags)
-    assert len(pl.read_parquet(run / "paths.parquet")) == 8
+    assert "to train on them: --rationales_path" in started_here(monkeypatch, capsys, *flags)
+    paths = pl.read_parquet(run / "paths.parquet")
+    assert len(paths) == 8
+
+    # Nothing is asked for a start that finds all.
+    n_before = len(fake_server.bodies)
+    started_here(monkeypatch, capsys, *flags)
+    assert len(fake_server.bodies) == n_before
+    assert pl.read_parquet(run / "paths.parquet").equals(paths)
 
     # With another prompt all would be paid for anew.
     mine = tmp_path / "mine.yaml"
     mine.write_text("user: 'Why? {{ history }} {{ target }}'\n")
-    other = launcher.start("make_rationales", *flags, "--prompt_path", mine).wait()
-    assert other.process.returncode == 1
-    assert "name another --output_dir" in other.output
-    assert sentinel_key not in everything_written(run) + output + refused.output + other.output
+    other = started_here(monkeypatch, capsys, *flags, "--prompt_path", mine)
+    assert "name another --output_dir" in other
+    assert sentinel_key not in everything_written(run) + output + refused + other
