@@ -137,3 +137,20 @@ def test_against_a_slow_loop(drawn, least_gain, most_per_example, most_per_item)
     shuffled = keep_paths(paths_table(rows[::-1]), **settings, most_per_item=most_per_item)
     assert shuffled.paths.equals(capped.paths)
     assert set(capped.reached) >= set(pl.Series(capped.paths["example_id"]).unique())
+
+
+def test_a_leak_is_told_as_in_rationales():
+    long = "Sharpie Permanent Markers, Fine Point, Black, 12-Count"
+    table = paths_table(
+        [
+            path("a", 0, ["wants Sharpie permanent markers, fine point"], 1, title=long),  # a long part of it
+            {
+                **path("b", 0, ["saw Toy Story 2 before"], 1),
+                "history": ["Toy Story 2"],
+            },  # another one
+            {**path("c", 0, ["saw Toy Story 2 before"], 1), "history": ["Alien"]},
+        ]
+    )
+    kept = keep_paths(table, least_gain=0.5, most_per_example=2, hinted=True)
+    assert keys(kept.paths) == [("b", 0)]
+    assert kept.counts["leak"] == 2
