@@ -2,7 +2,8 @@
 
     vllm serve Qwen/Qwen3-8B &
     accelerate launch recipes/make_rationales.py --model Qwen/Qwen3-8B --max_examples 200
-    accelerate launch recipes/sft_teacher.py --rationales_path runs/toy-rationales --output_dir runs/toy-llm
+    accelerate launch recipes/sft_teacher.py --rationales_path runs/toy-rationales \
+        --max_reasoning_tokens 160 --output_dir runs/toy-llm
 
 The server is any OpenAI-compatible one, its key in the environment. Killed and started again, nothing that arrived is
 asked again; more samples, more examples, other filters and a larger budget go on in the same folder.
