@@ -200,8 +200,7 @@ def train_sft(
     model, tokenizer = make()
     tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
     catalog = build_catalog(task.interactions.items, tokens, ids)
-    own = {example_id: [steps] for example_id, steps in task.rationales.items()}
-    rationales = own if rationales is None else rationales
+    rationales = task.rationales if rationales is None else rationales
     train = task.split("train")
     if reasoning:
         train = train.filter(pl.col("example_id").is_in(list(rationales)))
@@ -241,7 +240,7 @@ def hinted_dataset(task: Task, catalog: Catalog, tokens: Tokens, share: float) -
     drawn = np.random.default_rng(task.args.split_seed).permutation(ids)[: max(1, round(share * len(ids)))]
     rows = task.rows(task.split("train").filter(pl.col("example_id").is_in(drawn.tolist())), catalog, tokens)
     rows = [{**row, "prompt": task.hinted_prompt(row, catalog, tokens)} for row in rows]
-    return sft_dataset(rows, catalog, tokens, {example_id: [steps] for example_id, steps in task.rationales.items()})
+    return sft_dataset(rows, catalog, tokens, task.rationales)
 
 
 def validation(task: Task, catalog: Catalog, tokens: Tokens, teacher_args: TeacherArguments, mode: Mode) -> Validation:

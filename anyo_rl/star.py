@@ -108,9 +108,9 @@ class Star:
             kept = self.kept(number, teachers[-1])
             rationales = reasonings(kept)
             if self.star_args.mix_rationales:
-                for example_id, steps in self.task.rationales.items():
+                for example_id, of_example in self.task.rationales.items():
                     known = rationales.setdefault(example_id, [])
-                    known += [] if steps in known else [steps]
+                    known += [steps for steps in of_example if steps not in known]
             base = teachers[0] if self.star_args.start_from == "base" else teachers[-1]
             train_sft(
                 self.run_dir,

@@ -99,14 +99,14 @@ class Task:
     Attributes:
         interactions: the cleaned log.
         examples: the examples frame of `anyo_rl.data.splits.make_examples`.
-        rationales: example id to steps, for those training examples that have them; the first of those in a file.
+        rationales: example id to one reasoning or more, each of steps, for those training examples that have them.
         args: the arguments it was made from, with defaults filled in (`split_ratios`, `min_history`).
         world: the toy world, where the data is that.
     """
 
     interactions: Interactions
     examples: pl.DataFrame
-    rationales: dict[str, tuple[str, ...]]
+    rationales: dict[str, list[tuple[str, ...]]]
     args: DataArguments
     world: ToyWorld | None
 
@@ -171,7 +171,8 @@ class Task:
         """What a tokenizer made for this task should know well: titles, prompts and rationales."""
         titles = self.interactions.items["title"].to_list()
         prompt = render_prompt(titles[:1], "text")
-        return [*[f" {t}" for t in titles], *titles, *[prompt] * 10, *["\n".join(s) for s in self.rationales.values()]]
+        reasonings = ["\n".join(steps) for of_example in self.rationales.values() for steps in of_example]
+        return [*[f" {t}" for t in titles], *titles, *[prompt] * 10, *reasonings]
 
     def position(self, example_id: str) -> int:
         """How many events of the user came before the target; with split `given`, how many of the user's rows."""
@@ -293,16 +294,18 @@ def _resolve(args: DataArguments) -> DataArguments:
 
 def _rationales(
     interactions: Interactions, examples: pl.DataFrame, args: DataArguments, world: ToyWorld | None
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, list[tuple[str, ...]]]:
     train = examples.filter(pl.col("split") == "train")
     if args.rationales_path is not None:
         targets = dict(train.select("example_id", "target_id").iter_rows())
-        # The first of several for an example stays.
-        return dict(reversed(read_rationales(Path(args.rationales_path), targets)))
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for example_id, steps in read_rationales(Path(args.rationales_path), targets):
+            found.setdefault(example_id, []).append(steps)
+        return found
     rows = train.select("example_id", "user_id", "history", "target_id").iter_rows(named=True)
     if world is not None:
         return {
-            row["example_id"]: world.rationale(row["user_id"], position)
+            row["example_id"]: [world.rationale(row["user_id"], position)]
             for row in rows
             if world.has_rationale(row["user_id"])
             and (position := int(row["example_id"].rsplit(":", 1)[1])) >= LONGEST_LAP
@@ -312,7 +315,7 @@ def _rationales(
     chosen = set(drawn.tolist())
     attributes = item_attributes(interactions.items, args.rationale_attributes)
     return {
-        row["example_id"]: attribute_steps(attributes, row["history"], row["target_id"])
+        row["example_id"]: [attribute_steps(attributes, row["history"], row["target_id"])]
         for row in rows
         if row["user_id"] in chosen
     }

@@ -50,7 +50,7 @@ def test_toy_rationales_are_true_and_of_training_examples(toy):
     assert toy.rationales
     assert set(toy.rationales) < train
     users = dict(toy.examples.select("example_id", "user_id").iter_rows())
-    for example, steps in list(toy.rationales.items())[:50]:
+    for example, (steps,) in list(toy.rationales.items())[:50]:
         user, position = users[example], toy.position(example)
         assert parse_intent(steps) is not None
         assert toy.world.is_true(steps, user, position)
@@ -75,7 +75,7 @@ def test_rows_and_the_history_budget(toy, small_tokens):
 def test_the_tokenizers_texts_hold_titles_and_rationales(toy):
     texts = set(toy.texts())
     assert set(toy.interactions.items["title"]) <= texts
-    assert "\n".join(next(iter(toy.rationales.values()))) in texts
+    assert "\n".join(next(iter(toy.rationales.values()))[0]) in texts
 
 
 @pytest.mark.parametrize(("share", "n_users"), [(0.0, 0), (0.5, 4), (1.0, 8)])
@@ -87,7 +87,7 @@ def test_attribute_rationales_go_to_a_share_of_training_users(log, share, n_user
     users = dict(train.select("example_id", "user_id").iter_rows())
     assert len({users[example] for example in task.rationales}) == n_users
     targets = dict(train.select("example_id", "target_id").iter_rows())
-    for example, steps in task.rationales.items():
+    for example, (steps,) in task.rationales.items():
         assert steps[1] == f"wants: brand{int(targets[example][1:]) % 2}"
     assert task.world is None
     assert load_task(args).rationales == task.rationales
@@ -280,8 +280,7 @@ def test_rationales_of_a_file_are_those_of_the_task(log, tmp_path):
     file = tmp_path / "mine.parquet"
     pl.DataFrame(rows).write_parquet(file)
     args = dataclasses.replace(args, rationales_path=str(file))
-    # The first of two for an example.
-    assert load_task(args).rationales == {ids[3]: ("likes a", "wants b"), ids[0]: ("likes c",)}
+    assert load_task(args).rationales == {ids[3]: [("likes a", "wants b"), ("likes d",)], ids[0]: [("likes c",)]}
     rows["example_id"][1] = validation["example_id"][0]
     pl.DataFrame(rows).write_parquet(file)
     with pytest.raises(DataError, match=f"1 of its 2 examples, as '{validation['example_id'][0]}', are none of the"):

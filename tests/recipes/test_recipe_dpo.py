@@ -32,7 +32,7 @@ def job(finished_run, tmp_path) -> Path:
     catalog = build_catalog(task.interactions.items, tokens)
     train = task.split("train").filter(pl.col("example_id").is_in(list(task.rationales))).head(17)
     rows = task.rows(train, catalog, tokens)
-    reasonings = [tokens.reasoning_ids(task.rationales[row["example_id"]]) for row in rows]
+    reasonings = [tokens.reasoning_ids(task.rationales[row["example_id"]][0]) for row in rows]
     other = {row["example_id"]: reasonings[i - 1] for i, row in enumerate(rows)}
     own = {row["example_id"]: reasonings[i] for i, row in enumerate(rows)}
 
