@@ -26,6 +26,11 @@ class Completion:
     marked: bool
 
 
+def completion_text(completion: str | list[dict[str, str]]) -> str:
+    """The text of a completion as TRL hands it to rewards: text, or a list of messages where the prompt is chat."""
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
 def split_steps(reasoning: str) -> tuple[str, ...]:
     """Splits a reasoning into its steps: one for each non-empty line, stripped.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyo_rl.completion import Completion, parse
+from anyo_rl.completion import Completion, completion_text, parse
 
 
 class FormatReward:
@@ -41,7 +41,7 @@ class FormatReward:
 
     def __call__(self, completions: list[str] | list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
         """One reward per completion, given as text or as TRL's list of one message."""
-        return [float(self._passes(parse(_text(completion)))) for completion in completions]
+        return [float(self._passes(parse(completion_text(completion)))) for completion in completions]
 
     def _passes(self, completion: Completion) -> bool:
         steps = [" ".join(step.split()).casefold() for step in completion.steps]
@@ -53,6 +53,3 @@ class FormatReward:
             and all(len(step) <= self.max_step_chars for step in completion.steps)
         )
 
-
-def _text(completion: str | list[dict[str, str]]) -> str:
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)

@@ -1,7 +1,7 @@
 """Load a reward from its name.
 
 A name is one of
-- a short name: `ndcg`, `mrr`, `log`, `hit@10` (any gain takes a cut-off: `ndcg@20`), `format`;
+- a short name: `ndcg`, `mrr`, `log`, `hit@10` (any gain takes a cut-off: `ndcg@20`), `format`, … (docs/rewards.md);
 - a dotted path: `my_package.my_module.my_reward`, looked up in what is installed and in the current folder;
 - a file: `path/to/my_reward.py:my_reward`.
 
@@ -30,10 +30,18 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "hit": ("reward.rank.RankReward", {"gain": "hit"}),
     "log": ("reward.rank.RankReward", {"gain": "log"}),
     "format": ("reward.format.FormatReward", {}),
+    "valid_item": ("reward.valid_item.ValidItemReward", {}),
+    "lift": ("reward.lift.LiftReward", {}),
+    "faithful": ("reward.faithful.FaithfulReward", {}),
+    "length": ("reward.length.LengthReward", {}),
+    "repetition": ("reward.repetition.RepetitionReward", {}),
 }
 
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.
-_CALL_COLUMNS = {"prompts", "completions", "completion_ids", "rank", "gain", "item_id", "log_prob", "target_id"}
+_CALL_COLUMNS = {
+    *("prompts", "completions", "completion_ids", "rank", "gain", "item_id", "log_prob", "target_id", "history"),
+    *("direct_log_prob", "swapped_gain", "propensity"),
+}
 
 
 def load_reward(spec: str | Mapping[str, Any]) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from anyo_rl.tokens import Tokens
 from anyo_rl.training.credit import Credit
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
+from anyo_rl.training.probes import Probes
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
 from anyo_rl.training.weights import gathered
@@ -40,7 +41,8 @@ class ReasonerTrainer(GRPOTrainer):
 
     Rewards get these columns besides the dataset's own (`None` for a completion without a marker, save `n_items`):
     `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first), `log_prob` (log p(target | path)), `n_items`.
-    Where the item is written `item_id` is that item, and there is no `log_prob`.
+    Where the item is written `item_id` is that item, and there is no `log_prob`. `anyo_rl.training.probes` has more
+    columns, for the rewards that ask for them.
     The model must stop at the marker, or after the item: see `anyo_rl.teacher.stop_at_marker`.
 
     Args:
@@ -87,6 +89,7 @@ class ReasonerTrainer(GRPOTrainer):
         self.mask_history = mask_history
         self.rank_cap = rank_cap
         self.rank_node_budget = rank_node_budget
+        self._probes = Probes(reward_funcs, written=written_ranker is not None)
         self._reward_errors = DeferredErrors()
         if written_ranker is not None:
             if item_loss != "none":
@@ -195,6 +198,7 @@ class ReasonerTrainer(GRPOTrainer):
             )
             ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
             self._log_metric("rank/seconds", time.perf_counter() - began)
+            self._probes.measure(inputs, completion_ids, ranker, self.tokens, self._log_metric, excluded)
             if self.credit is not None:
                 began = time.perf_counter()
                 self._values_B = self.credit.values(
@@ -225,6 +229,8 @@ class ReasonerTrainer(GRPOTrainer):
         return ranking
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        self._probes.swap(inputs, completion_ids_list, self.tokens.marker_id, group_size, self.accelerator)
         ranking = self._rank_together(inputs, completion_ids_list)
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
@@ -234,9 +240,11 @@ class ReasonerTrainer(GRPOTrainer):
                 **row,
                 "rank": int(ranking.ranks_B[i]) if marked[i] else None,
                 "gain": float(gains[i]) if marked[i] else None,
-                "item_id": ranking.top_ids_B_K[i][0] if marked[i] else None,
+                # An item that was written may be none of the catalog, or left out of the ranking.
+                "item_id": next(iter(ranking.top_ids_B_K[i]), None) if marked[i] else None,
                 "log_prob": None if not marked[i] or np.isnan(log_probs_B[i]) else float(log_probs_B[i]),
                 "n_items": len(self.catalog),
+                **self._probes.row(i),
             }
             for i, row in enumerate(inputs)
         ]

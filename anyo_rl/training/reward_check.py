@@ -21,7 +21,7 @@ import inspect
 import math
 import numbers
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
@@ -213,6 +213,23 @@ def _columns(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
         for name, value in columns.items()
         if name not in _NOT_COLUMNS and isinstance(value, (list, tuple)) and len(value) == n
     }
+
+
+def wanted_columns(reward_funcs: Iterable[Callable[..., Any]]) -> set[str]:
+    """Columns that rewards can't do without: parameters without a default, and those in an attribute `columns`."""
+    wanted: set[str] = set()
+    for reward_fn in reward_funcs:
+        inner = reward_fn
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        wanted.update(getattr(inner, "columns", ()))
+        wanted.update(
+            parameter.name
+            for parameter in _named_parameters(reward_fn).values()
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        )
+    return wanted
 
 
 def _named_parameters(reward_fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:

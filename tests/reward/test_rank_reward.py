@@ -63,6 +63,32 @@ def test_a_better_rank_never_gets_less(gain, ranks, k):
     assert all(0 <= value <= 1 for value in values)
 
 
+def test_inverse_propensity_by_hand():
+    ips = RankReward("ndcg", propensity_power=0.5, max_weight=3.0)
+    # Half a gain for a quarter of the users counts double; a hundredth would count ten times, and is cut at 3.
+    assert ips(rank=[3, 3, 3, None], propensity=[1.0, 0.25, 0.01, 0.01]) == [0.5, 1.0, 1.5, 0.0]
+    assert ips.__name__ == "ndcg_ips"
+    assert (ips.columns, ips.weighs_groups) == (("propensity",), True)
+    assert (RankReward().columns, RankReward().weighs_groups) == ((), False)
+    assert RankReward("hit", k=3, propensity_power=1.0)(rank=[2], propensity=[0.5]) == [2.0]
+    assert RankReward(propensity_power=0.0)(rank=[3], propensity=[0.25]) == [0.5]
+
+
+@given(st.integers(1, 100), st.floats(1e-6, 1), st.floats(0, 1), st.floats(1, 50))
+def test_a_rarer_target_never_counts_less_and_weights_stay_in_their_range(rank, propensity, power, most):
+    reward = RankReward(propensity_power=power, max_weight=most)
+    plain, common, rare = (*RankReward()(rank=[rank]), *reward(rank=[rank] * 2, propensity=[propensity, propensity / 2]))
+    assert plain - 1e-12 <= common <= rare + 1e-12 <= plain * most + 2e-12
+
+
+def test_a_propensity_that_is_missing_or_impossible_is_an_error():
+    with pytest.raises(ValueError, match="needs the column propensity: recipes make it from the training split"):
+        RankReward(propensity_power=1.0)(rank=[1])
+    for wrong in (0.0, 1.1, math.nan):
+        with pytest.raises(ValueError, match="expected above 0 and up to 1"):
+            RankReward(propensity_power=1.0)(rank=[1], propensity=[wrong])
+
+
 def test_pickle():
     copy = pickle.loads(pickle.dumps(RankReward("hit", k=10, floor=-1.0)))
     assert copy.__name__ == "hit@10"
@@ -76,6 +102,9 @@ def test_pickle():
         ({"gain": "hit"}, r"needs a cut-off: name it 'hit@10'"),
         ({"k": 0}, r"k must be 1 or more, found 0"),
         ({"floor": math.nan}, r"floor must be a finite number"),
+        ({"propensity_power": 1.5}, r"propensity_power must be 0 to 1, found 1.5"),
+        ({"max_weight": 0.5}, r"max_weight must be 1 or more, found 0.5"),
+        ({"max_weight": math.inf}, r"max_weight must be 1 or more, found inf"),
     ],
 )
 def test_clear_errors(kwargs, message):
