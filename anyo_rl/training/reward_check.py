@@ -103,11 +103,15 @@ def guard(reward_fn: Any, errors: list[Exception] | None = None) -> Any:
         return reward_fn
     if isinstance(reward_fn, (_Guard, _AsyncGuard)):
         return reward_fn
-    inner = reward_fn
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    is_async = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
-    return (_AsyncGuard if is_async else _Guard)(reward_fn, getattr(inner, "__name__", type(inner).__name__), errors)
+    inner = inner_reward(reward_fn)
+    kind = _AsyncGuard if is_async_reward(reward_fn) else _Guard
+    return kind(reward_fn, getattr(inner, "__name__", type(inner).__name__), errors)
+
+
+def is_async_reward(reward_fn: Any) -> bool:
+    """Whether a reward is a function or an object that is called with `async def`."""
+    inner = inner_reward(reward_fn)
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
 
 
 def raise_together(error: Exception | None, accelerator: Accelerator) -> None:
@@ -215,14 +219,18 @@ def _columns(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
+def inner_reward(reward_fn: Any) -> Any:
+    """The reward itself, where it was given with parameters."""
+    while isinstance(reward_fn, functools.partial):
+        reward_fn = reward_fn.func
+    return reward_fn
+
+
 def wanted_columns(reward_funcs: Iterable[Callable[..., Any]]) -> set[str]:
     """Columns that rewards can't do without: parameters without a default, and those in an attribute `columns`."""
     wanted: set[str] = set()
     for reward_fn in reward_funcs:
-        inner = reward_fn
-        while isinstance(inner, functools.partial):
-            inner = inner.func
-        wanted.update(getattr(inner, "columns", ()))
+        wanted.update(getattr(inner_reward(reward_fn), "columns", ()))
         wanted.update(
             parameter.name
             for parameter in _named_parameters(reward_fn).values()
