@@ -26,8 +26,11 @@ GUARD_RAILS = (
     ("entropy", "Entropy", "near 0: the policy no longer explores"),
     ("frac_reward_zero_std", "Groups without spread", "near 1: no signal left in the batch"),
     ("parsed_share", "Completions that parse", "should be near 1"),
+    ("ungrounded_share", "Without an item of the catalog", "no marker, or an item that can't be recommended"),
     ("completions/clipped_ratio", "Cut at the length limit", "should be near 0"),
     ("completions/mean_length", "Tokens per completion", "sudden growth or collapse is a warning"),
+    ("guard/length_ratio", "Drift of the length", "mean length over that of the first steps"),
+    ("guard/reward_gap", "Reward less validation NDCG@10", "growth: the reward is learned, and not to recommend"),
     ("rank/mean", "Mean rank of the target", "over sampled completions"),
     ("reward_std", "Spread of the reward", "within groups"),
     ("kl", "KL to the start", "distance from the reference policy"),
@@ -35,6 +38,10 @@ GUARD_RAILS = (
     ("item_loss", "Item loss", "−log p(target)"),
     ("loss", "Loss", "of the stage's objective"),
 )
+
+PAIR_NOTE = "correlation of two rewards: near 1 they ask for one thing, below 0 they pull apart"
+CORRELATION = "rewards/corr/"  # and the names of two rewards
+WARNINGS = "warnings.txt"  # what guard rails said in words while training: a name, then the words
 
 ACCENTED = table.RANK_TRAINED  # what was trained on the rank stands out
 
@@ -99,6 +106,9 @@ def read_run(run_dir: Path) -> Run:
                 run.metrics.append(row)
         if broken := len(lines) - len(run.metrics):
             run.notes.append(f"{broken} of {len(lines)} lines of metrics.jsonl could not be read and are left out.")
+    if (run_dir / WARNINGS).exists():
+        told = (run_dir / WARNINGS).read_text(encoding="utf-8", errors="replace").splitlines()
+        run.notes += [f"Warning while training: {line.split(' ', 1)[-1]}." for line in told if line.strip()]
     try:
         run.rounds = report_rounds.read_rounds(run_dir)
     except ValueError as error:
@@ -270,7 +280,9 @@ def guard_rail_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
     if not stages:
         return []
     found = []
-    for place, (key, title, note) in enumerate(GUARD_RAILS):
+    pairs = sorted({key for row in metrics for key in row if key.startswith(CORRELATION)})
+    rails = [*GUARD_RAILS, *((key, key.removeprefix(CORRELATION).replace("~", " and "), PAIR_NOTE) for key in pairs)]
+    for place, (key, title, note) in enumerate(rails):
         points = _points(metrics, stages[-1], [key, f"train/{key}"])
         if points and len(points[0]) > 1:
             found.append(Plot(title, note, plots.small_plot(*points, f"p-guard{place}")))

@@ -25,6 +25,7 @@ from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.credit import Credit
+from anyo_rl.training.guard_rails import reward_correlations
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
 from anyo_rl.training.probes import Probes
@@ -260,7 +261,10 @@ class ReasonerTrainer(GRPOTrainer):
         rewards = super()._calculate_rewards(ranked, prompts, texts, completion_ids_list)
         self._reward_errors.raise_together(self.accelerator)
 
+        for name, value in reward_correlations(rewards, self.reward_func_names).items():
+            self._log_metric(name, value)
         self._log_metric("parsed_share", float(np.mean(marked)))
+        self._log_metric("ungrounded_share", float(np.mean([row["item_id"] is None for row in ranked])))
         self._log_metric("rank/mean", float(ranking.ranks_B.mean()))
         self._log_metric("rank/gain", float(gains.mean()))
         for name, of_each_B in (("nodes", ranking.n_nodes_B), ("complete_share", ranking.complete_B)):

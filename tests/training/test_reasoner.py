@@ -44,7 +44,7 @@ def reasoner(model, catalog, tokens, folder, *, rows=ROWS, reward=constant, sett
         args=GRPOConfig(output_dir=str(folder), **args),
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokens.tokenizer,
-        reward_funcs=[reward],
+        reward_funcs=reward if isinstance(reward, list) else [reward],
         catalog=catalog,
         tokens=tokens,
         validation=Validation(rows, catalog, tokens, "greedy", max_new_tokens=3),
