@@ -18,6 +18,7 @@ from anyo_rl.run_folder import RunFolderError
 from anyo_rl.training.credit import Credit, StepSource
 from anyo_rl.training.objectives import ItemLoss, ProcessReduction
 from anyo_rl.training.pairs import PairGain
+from anyo_rl.training.reward_timeout import OnTimeout
 from anyo_rl.training.written import ItemEncoder, RankerKind
 
 
@@ -94,6 +95,20 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
     )
     reward_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Parameters of rewards: name to a mapping (in YAML)."}
+    )
+    reward_schedules: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights that change: name to {from: 0.0, to: 1.0, steps: 100}, in optimiser steps (in YAML)."
+        },
+    )
+    reward_timeout_s: float | None = field(
+        default=None,
+        metadata={"help": "Longest wait for one completion's reward, of rewards that call out; no limit if unset."},
+    )
+    reward_on_timeout: OnTimeout = field(
+        default="none",
+        metadata={"help": "What a completion gets then: none (no reward), floor, or raise, which stops the run."},
     )
     ranker: RankerKind = field(
         default="likelihood",

@@ -46,7 +46,10 @@ from anyo_rl.training.callbacks import (
     stopping,
     training_is_over,
 )
+from anyo_rl.training.guard_rails import watching
 from anyo_rl.training.reasoner import ReasonerTrainer
+from anyo_rl.training.reward_schedule import RewardSchedules, parse_schedules
+from anyo_rl.training.reward_setup import prepare_rewards
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 from anyo_rl.training.validation import Validation
 from anyo_rl.training.written import written_ranker
@@ -284,6 +287,7 @@ def train_grpo(
     tokens = Tokens.of(tokenizer, teacher_args.marker_token, training_args.chat_template_kwargs)
     catalog = build_catalog(task.interactions.items, tokens, ids)
     rows = task.rows(task.split("train"), catalog, tokens)
+    rows = prepare_rewards(reward_funcs, rows, task, catalog, training_args.seed)
     if reasoner_args.min_gain_spread:
         rows = keep_spread(
             rows,
@@ -320,8 +324,10 @@ def train_grpo(
         mask_history=task.args.mask_history,
         rank_cap=reasoner_args.rank_cap or None,
         rank_node_budget=reasoner_args.rank_node_budget or None,
-        callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, "grpo")],
+        callbacks=[*stopping(teacher_args.early_stopping_patience), *watching(run_dir, METRICS, "grpo")],
     )
+    schedules = parse_schedules(reasoner_args.reward_schedules, reasoner_args.reward_funcs)
+    trainer.add_callback(RewardSchedules(trainer, schedules))
     finish_stage(trainer, stage_dir, tokens, lambda: load()[0], ids)
     return folder
 

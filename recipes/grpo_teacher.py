@@ -19,9 +19,13 @@ from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, plain_err
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.launch import check_launch, go_on_alone
 from anyo_rl.run_folder import resolve, start_run
+from anyo_rl.sampling.server_http import ServerError
 from anyo_rl.stages import evaluate_run, train_grpo
 from anyo_rl.task import DataArguments, load_task
 from anyo_rl.training.callbacks import check_saves
+from anyo_rl.training.reward_schedule import parse_schedules
+from anyo_rl.training.reward_setup import check_rewards
+from anyo_rl.training.reward_timeout import limit_time
 from anyo_rl.warm_start import parse_warm_start, train_warm_start
 from reward.load import load_rewards
 
@@ -38,8 +42,11 @@ def main() -> None:
     )
     logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
     check_launch()
-    with plain_errors(ValueError, OSError):
+    with plain_errors(ValueError, OSError, ServerError):
         rewards = load_rewards(reasoner_args.reward_funcs, reasoner_args.reward_kwargs)
+        parse_schedules(reasoner_args.reward_schedules, reasoner_args.reward_funcs)
+        rewards = limit_time(rewards, reasoner_args.reward_timeout_s, reasoner_args.reward_on_timeout)
+        check_rewards(rewards, training_args)
         check_saves(training_args)
     with plain_errors(ValueError):
         warm_start = parse_warm_start(reasoner_args, config, training_args, teacher_args)

@@ -52,4 +52,3 @@ class FormatReward:
             and len(set(steps)) == len(steps)
             and all(len(step) <= self.max_step_chars for step in completion.steps)
         )
-

@@ -35,7 +35,9 @@ class LengthReward:
         if unit not in get_args(Unit):
             raise ValueError(f"unknown unit {unit!r}: choose one of {', '.join(get_args(Unit))}")
         if max_length < 1 or not 0 <= buffer <= max_length:
-            raise ValueError(f"expected max_length >= 1 and 0 <= buffer <= max_length, found {max_length} and {buffer}")
+            raise ValueError(
+                f"expected max_length >= 1 and 0 <= buffer <= max_length, found {max_length} and {buffer}"
+            )
         self.unit = unit
         self._punish = get_soft_overlong_punishment(max_length, buffer)
         self.__name__ = "length"

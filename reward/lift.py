@@ -13,9 +13,9 @@ class LiftReward:
     reasoning is read off by the engine, one context more for each prompt (the column `direct_log_prob`). It means
     something only for a teacher that was sometimes asked to answer at once: `early_answer_share` in SFT.
 
-    What is subtracted is the same for all completions of a prompt, and GRPO subtracts the mean of the group: it cancels,
-    whatever `scale_rewards` is. What a group learns from is the spread of `log_prob`, and where the cut lies. What this
-    reward has over `log_prob` is its range, and a mean that says in the logs whether the reasoning is worth anything.
+    What is subtracted is the same for all completions of a prompt, and GRPO subtracts the mean of the group: it
+    cancels, whatever `scale_rewards` is. What a group learns from is the spread of `log_prob`, and where the cut lies.
+    What this reward has over `log_prob` is its range, and a mean that says in the logs whether reasoning pays at all.
 
     Args:
         bound: lifts beyond it, in nats, count as it: 5 is 148 times as probable.

@@ -35,6 +35,8 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "faithful": ("reward.faithful.FaithfulReward", {}),
     "length": ("reward.length.LengthReward", {}),
     "repetition": ("reward.repetition.RepetitionReward", {}),
+    "cf": ("reward.cf.CfReward", {}),
+    "judge": ("reward.judge.JudgeReward", {}),
 }
 
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.

@@ -8,9 +8,9 @@ from typing import Any
 class ValidItemReward:
     """1.0 for an item of the catalog that the user does not have yet, 0.0 for any other answer.
 
-    With a ranker of written items (`match`, `embedding`) that is the item that was written. With `likelihood` it is the
-    item ranked first, which is always in the catalog: only the history says anything there, and with `mask_history`
-    nothing does.
+    With a ranker of written items (`match`, `embedding`) that is the item that was written. With `likelihood` it is
+    the item ranked first, which is always in the catalog: only the history says anything there, and with
+    `mask_history` nothing does.
 
     Args:
         allow_history: counts items of the history as valid, for data in which users choose an item again.

@@ -81,8 +81,8 @@ class Probes:
         self.wanted = wanted_columns(reward_funcs) & {DIRECT, SWAPPED}
         if self.wanted and written:
             raise ValueError(
-                f"a reward asks for {', '.join(sorted(self.wanted))}, and an item that is written has none: set ranker "
-                f"to likelihood, or leave the reward out"
+                f"a reward asks for {', '.join(sorted(self.wanted))}, and an item that is written has none: set "
+                f"ranker to likelihood, or leave the reward out"
             )
         self._reasonings_B: list[list[int] | None] = []
         self._columns: dict[str, list[float | None]] = {}
@@ -93,9 +93,7 @@ class Probes:
         """Shares reasonings out, where they are wanted; all processes call this, before anything can fail on one."""
         if SWAPPED not in self.wanted:
             return
-        mine = [
-            Written(row["user_id"], ids, marker_id in ids) for row, ids in zip(rows, completion_ids, strict=True)
-        ]
+        mine = [Written(row["user_id"], ids, marker_id in ids) for row, ids in zip(rows, completion_ids, strict=True)]
         everyone = _gather(mine, accelerator)
         start = accelerator.process_index * len(mine)
         partners = swap_partners(everyone, group_size)[start : start + len(mine)]

@@ -77,7 +77,10 @@ def test_inverse_propensity_by_hand():
 @given(st.integers(1, 100), st.floats(1e-6, 1), st.floats(0, 1), st.floats(1, 50))
 def test_a_rarer_target_never_counts_less_and_weights_stay_in_their_range(rank, propensity, power, most):
     reward = RankReward(propensity_power=power, max_weight=most)
-    plain, common, rare = (*RankReward()(rank=[rank]), *reward(rank=[rank] * 2, propensity=[propensity, propensity / 2]))
+    plain, common, rare = (
+        *RankReward()(rank=[rank]),
+        *reward(rank=[rank] * 2, propensity=[propensity, propensity / 2]),
+    )
     assert plain - 1e-12 <= common <= rare + 1e-12 <= plain * most + 2e-12
 
 

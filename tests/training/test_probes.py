@@ -114,9 +114,7 @@ def test_an_error_in_a_probe_stops_together(make, monkeypatch):
 
     monkeypatch.setattr(trainer._probes, "measure", broken)
     told = []
-    monkeypatch.setattr(
-        "anyo_rl.training.reasoner.raise_together", lambda error, accelerator: told.append(str(error))
-    )
+    monkeypatch.setattr("anyo_rl.training.reasoner.raise_together", lambda error, accelerator: told.append(str(error)))
     with pytest.raises(ValueError, match="no engine"):
         trainer.train()
     assert told == ["no engine"]
