@@ -41,6 +41,7 @@ def main() -> None:
         defaults={"num_generations_eval": 1},  # validation does not sample by groups
     )
     logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request of a reward
     check_launch()
     with plain_errors(ValueError, OSError, ServerError):
         rewards = load_rewards(reasoner_args.reward_funcs, reasoner_args.reward_kwargs)

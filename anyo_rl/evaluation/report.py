@@ -24,7 +24,7 @@ from anyo_rl.evaluation.plots import Plot
 # What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
 GUARD_RAILS = (
     ("entropy", "Entropy", "near 0: the policy no longer explores"),
-    ("frac_reward_zero_std", "Groups without spread", "near 1: no signal left in the batch"),
+    ("guard/flat_groups", "Groups without spread", "near 1: no signal left in the batch"),
     ("parsed_share", "Completions that parse", "should be near 1"),
     ("ungrounded_share", "Without an item of the catalog", "no marker, or an item that can't be recommended"),
     ("completions/clipped_ratio", "Cut at the length limit", "should be near 0"),

@@ -2,7 +2,7 @@
 
 Logged here: `guard/length_ratio` (mean length over that of the first steps), `guard/reward_gap` (mean training reward
 since the last validation, less its NDCG@10), and by the trainer `rewards/corr/A~B`, Pearson's correlation of each two
-rewards over the completions of a batch, and `ungrounded_share`.
+rewards over the completions of a batch, `guard/flat_groups` (groups with one reward all) and `ungrounded_share`.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from anyo_rl.training.validation import METRIC
 logger = logging.getLogger(__name__)
 
 EVALUATION = f"eval_{METRIC}"
+FLAT = "guard/flat_groups"
 Log = Sequence[dict[str, Any]]
 
 
@@ -50,6 +51,24 @@ def reward_correlations(rewards_N_R: torch.Tensor, names: Sequence[str]) -> dict
         value = float((a * b).sum()) / scale if scale > 1e-12 else math.nan
         found[f"rewards/corr/{first}~{second}"] = max(-1.0, min(1.0, value)) if scale > 1e-12 else math.nan
     return found
+
+
+def flat_groups(rewards_N: torch.Tensor, group_size: int) -> float:
+    """Share of groups whose completions have one reward all: they teach nothing, however rewards are scaled.
+
+    TRL's `frac_reward_zero_std` is about the whole batch where the batch is what rewards are scaled by.
+
+    Args:
+        rewards_N: (N,) weighted sums, groups of `group_size` in a row; NaN where no reward applies.
+        group_size: completions of each prompt.
+
+    >>> flat_groups(torch.tensor([1.0, 1.0, 0.0, 1.0, torch.nan, 2.0]), 2)
+    0.6666666865348816
+    """
+    groups = rewards_N.view(-1, group_size)
+    low = groups.nan_to_num(nan=math.inf).amin(1)
+    high = groups.nan_to_num(nan=-math.inf).amax(1)
+    return float((high - low < 1e-6).float().mean())
 
 
 def last_mean(history: Log, key: str, n: int) -> float | None:
@@ -90,7 +109,7 @@ def entropy_collapse(history: Log, window: int, share: float = 0.1) -> str | Non
 
 def no_spread(history: Log, window: int, share: float = 0.9) -> str | None:
     """Says so where most groups have one reward for all their completions."""
-    last = last_mean(history, "frac_reward_zero_std", window)
+    last = last_mean(history, FLAT, window)
     if last is None or not last > share:
         return None
     return (

@@ -25,7 +25,7 @@ from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.credit import Credit
-from anyo_rl.training.guard_rails import reward_correlations
+from anyo_rl.training.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
 from anyo_rl.training.probes import Probes
@@ -274,6 +274,7 @@ class ReasonerTrainer(GRPOTrainer):
         self._outcomes_B = np.where(marked, gains, 0.0)
         weighted = rewards * self.reward_weights.to(rewards.device)
         self._rewards_N = weighted.nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+        self._log_metric(FLAT, flat_groups(self._rewards_N, group_size))
         return rewards
 
     def _generate_and_score_completions(self, inputs):

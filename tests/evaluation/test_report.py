@@ -57,7 +57,7 @@ def full(tmp_path_factory):
     metrics = [{"stage": "sft", "step": s, "loss": 1 / (s + 1), "validation_ndcg@10": 0.1} for s in range(5)]
     metrics += [
         {"stage": "grpo", "step": s, "reward": 0.3 + s / 100, "entropy": 1.0, "completions/clipped_ratio": 0.0,
-         "frac_reward_zero_std": 0.1, "parsed_share": 0.9, "validation_ndcg@10": 0.2} for s in range(30)
+         "guard/flat_groups": 0.1, "parsed_share": 0.9, "validation_ndcg@10": 0.2} for s in range(30)
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics) + '{"stage": "gr')
     (folder / "config.yaml").write_text(f"note: {NASTY}\n")
@@ -321,6 +321,15 @@ ROUNDS = [
         "hinted": {"sampled": 400, "kept": 100, "examples": 200, "examples_kept": 100},
     },
 ]  # fmt: skip
+
+
+def test_warnings_and_correlations_of_rewards_are_shown(tmp_path):
+    rows = [{"stage": "grpo", "step": s, "reward": 0.1 * s, "rewards/corr/ndcg~mine": 0.5} for s in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "warnings.txt").write_text("spread step 5: nothing to learn from <b>95%</b>\n")
+    page = write_report(tmp_path).read_text()
+    assert "Warning while training: step 5: nothing to learn from &lt;b&gt;95%&lt;/b&gt;." in page
+    assert "ndcg and mine" in page
 
 
 def test_rounds_show_what_they_kept(tmp_path):

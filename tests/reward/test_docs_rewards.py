@@ -1,5 +1,6 @@
 """What docs/rewards.md shows is what happens."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anyo_rl.config import ReasonerArguments
 from anyo_rl.training.reward_check import RewardError, guard
+from anyo_rl.training.reward_schedule import parse_schedules
 from reward.load import SHORT_NAMES, load_reward, load_rewards
 from reward.rank import RankReward
 
@@ -43,14 +46,29 @@ def test_it_is_as_short_as_promised():
 
 
 def test_the_yaml_loads():
-    config = yaml.safe_load(blocks("yaml")[0])
+    config = next(block for block in map(yaml.safe_load, blocks("yaml")) if "reward_weights" in block)
     rewards = load_rewards(config["reward_funcs"], config["reward_kwargs"])
     assert len(rewards) == len(config["reward_weights"])
     assert (rewards[0].floor, rewards[1].max_steps) == (-0.1, 6)
 
 
+def test_every_yaml_is_of_rewards_and_settings_that_there_are(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2] / "reward")
+    settings = {"scale_rewards", "reward_weights", *(field.name for field in dataclasses.fields(ReasonerArguments))}
+    for config in map(yaml.safe_load, blocks("yaml")):
+        assert set(config) <= settings
+        parameters = config.get("reward_kwargs", {})
+        own = parameters.get("judge", {})
+        if "prompt_file" in own:
+            own["prompt_file"] = "judge.txt"
+        names = [*config.get("reward_funcs", []), *parameters, *config.get("reward_schedules", {})]
+        names = list(dict.fromkeys(names))
+        assert len(load_rewards(names, parameters)) == len(names)
+        parse_schedules(config.get("reward_schedules"), names)
+
+
 def test_every_short_name_is_in_the_table():
-    table = re.findall(r"^\| `([a-z]+)(?:@\d+)?` \|", DOCS, flags=re.MULTILINE)
+    table = re.findall(r"^\| `([a-z_]+)(?:@\d+)?` \|", DOCS, flags=re.MULTILINE)
     assert set(SHORT_NAMES) <= set(table)
 
 

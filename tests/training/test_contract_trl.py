@@ -52,7 +52,7 @@ def test_what_is_overridden_is_there_and_takes_what_it_took():
 
 @pytest.mark.parametrize(
     "name",
-    ["eos_token_ids", "num_generations", "num_generations_eval", "_metrics", "_pending_metrics"],
+    ["eos_token_ids", "num_generations", "num_generations_eval", "reward_weights", "_metrics", "_pending_metrics"],
 )
 def test_trl_sets_the_attributes(name):
     assert f"self.{name} = " in source(GRPOTrainer.__init__)
@@ -63,6 +63,9 @@ def test_trl_reads_and_fills_what_is_relied_on():
     for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"):
         assert f'"{key}"' in scored
     assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in scored
+    # Schedules set the weights in place, and the swap of reasonings counts on groups in a row.
+    assert "self.reward_weights.to(device)" in scored
+    assert "rewards.view(-1, num_generations)" in scored
     # The item loss is divided as the policy loss is.
     assert "self.current_gradient_accumulation_steps" in source(GRPOTrainer._compute_loss)
     # Whatever the output holds is shuffled and cut along with the tokens.

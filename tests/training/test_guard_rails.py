@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyo_rl.training import guard_rails
-from anyo_rl.training.guard_rails import EVALUATION, GuardRails, reward_correlations, stretches, watching
+from anyo_rl.training.guard_rails import EVALUATION, GuardRails, flat_groups, reward_correlations, stretches, watching
 from tests.training.test_reasoner import G, lift, reasoner
 
 NAN = math.nan
-HEALTHY = {"entropy": 2.0, "frac_reward_zero_std": 0.1, "parsed_share": 0.9, "reward": 0.3}
+HEALTHY = {"entropy": 2.0, "guard/flat_groups": 0.1, "parsed_share": 0.9, "reward": 0.3}
 
 
 def run(rails, rows, step=0):
@@ -45,6 +45,13 @@ def test_correlations_by_hand():
     assert math.isnan(reward_correlations(torch.full((3, 2), NAN), ["a", "b"])["rewards/corr/a~b"])
 
 
+def test_groups_without_spread_by_hand():
+    rewards = torch.tensor([0.5, 0.5, 0.5, 0.4, NAN, NAN, NAN, 1.0])
+    assert flat_groups(rewards, 2) == 0.75
+    assert flat_groups(rewards, 4) == 0.5
+    assert flat_groups(torch.tensor([0.1 + 0.2, 0.3]), 2) == 1.0  # rounding is no spread
+
+
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=12))
 def test_correlations_are_numpys(pairs):
     rewards = np.array(pairs)
@@ -63,7 +70,7 @@ def test_a_healthy_run_says_nothing(caplog):
     ("bad", "words"),
     [
         ({"entropy": 0.1}, "the policy has stopped exploring: its entropy is 0.1, and was 2 at the start"),
-        ({"frac_reward_zero_std": 0.95}, "there is nothing to learn from 95% of the prompts"),
+        ({"guard/flat_groups": 0.95}, "there is nothing to learn from 95% of the prompts"),
         ({"parsed_share": 0.3}, "of the completions have no marker"),
     ],
 )
@@ -77,7 +84,7 @@ def test_each_collapse_is_told_once_in_words(caplog, bad, words):
 
 
 def test_the_limits_are_exclusive(caplog):
-    run(GuardRails(), [{"frac_reward_zero_std": 0.9, "parsed_share": 0.5, "entropy": 0.0}] * 10)
+    run(GuardRails(), [{"guard/flat_groups": 0.9, "parsed_share": 0.5, "entropy": 0.0}] * 10)
     assert warnings(caplog) == []
 
 
@@ -140,6 +147,7 @@ def test_a_trainer_logs_correlations_and_drifts(small_teacher, small_catalog, sm
     names = trainer.reward_func_names
     assert first[f"rewards/corr/{names[0]}~{names[1]}"] == pytest.approx(-1.0)
     assert 0 <= first["ungrounded_share"] < 1
+    assert 0 <= first["guard/flat_groups"] < 1
     assert '"guard/length_ratio": 1.0' in (tmp_path / "metrics.jsonl").read_text()
 
 

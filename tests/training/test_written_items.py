@@ -10,10 +10,12 @@ from anyo_rl.completion import parse
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.encoders import MINILM, minilm_encoder, teacher_encoder
 from anyo_rl.ranking.match import MatchRanker
+from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.teacher import stop_at_marker
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.validation import Validation
 from anyo_rl.training.written import written_ranker
+from reward.valid_item import ValidItemReward
 
 G = 4
 MOST = 5  # tokens of a reasoning, the marker included
@@ -191,3 +193,23 @@ def test_what_does_not_fit_is_refused(make):
         make(top_k=5)
     with pytest.raises(ValueError, match="the teacher stops at the marker; call stop_at_marker before"):
         make(write_item=False)
+
+
+def test_an_item_that_is_left_out_of_the_ranking_is_none(make, small_catalog):
+    class Leaves(MatchRanker):
+        """Finds every item that was written in the history."""
+
+        def rank(self, contexts_B, target_ids_B, **kwargs):
+            ranking = super().rank(contexts_B, target_ids_B, **kwargs)
+            return Ranking(ranking.ranks_B, [[] for _ in contexts_B], [[] for _ in contexts_B])
+
+    seen = []
+
+    def keep(item_id, history, **columns):
+        seen.extend(item_id)
+        return ValidItemReward()(item_id, history)
+
+    trainer = make(keep, ranker=Leaves(small_catalog))
+    trainer.train()
+    assert seen == [None] * 2 * G
+    assert trainer.state.log_history[0]["ungrounded_share"] == 1.0
