@@ -9,8 +9,11 @@ next to a reward from ranks.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,13 @@ from typing import Any
 import httpx2
 
 from anyo_rl.completion import completion_text, parse
+from anyo_rl.sampling.journal import Answer, Journal
 from anyo_rl.sampling.server_http import AttemptError, Server, ServerError, attempt
 
 PROMPT = Path(__file__).with_name("judge.txt")
 HIGHEST = 10
 SCORE = re.compile(r"SCORE: (10|[0-9])")
+EXAMPLE = "judge"  # what a journal knows an answer by is the fingerprint alone
 _TAGS = str.maketrans({"<": "‹", ">": "›"})
 
 
@@ -35,6 +40,28 @@ def read_score(answer: str) -> float | None:
     lines = answer.strip().splitlines()
     found = SCORE.fullmatch(lines[-1].strip()) if lines else None
     return int(found[1]) / HIGHEST if found else None
+
+
+class Kept:
+    """The answers of a journal, read once, and added to from any thread.
+
+    Args:
+        folder: of the journal; each process writes a file of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.journal = Journal(folder)
+        self.texts = {answer.fingerprint: answer.text for answer in self.journal.answers().values()}
+        self.lock = threading.Lock()
+
+    def add(self, answer: Answer) -> None:
+        """Writes an answer down, before anything else happens to it."""
+        with self.lock:
+            self.journal.append(answer)
+            self.texts[answer.fingerprint] = answer.text
+
+
+_OPENING = threading.Lock()
 
 
 class JudgeReward:
@@ -56,6 +83,8 @@ class JudgeReward:
         max_failures_in_a_row: after which the run stops, since nothing works any more.
         first_wait_s: the wait before attempt k + 1 is drawn between 0 and first_wait_s · 2^(k − 1).
         floor: reward of a completion that does not parse.
+        journal: folder in which answers are kept as they arrive, and looked up: a run that was killed does not pay
+            twice. The same question is asked once then, so take it with temperature 0. `None` keeps nothing.
 
     Raises:
         ValueError: a setting is out of its range, or `parameters` holds a secret.
@@ -78,6 +107,7 @@ class JudgeReward:
         max_failures_in_a_row: int = 50,
         first_wait_s: float = 1.0,
         floor: float = 0.0,
+        journal: str | None = None,
     ) -> None:
         self.server = Server(
             url,
@@ -94,9 +124,11 @@ class JudgeReward:
         self.instructions = (PROMPT if prompt_file is None else Path(prompt_file)).read_text(encoding="utf-8").strip()
         self.concurrency = concurrency
         self.floor = floor
+        self.journal = journal
         self.__name__ = "judge"
         self._titles: dict[str, str] = {}
         self._n_failed_in_a_row = 0
+        self._kept: Kept | None = None
 
     def fit(self, task: Any, catalog: Any, seed: int = 0) -> None:
         """Takes the titles of the catalog, to name the item that an answer is read off as."""
@@ -143,6 +175,9 @@ class JudgeReward:
 
     async def _ask(self, prompts: list[list[dict[str, str]]]) -> list[str | None]:
         """The answer to each prompt; `None` where there is none after all attempts."""
+        with _OPENING:  # when first asked, which may be by several threads at once
+            if self.journal is not None and self._kept is None:
+                self._kept = Kept(Path(self.journal))
         key = self.server.key()
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         secrets = [key] if key is not None and len(key) >= 8 else []
@@ -162,6 +197,9 @@ class JudgeReward:
                     task.cancel()
 
     async def _answer(self, client: httpx2.AsyncClient, body: Mapping[str, Any], secrets: list[str]) -> str | None:
+        fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        if self._kept is not None and fingerprint in self._kept.texts:
+            return self._kept.texts[fingerprint]
         for number in range(1, self.server.max_attempts + 1):
             try:
                 reply = await attempt(client, self.server, body, secrets)
@@ -178,5 +216,9 @@ class JudgeReward:
                     ) from None
             else:
                 self._n_failed_in_a_row = 0
+                if self._kept is not None:
+                    counts = reply.prompt_tokens, reply.completion_tokens
+                    found = Answer(EXAMPLE, 0, fingerprint, reply.text, reply.finish_reason, *counts, None, number)
+                    self._kept.add(found)
                 return reply.text
         return None

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_many_rewards_on_two_processes(launcher, tmp_path, fake_server, sentinel_key):
-    (tmp_path / "rewards.yaml").write_text((SMOKE / "rewards.yaml").read_text().replace("URL", fake_server.url))
+    config = (SMOKE / "rewards.yaml").read_text().replace("URL", fake_server.url)
+    (tmp_path / "rewards.yaml").write_text(config.replace("JOURNAL", str(tmp_path / "journal")))
     longer = {"max_steps": 40, "eval_steps": 40, "save_steps": 40}  # or hardly a completion has a marker
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(yaml.safe_load((SMOKE / "sft.yaml").read_text()) | longer))
     fake_server.say = lambda prompt, seed: f"Well.\nSCORE: {len(prompt) % 11}"
@@ -40,6 +41,8 @@ def test_many_rewards_on_two_processes(launcher, tmp_path, fake_server, sentinel
     texts = [body["messages"][1]["content"] for _, _, body in fake_server.bodies]
     assert all(text.startswith("<history>\n") and text.endswith("</item>") for text in texts)
     assert "</history>\n<reasoning>" in texts[0]
+    journalled = sum(len(path.read_text().splitlines()) for path in (tmp_path / "journal").glob("*.jsonl"))
+    assert 0 < journalled <= len(texts)
     assert "Guard rails" in (run / "report.html").read_text()
     written = [
         path for path in run.rglob("*") if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".txt")

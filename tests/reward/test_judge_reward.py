@@ -128,3 +128,18 @@ def test_the_key_is_in_the_environment_alone(fake_server, monkeypatch, sentinel_
         judge(fake_server, parameters={"api_key": "x"}, key_variable=None)
     with pytest.raises(FileNotFoundError):
         judge(fake_server, prompt_file="nowhere.txt", key_variable=None)
+
+
+def test_what_arrived_is_not_asked_for_again(fake_server, tmp_path):
+    fake_server.say = lambda prompt, seed: "SCORE: 4"
+    fake_server.plan = lambda key, number: 500 if "broken" in key[0] and number == 0 else "ok"
+    completions = ["a ->", "b ->", "broken ->"]
+    kept = {"journal": str(tmp_path / "judge"), "max_attempts": 1}
+    assert ask(judge(fake_server, **kept), **batch(*completions)) == [0.4, 0.4, None]
+    again = judge(fake_server, **kept)  # as after a kill
+    assert ask(again, **batch(*completions)) == [0.4] * 3
+    assert ask(limit_time([again], 5.0)[0], **batch(*completions)) == [0.4] * 3
+    assert sorted(fake_server.tries.values()) == [1, 1, 2]
+    other = judge(fake_server, parameters={"temperature": 1.0}, **kept)
+    assert ask(other, **batch("a ->")) == [0.4]
+    assert sum(fake_server.tries.values()) == 5
