@@ -120,3 +120,20 @@ def test_lora_ends_with_a_whole_teacher_and_other_arguments_want_another_folder(
     done = launcher.start("dpo_teacher", *flags(finished_run, job, run), *lora, "--beta", 0.5).wait()
     assert done.process.returncode == 1
     assert f"error: {run} was made with beta=0.1, now 0.5" in done.output
+
+
+def test_full_weights_and_their_reference_are_shared_out_by_zero3(
+    deepspeed_ready, finished_run, launcher, job, tmp_path
+):
+    run = tmp_path / "run"
+    least = "--max_steps 2 --max_test 4 --per_device_train_batch_size 2 --ddp_backend gloo"
+    launch = {"config": "zero3.yaml", "launch_flags": ("--mixed_precision", "no", "--main_process_port", "0")}
+    launcher.finish("dpo_teacher", *flags(finished_run, job, run), *least.split(), **launch)
+    versions = json.loads((run / "versions.json").read_text())
+    assert (versions["num_processes"], versions["distributed_type"]) == (2, "DEEPSPEED")
+    losses = [row for row in lines(run) if "loss" in row]
+    assert [row["step"] for row in losses] == [1, 2]
+    assert losses[0]["rewards/margins"] == 0  # the reference is the start, whole on both
+    assert losses[1]["rewards/margins"] != 0
+    start, end = weights(finished_run.teacher), weights(run / "dpo" / "teacher")
+    assert start.keys() == end.keys()
