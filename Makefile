@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup test check fast lint format clean
+.PHONY: help quickstart setup test check fast lint format matrix clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: setup  ## format check, lint and types; changes nothing
 format: setup  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+matrix: setup  ## every recipe under every launch that needs no GPU, as a table (a quarter of an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/launch_matrix.py
 
 clean:  ## remove the environment, the caches and build leftovers; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
