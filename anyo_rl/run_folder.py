@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def start_run(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]], report:
         report: what the data came to (`Task.report`).
 
     Raises:
-        RunFolderError: on all processes: the folder is of a run with other arguments.
+        RunFolderError: on all processes: the folder is of a run with other arguments. On one that does not see what
+            the main process wrote: the machines have no file system in common.
     """
     check_same(run_dir, arguments)
     state = PartialState()
@@ -83,6 +85,20 @@ def start_run(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]], report:
             json.dumps({"python": platform.python_version(), **versions, **launch}, indent=2),
         )
         write_whole(run_dir / "data.json", json.dumps(dict(report), indent=2))
+    state.wait_for_everyone()
+    _wait_for(run_dir / CONFIG)
+
+
+def _wait_for(file: Path, patience_s: float = 60) -> None:
+    """Waits for what another machine wrote: network file systems may show a new file only after a while."""
+    end = time.monotonic() + patience_s
+    while not file.is_file():
+        if time.monotonic() > end:
+            raise RunFolderError(
+                f"the main process wrote {file}, and {platform.node()} does not see it after {patience_s:g} s: "
+                "--output_dir has to be on a file system that all machines share"
+            )
+        time.sleep(0.5)
 
 
 def write_whole(file: Path, text: str) -> None:

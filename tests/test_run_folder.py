@@ -6,6 +6,7 @@ import pytest
 import yaml
 from trl import ModelConfig, SFTConfig
 
+from anyo_rl import run_folder
 from anyo_rl.config import ReasonerArguments, TeacherArguments, plain_errors
 from anyo_rl.run_folder import WARM_START, RunFolderError, check_same, read_arguments, resolve, start_run
 from anyo_rl.task import DataArguments
@@ -110,3 +111,8 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
     with pytest.raises(RunFolderError, match=r"found no .*config\.yaml: expected the folder of a run"):
         read_arguments(tmp_path)
     check_same(tmp_path, resolve(DATA))
+
+
+def test_a_folder_that_the_machines_do_not_share_is_refused(tmp_path: Path):
+    with pytest.raises(RunFolderError, match=r"does not see it after 0 s: --output_dir has to be on a file system"):
+        run_folder._wait_for(tmp_path / "config.yaml", patience_s=0)
