@@ -134,8 +134,20 @@ def test_deepspeed_configs_ask_for_what_their_names_say(name: str, stage: int, o
     assert load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml")).num_machines == n_machines
 
 
+def test_commands_of_the_docs_are_sound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^accelerate launch .*$", (ROOT / "docs" / "launch.md").read_text(), flags=re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        args = as_launched(command.replace("--machine_rank R", "--machine_rank 1").replace(" IP ", " 10.0.0.1 "))
+        assert args.config_file is None or (ROOT / args.config_file).is_file()
+        assert (ROOT / args.training_script).is_file()
+
+
 def test_all_configs_are_there():
     names = {path.stem for path in CONFIGS}
+    docs = (ROOT / "docs" / "launch.md").read_text()
+    assert all(f"`{name}.yaml`" in docs for name in names)
     assert names == {"cpu", "cpu_2", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nodes"}
 
 

@@ -1,6 +1,7 @@
 """Memory and time against numbers worked out by hand, and the choice of a config."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,6 +111,15 @@ def test_seconds_by_hand(monkeypatch: pytest.MonkeyPatch):
 )
 def test_the_first_config_that_fits(size: str, gpus: int, lora_rank: int, expected: str | None):
     assert plan.choose(SIZES[size], Job(lora_rank=lora_rank), gpus, 80 * GIB) == expected
+
+
+def test_the_table_of_the_docs_is_what_fits(repo_root):
+    rows = re.findall(r"^\| ([\d.]+B.*?) \|((?: [\w–]+ \|){6})$", (repo_root / "docs" / "launch.md").read_text(), re.M)
+    found = {size: cells.strip(" |").split(" | ") for sizes, cells in rows for size in sizes.split(", ")}
+    assert found == {
+        size: [plan.choose(shape, Job(), gpus, 80 * GIB) or "–" for gpus in (1, 2, 4, 8, 16, 64)]
+        for size, shape in SIZES.items()
+    }
 
 
 def test_commands_name_configs_that_are_there(repo_root):
