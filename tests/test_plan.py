@@ -132,7 +132,7 @@ def test_commands_name_configs_that_are_there(repo_root):
 
 
 def test_what_is_printed(monkeypatch, capsys, small_teacher, tmp_path):
-    small_teacher.save_pretrained(tmp_path)
+    small_teacher.config.save_pretrained(tmp_path)
     for model, gpus in ((str(tmp_path), "1"), ("8B", "8"), ("70B", "64")):
         monkeypatch.setattr(sys, "argv", ["plan", "--model", model, "--gpus", gpus])
         plan.main()
