@@ -13,6 +13,7 @@ from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.seeds import keys_of, request_seed
 from anyo_rl.tokens import Tokens
 
+RAW, PROCESSED = "raw_logprobs", "processed_logprobs"  # engines give them before sampling's settings, or after
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0  # vLLM raises what is below to it, and refuses what is above
 
 
@@ -27,6 +28,68 @@ def check_seeds(llm: Any) -> None:
             "on the CPU vLLM dies of requests with a seed whose prompts it reads in pieces: make the engine with "
             "LLM(..., enable_chunked_prefill=False)"
         )
+
+
+def check_log_probs(mode: str, with_log_probs: bool, temperature: float, top_p: float) -> None:
+    """Refuses log-probabilities that the engine has not, by a `ValueError`; see `VllmSampler`.
+
+    Args:
+        mode: the engine's `logprobs_mode`.
+        with_log_probs: whether they are asked for.
+        temperature: at which is sampled; greedily, any engine has them.
+        top_p: nucleus.
+    """
+    possible = {RAW: temperature == 1, PROCESSED: top_p == 1}
+    if with_log_probs and temperature > 0 and not possible.get(mode, False):
+        able = [name for name, can in possible.items() if can]
+        mend = f"make it with LLM(..., logprobs_mode={able[0]!r})" if able else "leave top_p at 1"
+        raise ValueError(
+            f"the engine's {mode} are not those of the policy at temperature {temperature} and top_p {top_p}: "
+            f"{mend}, or sample without log-probabilities"
+        )
+
+
+def request_settings(
+    stops: Sequence[int],
+    with_log_probs: bool,
+    *,
+    n: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for one request.
+
+    Nothing is left to the checkpoint's generation config, which would bring in its own top_k and stop tokens.
+
+    Args:
+        stops: tokens that end a completion.
+        with_log_probs: whether to ask for the log-probability of the tokens.
+        n: completions; greedy gives one.
+        temperature: 0 (greedy) or more.
+        top_p: nucleus, in (0, 1].
+        max_new_tokens: most tokens.
+        seed: of this request (`request_seed`); vLLM adds the sample's index.
+    """
+    greedy = temperature == 0
+    return {
+        "n": 1 if greedy else n,  # vLLM refuses to be greedy twice
+        "temperature": float(temperature),
+        "top_p": 1.0 if greedy else top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "max_tokens": max_new_tokens,
+        "seed": None if greedy else seed,
+        # The end of sequence by its id: what the checkpoint calls one may be other tokens.
+        "ignore_eos": True,
+        "stop_token_ids": list(stops),
+        "logprobs": 0 if with_log_probs else None,
+        "detokenize": False,
+    }
 
 
 class VllmSampler:
@@ -107,31 +170,19 @@ class VllmSampler:
         return [[self._sample(found) for found in output.outputs] * copies for output in outputs]
 
     def params(self, *, n: int, temperature: float, top_p: float, max_new_tokens: int, seed: int, key: str) -> Any:
-        """The `vllm.SamplingParams` of one context's request.
-
-        Nothing is left to the checkpoint's generation config, which would bring in its own top_k and stop tokens.
-        """
+        """The `vllm.SamplingParams` of one context's request."""
         from vllm import SamplingParams
 
-        greedy = temperature == 0
-        return SamplingParams(
-            n=1 if greedy else n,  # vLLM refuses to be greedy twice
-            temperature=float(temperature),
-            top_p=1.0 if greedy else top_p,
-            top_k=0,
-            min_p=0.0,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repetition_penalty=1.0,
-            max_tokens=max_new_tokens,
-            seed=None if greedy else request_seed(seed, key),
-            # The end of sequence by its id: what the checkpoint calls one may be other tokens.
-            ignore_eos=True,
-            stop_token_ids=self.stops,
-            logprobs=0 if self.with_log_probs else None,
-            flat_logprobs=self.with_log_probs,
-            detokenize=False,
+        settings = request_settings(
+            self.stops,
+            self.with_log_probs,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=request_seed(seed, key),
         )
+        return SamplingParams(**settings, flat_logprobs=self.with_log_probs)
 
     def _check(
         self, contexts: Sequence[Sequence[int]], n: int, temperature: float, top_p: float, max_new_tokens: int
@@ -151,16 +202,7 @@ class VllmSampler:
             )
         if any(not context for context in contexts):
             raise ValueError("a context is empty; it must hold at least one token")
-        if self.with_log_probs and temperature > 0:
-            mode = config.logprobs_mode
-            possible = {"raw_logprobs": temperature == 1, "processed_logprobs": top_p == 1}
-            if not possible.get(mode, False):
-                able = [name for name, can in possible.items() if can]
-                mend = f"make it with LLM(..., logprobs_mode={able[0]!r})" if able else "leave top_p at 1"
-                raise ValueError(
-                    f"the engine's {mode} are not those of the policy at temperature {temperature} and top_p {top_p}: "
-                    f"{mend}, or sample without log-probabilities"
-                )
+        check_log_probs(config.logprobs_mode, self.with_log_probs, temperature, top_p)
 
     def _sample(self, found: Any) -> Sample:
         token_ids = tuple(found.token_ids)
