@@ -106,25 +106,42 @@ def load_teacher(model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTo
         ValueError: the path holds no model.
     """
     path = model_args.model_name_or_path
-    revision = model_args.model_revision
+    tokenizer = load_tokenizer(model_args)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            revision=revision,
+            revision=model_args.model_revision,
             dtype=model_args.dtype,
             attn_implementation=model_args.attn_implementation or "sdpa",
             quantization_config=get_quantization_config(model_args),
             use_safetensors=True,
         )
+    except (OSError, ValueError) as error:
+        raise _no_teacher(path, error) from error
+    return model, tokenizer
+
+
+def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
+    """Loads a teacher's tokenizer.
+
+    Raises:
+        ValueError: the path holds none.
+    """
+    path = model_args.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=model_args.model_revision, padding_side="left")
     except (OSError, ValueError) as error:  # a folder without a tokenizer is a ValueError
-        raise ValueError(
-            f"no teacher at {path!r}: expected a model folder with config.json, model.safetensors and a tokenizer, or "
-            f"a model id that can be downloaded ({error})"
-        ) from error
+        raise _no_teacher(path, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
+
+
+def _no_teacher(path: str | None, error: Exception) -> ValueError:
+    return ValueError(
+        f"no teacher at {path!r}: expected a model folder with config.json, model.safetensors and a tokenizer, or a "
+        f"model id that can be downloaded ({error})"
+    )
 
 
 @torch.no_grad()

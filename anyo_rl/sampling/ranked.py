@@ -20,19 +20,19 @@ Rows = Sequence[Mapping[str, Any]]
 def path_rows(
     rows: Rows,
     samples_B_G: Sequence[Sequence[Sample]],
-    ranking: Ranking,
+    ranking: Ranking | None,
     tokens: Tokens,
     catalog: Catalog,
     *,
     seed: int,
-    cap: int | None,
+    cap: int | None = None,
 ) -> list[dict[str, Any]]:
     """Paths as rows of the paths table, without what the caller knows better: policy, split and model.
 
     Args:
         rows: B examples (`anyo_rl.task.Task.rows`).
         samples_B_G: what was sampled for each.
-        ranking: where each sample puts the target, B·G in a row, with the best item at least.
+        ranking: where each sample puts the target, B·G in a row, with the best item at least; `None` leaves that out.
         tokens: the teacher's tokenizer and marker.
         catalog: the catalog.
         seed: of the sampling call.
@@ -42,8 +42,8 @@ def path_rows(
     paths: list[dict[str, Any]] = []
     for row, samples in zip(rows, samples_B_G, strict=True):
         for index, sample in enumerate(samples):
-            place = len(paths)
-            completion, item, rank = tokens.decode(sample.token_ids), ranking.top_ids_B_K[place][0], ranking.ranks_B
+            completion = tokens.decode(sample.token_ids)
+            ranked = {} if ranking is None else _ranked(ranking, len(paths), titles, cap)
             paths.append(
                 {
                     "example_id": row["example_id"],
@@ -55,25 +55,32 @@ def path_rows(
                     "token_ids": list(sample.token_ids),
                     "token_log_probs": list(sample.log_probs) if sample.log_probs is not None else None,
                     "steps": list(parse(completion).steps),
-                    "item_id": item,
-                    "item_title": titles[item],
                     "target_id": row["target_id"],
                     "target_title": titles[row["target_id"]],
-                    "rank": int(rank[place]),
-                    "ranker": LikelihoodRanker.kind,
-                    "cap": cap,
-                    "rewards": json.dumps({"gain": float(ndcg(rank[place]))}),
                     "finish_reason": sample.finish_reason,
                     "seed": request_seed(seed, row["example_id"]),
+                    **ranked,
                 }
             )
     return paths
 
 
+def _ranked(ranking: Ranking, place: int, titles: Mapping[str, str], cap: int | None) -> dict[str, Any]:
+    item, rank = ranking.top_ids_B_K[place][0], int(ranking.ranks_B[place])
+    return {
+        "item_id": item,
+        "item_title": titles[item],
+        "rank": rank,
+        "ranker": LikelihoodRanker.kind,
+        "cap": cap,
+        "rewards": json.dumps({"gain": float(ndcg(rank))}),
+    }
+
+
 def ranked_paths(
     rows: Rows,
     sampler: Sampler,
-    ranker: LikelihoodRanker,
+    ranker: LikelihoodRanker | Catalog,
     tokens: Tokens,
     *,
     n: int,
@@ -89,7 +96,7 @@ def ranked_paths(
         rows: examples (`anyo_rl.task.Task.rows`), with a `hinted_prompt` where they are sampled from another prompt
             than they are ranked under and kept with.
         sampler: a sampler of the teacher.
-        ranker: the engine on the same weights.
+        ranker: the engine on the same weights; a catalog alone leaves items and ranks out.
         tokens: its tokenizer and marker.
         n: paths of each example.
         temperature: 0 is greedy.
@@ -104,9 +111,8 @@ def ranked_paths(
     paths: list[dict[str, Any]] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = rows[start : start + ROWS_AT_ONCE]
-        contexts = [tokens.context_ids(row["prompt"]) for row in batch]
         samples = sampler.sample(
-            [tokens.context_ids(row.get("hinted_prompt", row["prompt"])) for row in batch],
+            sampling_contexts(batch, tokens),
             n=n,
             temperature=temperature,
             top_p=top_p,
@@ -114,9 +120,18 @@ def ranked_paths(
             seed=seed,
             keys_B=[row["example_id"] for row in batch],
         )
+        if isinstance(ranker, Catalog):
+            paths += path_rows(batch, samples, None, tokens, ranker, seed=seed)
+            continue
+        contexts = [tokens.context_ids(row["prompt"]) for row in batch]
         ranking = rank_each(ranker, batch, contexts, samples, tokens, mask_history=mask_history)
         paths += path_rows(batch, samples, ranking, tokens, ranker.catalog, seed=seed, cap=ranker.cap)
     return paths
+
+
+def sampling_contexts(rows: Rows, tokens: Tokens) -> list[list[int]]:
+    """What paths of the rows are sampled from."""
+    return [tokens.context_ids(row.get("hinted_prompt", row["prompt"])) for row in rows]
 
 
 def rank_each(

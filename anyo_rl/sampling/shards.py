@@ -55,6 +55,7 @@ def run_shards(
     policy: str,
     arguments: Mapping[str, Any],
     make_paths: Callable[[Rows], list[dict[str, Any]]],
+    begin: Callable[[Rows], None] | None = None,
     lease_s: float = 300.0,
     poll_s: float = 1.0,
 ) -> None:
@@ -70,6 +71,7 @@ def run_shards(
             as `anyo_rl.run_folder.resolve` gives them.
         make_paths: gets the rows of a shard and gives their paths as rows of the paths table, `policy` aside. They
             must not depend on which rows come together: seeds belong to examples (`VllmSampler.sample` with `keys_B`).
+        begin: is told, before the first shard is made, the rows of all shards that are not done: for what works ahead.
         lease_s: a claim is void when it was not renewed for so long; more than a network folder may be behind.
         poll_s: how often others' shards are looked for.
 
@@ -95,7 +97,10 @@ def run_shards(
     folder.mkdir(parents=True, exist_ok=True)
     _settle(folder, manifest)
     fingerprint = _hash(manifest)
-    left = dict(enumerate(partition(len(rows), n_shards)))
+    parts = dict(enumerate(partition(len(rows), n_shards)))
+    left = {shard: part for shard, part in parts.items() if not _is_done(_file(folder, shard, n_shards), fingerprint)}
+    if begin is not None and left:
+        begin([rows[i] for part in left.values() for i in part])
     while left:
         busy = True
         for shard, part in list(left.items()):

@@ -1,0 +1,201 @@
+"""A sampling job: paths of a split's examples, in shards, by whatever engine and however many processes."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from trl import ModelConfig
+
+from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.config import RankArguments, TeacherArguments
+from anyo_rl.data.schema import DataError
+from anyo_rl.evaluation.evaluator import weights_of
+from anyo_rl.item_tokens import SEMANTIC_IDS, semantic_ids
+from anyo_rl.launch import LaunchError
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.sampling.ranked import ranked_paths, sampling_contexts
+from anyo_rl.sampling.ray_sampler import RaySampler, connect, has_gpus
+from anyo_rl.sampling.shards import Rows, run_shards
+from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.sampling.vllm_engine import RoundEngine
+from anyo_rl.stages import open_teacher
+from anyo_rl.task import Task
+from anyo_rl.teacher import load_teacher, load_tokenizer
+from anyo_rl.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SampleArguments(RankArguments):
+    """What is sampled, and by what."""
+
+    output_dir: str = field(default="runs/paths", metadata={"help": "The job's folder; processes may share it."})
+    sample_split: Literal["train", "validation", "test"] = field(
+        default="train", metadata={"help": "The examples that paths are sampled of."}
+    )
+    max_examples: int | None = field(default=None, metadata={"help": "Most examples, drawn by split_seed."})
+    n_samples: int = field(default=8, metadata={"help": "Paths of each example."})
+    temperature: float = field(default=1.0, metadata={"help": "At which they are sampled; 0 is greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
+    seed: int = field(default=0, metadata={"help": "Of the draws, which belong to the examples."})
+    n_shards: int = field(default=16, metadata={"help": "Parts that the work comes in; a kill costs one."})
+    engine: Literal["hf", "vllm", "ray"] = field(
+        default="hf",
+        metadata={"help": "transformers, a vLLM engine in each process, or vLLM engines in a Ray cluster."},
+    )
+    n_engines: int = field(default=1, metadata={"help": "vLLM engines in the Ray cluster."})
+    gpu_memory_utilization: float = field(
+        default=0.6,
+        metadata={"help": "Share of a GPU's memory for a vLLM engine; the model that ranks needs its own."},
+    )
+    log_probs: bool = field(default=False, metadata={"help": "Keep the log-probability of each token."})
+    rank: bool = field(default=True, metadata={"help": "Rank the target after each path; if not, ranks are null."})
+    policy: str | None = field(
+        default=None, metadata={"help": "Name of the weights in the table; their path if unset."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the chat template is told, as in training (in YAML)."}
+    )
+
+
+def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArguments, args: SampleArguments) -> None:
+    """Does what is left of a job, and returns when all of it is done, here or by other processes.
+
+    Args:
+        task: the data.
+        model_args: the teacher, and how it is loaded.
+        teacher_args: the marker and the length of a reasoning.
+        args: the rest.
+
+    Raises:
+        DataError: the teacher cannot be sampled from with this engine.
+        LaunchError: the processes would fight for a GPU.
+        JobError: the folder is of another job.
+    """
+    folder, teacher = Path(args.output_dir), model_args.model_name_or_path
+    with_engine = args.engine != "hf"
+    _check(model_args, args)
+    model = None
+    if args.rank or not with_engine:
+        open_it = partial(open_teacher, folder, task, teacher, model_args, teacher_args, args.seed)
+        opened = open_it(args.chat_template_kwargs)
+        model, tokens, catalog = opened.model, opened.tokens, opened.catalog
+    else:
+        tokens = Tokens.of(load_tokenizer(model_args), teacher_args.marker_token, args.chat_template_kwargs)
+        ids = semantic_ids(folder, task, teacher_args, teacher, partial(load_teacher, model_args), args.seed)
+        catalog = build_catalog(task.interactions.items, tokens, ids)
+    if with_engine and teacher_args.item_tokens == "semantic_id" and not (Path(teacher) / SEMANTIC_IDS).is_file():
+        raise DataError(f"{teacher} has no {SEMANTIC_IDS}, and vLLM cannot add their tokens: train it on them first")
+    rows = task.rows(task.split(args.sample_split, args.max_examples), catalog, tokens)
+    asked: dict[str, Any] = {
+        "n": args.n_samples,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "max_new_tokens": teacher_args.max_reasoning_tokens,
+        "seed": args.seed,
+    }
+    cap, budget = args.rank_cap or None, args.rank_node_budget or None
+    ranker = LikelihoodRanker(catalog, model, cap=cap, node_budget=budget) if args.rank else catalog
+    engine = _Engine(model_args, args, model, tokens, asked)
+
+    def make_paths(part: Rows) -> list[dict[str, Any]]:
+        paths = ranked_paths(part, engine.sampler, ranker, tokens, mask_history=task.args.mask_history, **asked)
+        return [{**path, "split": args.sample_split, "model": teacher} for path in paths]
+
+    ranks = {"rank_cap": cap, "rank_node_budget": budget, "mask_history": task.args.mask_history}
+    try:
+        run_shards(
+            rows,
+            folder,
+            n_shards=args.n_shards,
+            n_samples=args.n_samples,
+            policy=args.policy or teacher,
+            arguments={
+                **asked,
+                **(ranks if args.rank else {}),
+                # Draws of Ray's engines are those of vLLM's in each process.
+                "engine": "vllm" if with_engine else "hf",
+                "log_probs": args.log_probs,
+                "dtype": model_args.dtype,
+                "marker": tokens.marker_id,
+                "item_tokens": catalog.tree.fingerprint,
+                "weights": weights_of(teacher),
+                "split": args.sample_split,
+            },
+            make_paths=make_paths,
+            begin=engine.begin,
+        )
+    finally:
+        engine.close()
+
+
+def _check(model_args: ModelConfig, args: SampleArguments) -> None:
+    if not model_args.model_name_or_path:
+        raise DataError("no model_name_or_path: name the teacher's folder, such as runs/toy/sft/teacher")
+    if args.n_engines != 1 and args.engine != "ray":
+        raise DataError(
+            f"n_engines is {args.n_engines} and engine {args.engine}: only ray has several in one job. Start more "
+            "processes on the same output_dir, or set engine to ray"
+        )
+    if args.engine != "hf" and torch.cuda.is_available() and PartialState().num_processes > 1:
+        raise LaunchError(
+            "processes of one launch would start their vLLM engines on the same GPU: start plain processes on one "
+            "output_dir, each with a CUDA_VISIBLE_DEVICES of its own, or take engine ray"
+        )
+
+
+class _Engine:
+    """The sampler of a job, which is started once there is something to do."""
+
+    def __init__(
+        self, model_args: ModelConfig, args: SampleArguments, model: Any, tokens: Tokens, asked: Mapping[str, Any]
+    ) -> None:
+        self.model_args, self.args, self.model, self.tokens, self.asked = model_args, args, model, tokens, asked
+        self.sampler: Any = None
+        self._engine: RoundEngine | None = None
+
+    def begin(self, rows: Rows) -> None:
+        """Starts it for the rows that are left."""
+        args, teacher = self.args, str(self.model_args.model_name_or_path)
+        if args.engine == "hf":
+            self.sampler = TransformersSampler(self.model, self.tokens, with_log_probs=args.log_probs)
+            return
+        contexts = sampling_contexts(rows, self.tokens)
+        given = self.model_args.dtype
+        settings: dict[str, Any] = {"dtype": None if given == "auto" else given}
+        length = max(map(len, contexts), default=0) + self.asked["max_new_tokens"]
+        if args.log_probs and args.temperature not in (0, 1):
+            settings["logprobs_mode"] = "processed_logprobs"
+        if args.engine == "vllm":
+            on_gpu = torch.cuda.is_available()
+            settings |= {"gpu_memory_utilization": args.gpu_memory_utilization} if on_gpu else {}
+            self._engine = RoundEngine(max_model_len=length, on_gpu=on_gpu, **settings)
+            self.sampler = self._engine.sampler_for(teacher, self.tokens, with_log_probs=args.log_probs)
+            return
+        connect(n_cpus=args.n_engines + 1)
+        on_gpu = has_gpus(args.n_engines)
+        settings |= {"gpu_memory_utilization": args.gpu_memory_utilization} if on_gpu else {}
+        ray_sampler = RaySampler(
+            teacher,
+            self.tokens,
+            n_engines=args.n_engines,
+            max_model_len=length,
+            on_gpu=on_gpu,
+            with_log_probs=args.log_probs,
+            settings=settings,
+        )
+        ray_sampler.ahead(contexts, keys_B=[row["example_id"] for row in rows], **self.asked)
+        self.sampler = ray_sampler
+
+    def close(self) -> None:
+        """Stops what runs beside this process."""
+        if self._engine is not None:
+            self._engine.close()
+        if isinstance(self.sampler, RaySampler):
+            self.sampler.close()

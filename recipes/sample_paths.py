@@ -1,0 +1,52 @@
+"""Samples reasoning paths of a teacher and ranks the target after each: a job in shards, which processes may share.
+
+    python recipes/sample_paths.py --model_name_or_path runs/toy/sft/teacher --output_dir runs/toy/train-paths
+    accelerate launch --config_file accelerate_configs/cpu_2.yaml recipes/sample_paths.py --model_name_or_path …
+    python recipes/sample_paths.py --engine ray --n_engines 2 --model_name_or_path … --output_dir …
+
+Started several times on one folder, on one machine or on many, the processes share the work. Killed at any moment, the
+same command goes on. `anyo_rl.sampling.shards.read_paths` reads the paths. See docs/sampling.md.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from trl import ModelConfig
+
+from anyo_rl.config import TeacherArguments, parse, plain_errors
+from anyo_rl.data.schema import DataError
+from anyo_rl.launch import LaunchError, check_launch
+from anyo_rl.sample_job import SampleArguments, sample_job
+from anyo_rl.sampling.shards import JobError, read_paths
+from anyo_rl.task import DataArguments, load_task
+
+
+@plain_errors(DataError, LaunchError, JobError)
+def main() -> None:
+    """Parse, sample, count."""
+    args, data_args, model_args, teacher_args, _ = parse(
+        (SampleArguments, DataArguments, ModelConfig, TeacherArguments)
+    )
+    state = PartialState(cpu=not torch.cuda.is_available())
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s [{os.getpid()}] %(message)s")
+    check_launch()
+    with plain_errors(ValueError):
+        sample_job(load_task(data_args), model_args, teacher_args, args)
+    if state.is_main_process:
+        folder = Path(args.output_dir)
+        paths = read_paths(folder)
+        finished = (paths["finish_reason"] == "stop").mean()
+        print(f"{len(paths)} paths of {paths['example_id'].n_unique()} examples, {finished:.1%} reached their end")
+        if args.rank:
+            print(
+                f"target: first after {(paths['rank'] == 1).mean():.1%} of them, in the first ten after "
+                f"{(paths['rank'] <= 10).mean():.1%}"
+            )
+        print(f"paths: {folder}/shard-*.parquet")
+
+
+if __name__ == "__main__":
+    main()
