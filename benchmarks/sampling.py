@@ -3,21 +3,25 @@
 python benchmarks/sampling.py --json sampling.json                       a tiny teacher made here
 python benchmarks/sampling.py --model_name_or_path PATH --marker_token "<file_sep>" --contexts 16 --n 4
 
-All write completions of the same contexts: prompts of the toy world. Numbers are new tokens a second, the best of
-`--repeats` rounds that take turns, the prefix cache empty at the start of each; `ratio` is ours over the peer's.
+All write completions of the same contexts, prompts of the toy world, by the same parameters. They take turns for
+`--repeats` rounds, each first as often as the others, the prefix cache empty at the start of each run. Numbers are
+medians of new tokens a second. `ratio` is the median of ours over the peer's in the same round, so that other work on
+the machine meets both, and `low` and `high` are its 95% interval by order statistics, which takes 6 rounds or more.
 `agree` says for the bare engine that it wrote the very same tokens, and for transformers which share of greedy
 completions is the same.
 """
 
 import argparse
-import os
+import math
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from report import report
 from transformers import PreTrainedModel
 from trl import ModelConfig
@@ -25,6 +29,7 @@ from trl import ModelConfig
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.sampling.vllm_engine import make_engine, stop_engine
 from anyo_rl.sampling.vllm_sampler import VllmSampler
 from anyo_rl.task import DataArguments, load_task
 from anyo_rl.teacher import load_teacher, make_tiny_teacher, save_teacher, train_tokenizer
@@ -47,19 +52,30 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[PreTrainedModel, Token
     return model.eval(), tokens, path, [tokens.context_ids(row["prompt"]) for row in rows]
 
 
-def best(
+def speeds(
     repeats: int, reset: Callable[[], Any], *runs: Callable[[], list[list[tuple[int, ...]]]]
-) -> list[tuple[float, Any]]:
-    """For each run the most new tokens a second, and what it wrote; they take turns."""
-    found: list[tuple[float, Any]] = [(0.0, None)] * len(runs)
-    for _ in range(repeats):
-        for i, run in enumerate(runs):
+) -> tuple[NDArray[np.float64], list[Any]]:
+    """New tokens a second by run and round, and what each run wrote last."""
+    found, written = np.zeros((len(runs), repeats)), [None] * len(runs)
+    for repeat in range(repeats):
+        for place in range(len(runs)):
+            i = (place + repeat) % len(runs)
             reset()
             began = time.perf_counter()
-            written = run()
+            written[i] = completions = runs[i]()
             seconds = time.perf_counter() - began
-            found[i] = max(found[i][0], sum(len(ids) for row in written for ids in row) / seconds), written
-    return found
+            found[i, repeat] = sum(len(ids) for row in completions for ids in row) / seconds
+    return found, written
+
+
+def median_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The narrowest pair of order statistics, equally far from both ends, that holds the median in 95% of cases."""
+    n, place, outside = len(values), -1, 0.0
+    while place + 1 < n / 2 and outside + 2 * math.comb(n, place + 1) / 2**n <= 0.05:
+        place += 1
+        outside += 2 * math.comb(n, place) / 2**n
+    ordered = np.sort(values)
+    return (float(ordered[place]), float(ordered[n - 1 - place])) if place >= 0 else (None, None)
 
 
 def ids_of(samples_B_G: list[list[Sample]]) -> list[list[tuple[int, ...]]]:
@@ -73,32 +89,15 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=64)
     parser.add_argument("--n", type=int, default=8, help="completions of each")
     parser.add_argument("--max_new_tokens", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=9, help="rounds in which each has its turn")
     parser.add_argument("--batch_size", type=int, default=256, help="completions at once, of transformers")
     parser.add_argument("--max_num_seqs", type=int, default=256, help="completions at once, of vLLM")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
-    for name, value in {
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "1",
-        "TORCH_COMPILE_DISABLE": "1",  # compiling takes longer than what is measured
-    }.items():
-        os.environ.setdefault(name, value)
-    from vllm import LLM
-
     with tempfile.TemporaryDirectory() as folder:
         model, tokens, path, contexts = load(args, Path(folder))
-        llm = LLM(
-            path,
-            dtype="float32",
-            max_model_len=max(map(len, contexts)) + args.max_new_tokens,
-            max_num_seqs=args.max_num_seqs,
-            block_size=32,
-            enforce_eager=True,
-            enable_chunked_prefill=torch.cuda.is_available(),  # see VllmSampler
-            disable_log_stats=True,
-        )
+        length = max(map(len, contexts)) + args.max_new_tokens
+        llm = make_engine(path, max_model_len=length, max_num_seqs=args.max_num_seqs, dtype="float32")
     if torch.cuda.is_available():
         model.cuda()
     asked: dict[str, Any] = {"n": args.n, "temperature": 1.0, "max_new_tokens": args.max_new_tokens, "seed": 0}
@@ -106,7 +105,7 @@ def main() -> None:
     notes = [
         f"{size / 1e6:.1f}M parameters, fp32, {torch.get_num_threads()} threads; {len(contexts)} contexts of "
         f"{sum(map(len, contexts)) / len(contexts):.0f} tokens on average, {args.n} completions each of up to "
-        f"{args.max_new_tokens} tokens, best of {args.repeats}"
+        f"{args.max_new_tokens} tokens, {args.repeats} rounds"
     ]
     rows = []
     for with_log_probs in (False, True):
@@ -122,7 +121,7 @@ def main() -> None:
         in_hand = TransformersSampler(model, tokens, args.batch_size, with_log_probs)
         ours.sample(contexts[:4], **asked)  # whatever is set up at the first call
         in_hand.sample(contexts[:1], **asked)
-        (own, written), (engine, expected), (plain, _) = best(
+        found, (written, expected, _) = speeds(
             args.repeats,
             llm.reset_prefix_cache,
             lambda ours=ours, keys=keys: ids_of(ours.sample(contexts, keys_B=keys, **asked)),
@@ -133,10 +132,13 @@ def main() -> None:
         pairs = zip(ids_of(ours.sample(contexts, **greedy)), ids_of(in_hand.sample(contexts, **greedy)), strict=True)
         same = sum(a == b for a, b in pairs) / len(contexts)
         unit = f"tokens/s{' with log-probs' if with_log_probs else ''}"
-        for peer, value, agree in (("bare engine", engine, written == expected), ("transformers", plain, same)):
-            row = {"name": f"vLLM sampler against {peer}, {unit}", "ours": round(own, 1), "peer": round(value, 1)}
-            rows.append(row | {"ratio": round(own / value, 2), "agree": agree})
-    llm.llm_engine.engine_core.shutdown()
+        for peer, speed, agree in (("bare engine", found[1], written == expected), ("transformers", found[2], same)):
+            row = {"name": f"vLLM sampler against {peer}, {unit}", "ours": round(float(np.median(found[0])), 1)}
+            ratios = found[0] / speed
+            low, high = (value if value is None else round(value, 3) for value in median_interval(ratios))
+            row |= {"peer": round(float(np.median(speed)), 1), "ratio": round(float(np.median(ratios)), 3)}
+            rows.append(row | {"low": low, "high": high, "agree": agree})
+    stop_engine(llm)
     report(rows, args.json, notes)
 
 
