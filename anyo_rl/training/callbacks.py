@@ -10,6 +10,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from anyo_rl.training.validation import METRIC
 
+BEST = f"eval_{METRIC}"
+
 
 def check_saves(args: TrainingArguments) -> None:
     """Checks that every checkpoint comes with a validation, so that the best one can be told.
@@ -32,8 +34,13 @@ def check_saves(args: TrainingArguments) -> None:
         )
 
 
-def keep_best(args: TrainingArguments, stage_dir: Path) -> TrainingArguments:
+def keep_best(args: TrainingArguments, stage_dir: Path, metric: str = BEST) -> TrainingArguments:
     """A copy of the arguments for a stage: its folder, and the checkpoint with the best validation NDCG@10 is kept.
+
+    Args:
+        args: the settings.
+        stage_dir: where checkpoints go.
+        metric: what the best one is best at, in place of NDCG@10; of a loss (`eval_loss`) the least is best.
 
     Raises:
         ValueError: see `check_saves`.
@@ -42,8 +49,8 @@ def keep_best(args: TrainingArguments, stage_dir: Path) -> TrainingArguments:
     args = copy.copy(args)  # `replace` would run checks again that refuse values which they derived themselves
     args.output_dir = str(stage_dir)
     args.load_best_model_at_end = True
-    args.metric_for_best_model = f"eval_{METRIC}"
-    args.greater_is_better = True
+    args.metric_for_best_model = metric
+    args.greater_is_better = not metric.endswith("loss")
     if args.save_total_limit == 1:
         args.save_total_limit = 2  # with 1 the last checkpoint is deleted before the teacher is saved
     args.restore_callback_states_from_checkpoint = True  # else early stopping forgets how long it has waited
@@ -70,11 +77,15 @@ def latest_checkpoint(stage_dir: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def best_checkpoint(stage_dir: Path) -> Path | None:
+def best_checkpoint(stage_dir: Path, metric: str = BEST) -> Path | None:
     """The checkpoint with the best validation, or the newest where that one was not saved.
 
     `None` where training made nothing better: the validation before the first step (`eval_on_start`) beats all later
     ones. The folder may have been moved since: only the name of a checkpoint counts.
+
+    Args:
+        stage_dir: where the checkpoints are.
+        metric: as `keep_best` had it.
 
     Raises:
         FileNotFoundError: there is no complete checkpoint.
@@ -83,9 +94,9 @@ def best_checkpoint(stage_dir: Path) -> Path | None:
     if newest is None:
         raise FileNotFoundError(f"no complete checkpoint in {stage_dir}, expected one at the end of training")
     state = json.loads((newest / "trainer_state.json").read_text())
-    metric = f"eval_{METRIC}"
     at_start = [row[metric] for row in state["log_history"] if row["step"] == 0 and metric in row]
-    if at_start and state["best_metric"] is not None and at_start[0] > state["best_metric"]:
+    sign = -1 if metric.endswith("loss") else 1
+    if at_start and state["best_metric"] is not None and sign * at_start[0] > sign * state["best_metric"]:
         return None
     named = state["best_model_checkpoint"]
     best = stage_dir / Path(named).name if named else newest
