@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, ACCENT, SOFT = "#100001", "#100002", "#100003", "#100004", "#100005"
 CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", SOFT: "--accent-soft"}
+COLOURS = {"ink": "#1c1b1a", "muted": "#6f6b66", "rule": "#e6e2dc", "accent": "#0b6e6e", "accent-soft": "#b9dcda"}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "anyo-rl",  # the same run gives the same file
@@ -190,6 +191,13 @@ def small_plot(steps: Sequence[float], values: Sequence[float], name: str) -> st
         axes.tick_params(labelsize=7)
         axes.margins(x=0.02, y=0.12)
     return done[0]
+
+
+def standalone(svg: str) -> str:
+    """A plot as a file of its own, with the colours of a light page."""
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(f"var(--{variable})", colour)
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background: white" ', 1)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
