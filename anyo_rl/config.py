@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from accelerate import PartialState
 from trl import TrlParser
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
-from anyo_rl.launch import LaunchError
+from anyo_rl.launch import LaunchError, whole_weights
 from anyo_rl.run_folder import RunFolderError
 from anyo_rl.training.credit import Credit, StepSource
 from anyo_rl.training.objectives import ItemLoss, ProcessReduction
 from anyo_rl.training.pairs import PairGain
 from anyo_rl.training.reward_timeout import OnTimeout
 from anyo_rl.training.written import ItemEncoder, RankerKind
+from anyo_rl.values.prm import Prm
 
 
 @dataclass
@@ -133,8 +135,9 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
     )
     step_values: StepSource = field(
         default="forced_answer",
-        metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo."},
+        metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo, prm."},
     )
+    prm: str | None = field(default=None, metadata={"help": "Folder of the PRM (prm/model of its run)."})
     n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
     process_reduction: ProcessReduction = field(
         default="mean", metadata={"help": "Of the gains of process: mean, or sum, which pays for more steps."}
@@ -144,14 +147,16 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
     )
 
     def credit(self) -> Credit | None:
-        """What steps are credited with, if not with the outcome.
+        """What steps are credited with, if not with the outcome; a PRM is loaded whole, on this process's device.
 
         Raises:
-            ValueError: a setting is unknown or out of its range.
+            ValueError: a setting is unknown or out of its range, or there is no PRM.
         """
         if self.advantages == "outcome":
             return None
-        return Credit(self.advantages, self.step_values, self.n_continuations, self.process_reduction)
+        with whole_weights():
+            prm = Prm.load(self.prm, device=PartialState().device) if self.prm else None
+        return Credit(self.advantages, self.step_values, self.n_continuations, self.process_reduction, prm)
 
 
 @dataclass
@@ -206,6 +211,42 @@ class PairArguments:
         default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
     )
     baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+
+
+@dataclass
+class PrmArguments(RankArguments):
+    """What a process reward model is trained on, and how its labels are made."""
+
+    paths: str | None = field(
+        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
+    )
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Most training examples whose paths are labelled; all if unset."}
+    )
+    step_values: Literal["forced_answer", "monte_carlo"] = field(
+        default="forced_answer", metadata={"help": "What labels a state between steps: forced_answer, monte_carlo."}
+    )
+    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    n_validation_continuations: int | None = field(
+        default=None,
+        metadata={"help": "The same for validation users, whose labels quality is measured with; as many if unset."},
+    )
+    n_validation_paths: int = field(default=4, metadata={"help": "Paths sampled of each validation example."})
+    temperature: float = field(default=1.0, metadata={"help": "At which reasonings are sampled."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
+    n_shards: int = field(
+        default=16, metadata={"help": "Parts that sampling and labelling come in; a kill costs one."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+    )
+
+    def __post_init__(self) -> None:
+        counts = ("n_continuations", "n_validation_continuations", "n_validation_paths", "n_shards", "max_examples")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more")
 
 
 def parse(

@@ -49,6 +49,7 @@ def main() -> None:
         rewards = limit_time(rewards, reasoner_args.reward_timeout_s, reasoner_args.reward_on_timeout)
         check_rewards(rewards, training_args)
         check_saves(training_args)
+        reasoner_args.credit()  # a wrong setting, or no PRM, is said before a warm start
     with plain_errors(ValueError):
         warm_start = parse_warm_start(reasoner_args, config, training_args, teacher_args)
     arguments = resolve(data_args, model_args, teacher_args, reasoner_args, training_args)

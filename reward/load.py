@@ -37,6 +37,7 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "repetition": ("reward.repetition.RepetitionReward", {}),
     "cf": ("reward.cf.CfReward", {}),
     "judge": ("reward.judge.JudgeReward", {}),
+    "process": ("reward.process.ProcessReward", {}),
 }
 
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.

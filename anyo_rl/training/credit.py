@@ -12,9 +12,10 @@ from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sampler
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.objectives import ProcessReduction, Scale, process_advantages, progress_advantages
+from anyo_rl.values.prm import Prm
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
 
-StepSource = Literal["forced_answer", "monte_carlo"]
+StepSource = Literal["forced_answer", "monte_carlo", "prm"]
 StepAdvantages = Literal["progress", "process"]
 
 
@@ -26,18 +27,20 @@ class Credit:
         advantages: `progress` (the path's reward, less what was gained before the step) or `process` (what this step
             and those after it gained); see `anyo_rl.training.objectives`.
         step_values: the gain of a `forced_answer`, or the mean gain of `n_continuations` sampled from a state
-            (`monte_carlo`); see `anyo_rl.values.step_values`.
+            (`monte_carlo`), see `anyo_rl.values.step_values`; or the scores of a `prm`.
         n_continuations: for `monte_carlo`, 1 or more.
         reduction: for `process`.
+        prm: for `prm`, of a teacher with the same tokenizer.
 
     Raises:
-        ValueError: an unknown name, or less than one continuation.
+        ValueError: an unknown name, less than one continuation, or no PRM where one is to be asked.
     """
 
     advantages: StepAdvantages = "progress"
     step_values: StepSource = "forced_answer"
     n_continuations: int = 4
     reduction: ProcessReduction = "mean"
+    prm: Prm | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -49,6 +52,8 @@ class Credit:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
         if self.n_continuations < 1:
             raise ValueError(f"n_continuations is {self.n_continuations}: expected 1 or more")
+        if (self.step_values == "prm") != (self.prm is not None):
+            raise ValueError("step_values prm and a PRM go together: set prm to the folder of one, or leave it out")
 
     def values(
         self,
@@ -62,6 +67,10 @@ class Credit:
         **sampling: Any,
     ) -> list[np.ndarray]:
         """Values before the steps of each completion, at least one; `sampling` as `monte_carlo_values` takes it."""
+        if self.prm is not None:
+            self.prm.check_texts(completion_ids_B, [tokens.decode(ids) for ids in completion_ids_B])
+            scores_B = self.prm.scores([tokens.context_ids(row["prompt"]) for row in rows], completion_ids_B)
+            return [scores[: max(1, len(scores) - 1)] for scores in scores_B]
         if self.step_values == "forced_answer":
             return forced_answer_values(rows, completion_ids_B, ranker, tokens, mask_history=mask_history)
         asked = {"n": self.n_continuations, "mask_history": mask_history, **sampling}

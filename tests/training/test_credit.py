@@ -102,9 +102,30 @@ def test_the_last_step_ends_with_the_outcome(small_tokens):
     torch.testing.assert_close(found[:, [first, last]], steps)
 
 
+def test_a_prm_gives_the_values_before_steps(small_tokens):
+    """Its scores less the one after the last step, which the outcome stands for; one where there is no step."""
+    ids = [small_tokens.tokenizer.encode(text, add_special_tokens=False) for text in ("x\ny", "")]
+    asked = []
+
+    class Fixed:
+        def check_texts(self, completion_ids_B, texts_B):
+            assert texts_B == ["x\ny", ""]
+
+        def scores(self, prompt_ids_B, completion_ids_B):
+            asked.append(prompt_ids_B)
+            return [np.array([0.2, 0.5, 0.9]), np.array([0.3])]
+
+    rows = [{"prompt": "Alien\n"}, {"prompt": "mug\n"}]
+    credit = Credit(step_values="prm", prm=Fixed())
+    found = credit.values(rows, ids, None, None, small_tokens, mask_history=False)
+    assert [values.tolist() for values in found] == [[0.2, 0.5], [0.3]]
+    assert asked == [[small_tokens.context_ids(row["prompt"]) for row in rows]]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"step_values": "prm"}, "step_values prm and a PRM go together"),
         ({"advantages": "outcome"}, "advantages is 'outcome': expected one of progress, process"),
         ({"step_values": "judge"}, "step_values is 'judge'"),
         ({"n_continuations": 0}, "n_continuations is 0: expected 1 or more"),
