@@ -34,9 +34,10 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next(name for name in ("sft", "grpo", "dpo", "star", "rationales") if name in path.stem.split("_"))
+    kind = next(name for name in ("sft", "grpo", "dpo", "star", "rationales", "prm") if name in path.stem.split("_"))
     trains = kind != "rationales"
-    recipe = importlib.import_module(f"recipes.{kind}_teacher" if trains else "recipes.make_rationales")
+    others = {"rationales": "make_rationales", "prm": "train_prm"}
+    recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
     def keep(types, **kwargs):
         raise Parsed(types, kwargs.get("defaults"))

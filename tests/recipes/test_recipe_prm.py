@@ -1,0 +1,117 @@
+"""A PRM from the smoke run: as documented, killed and resumed, as a reward, and with LoRA on two processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from trl import ModelConfig
+
+from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.sampling.ranked import ranked_paths
+from anyo_rl.sampling.shards import run_shards
+from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.task import DataArguments, load_task
+from anyo_rl.teacher import load_teacher
+from anyo_rl.tokens import Tokens
+from anyo_rl.values.prm import Prm
+
+SMOKE = Path(__file__).parent / "configs"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def job(finished_run, tmp_path) -> Path:
+    """A sampling job of two paths for each of a few training examples."""
+    task = load_task(
+        DataArguments(**yaml.safe_load((finished_run.folder / "config.yaml").read_text())["DataArguments"])
+    )
+    model, tokenizer = load_teacher(ModelConfig(str(finished_run.teacher), dtype="float32"))
+    tokens = Tokens.of(tokenizer)
+    catalog = build_catalog(task.interactions.items, tokens)
+    rows = task.rows(task.split("train").head(12), catalog, tokens)
+    sampler, ranker = TransformersSampler(model, tokens), LikelihoodRanker(catalog, model)
+
+    def make_paths(rows):
+        paths = ranked_paths(rows, sampler, ranker, tokens, n=2, max_new_tokens=16)
+        return [{**path, "split": "train"} for path in paths]
+
+    job = {"n_shards": 2, "n_samples": 2, "policy": "sft", "arguments": {}, "make_paths": make_paths}
+    run_shards(rows, tmp_path / "job", **job)
+    return tmp_path / "job"
+
+
+def flags(finished_run, job: Path, run: Path) -> tuple[object, ...]:
+    start = ("--model_name_or_path", finished_run.teacher, "--paths", job)
+    return ("--config", SMOKE / "prm.yaml", *start, "--output_dir", run)
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "prm" / "model" / "model.safetensors")
+
+
+def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, launcher, job, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    output = launcher.finish("train_prm", *flags(finished_run, job, whole))
+    assert f"PRM: {whole / 'prm' / 'model'}" in output
+    quality = json.loads((whole / "prm" / "quality.json").read_text())
+    assert (quality["n_examples"], quality["n_paths"]) == (8, 16)
+    assert 0 <= quality["calibration"]["ece"] <= 1
+    assert "Spearman within an example" in (whole / "prm" / "quality.md").read_text()
+    assert (whole / "prm" / "calibration.svg").read_text().startswith("<svg xmlns=")
+    labels = {
+        split: pl.read_parquet(whole / "prm" / "labels" / f"{split}.parquet") for split in ("train", "validation")
+    }
+    assert {split: len(frame) for split, frame in labels.items()} == {"train": 24, "validation": 16}
+    for frame in labels.values():
+        assert frame["step_values"].list.len().min() >= 1
+        assert frame["step_values"].explode().is_between(0, 1).all()
+    assert set(labels["train"]["user_id"]).isdisjoint(labels["validation"]["user_id"])
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4]
+
+    # Killed between its labels and its end: the labels are made once.
+    state = broken / "prm" / "checkpoint-2" / "trainer_state.json"
+    launcher.start("train_prm", *flags(finished_run, job, broken)).kill_when(state.exists)
+    assert not (broken / "prm" / "model").exists()
+    made = (broken / "prm" / "labels" / "train.parquet").stat().st_mtime_ns
+    launcher.finish("train_prm", *flags(finished_run, job, broken))
+    assert (broken / "prm" / "labels" / "train.parquet").stat().st_mtime_ns == made
+    resumed, end = weights(broken), weights(whole)
+    for name in end:
+        np.testing.assert_array_equal(resumed[name], end[name], err_msg=name)
+    assert (broken / "prm" / "quality.json").read_text() == (whole / "prm" / "quality.json").read_text()
+
+    prm = Prm.load(whole / "prm" / "model")
+    scores = prm.scores(labels["train"]["prompt_ids"].to_list(), labels["train"]["token_ids"].to_list())
+    assert [len(one) for one in scores] == labels["train"]["step_values"].list.len().to_list()
+
+    # GRPO takes it as a reward, and as the values of states between steps.
+    model, config, run = str(whole / "prm" / "model"), tmp_path / "grpo.yaml", tmp_path / "grpo"
+    settings = yaml.safe_load((SMOKE / "grpo.yaml").read_text()) | {"reward_kwargs": {"process": {"model": model}}}
+    config.write_text(yaml.safe_dump(settings))
+    asked = ("--reward_funcs", "ndcg", "process", "--advantages", "progress", "--step_values", "prm", "--prm", model)
+    short = finished_run.short_flags(*asked, "--output_dir", run)
+    launcher.finish("grpo_teacher", "--config", config, *short[2:])
+    (row,) = [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "values/first" in r]
+    assert 0 < row["values/first"] < 1
+    assert 0 <= row["rewards/process/mean"] <= 1
+
+
+def test_two_processes_label_and_train_together_with_lora(finished_run, launcher, job, tmp_path):
+    lora = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--step_values", "monte_carlo")
+    run, many = tmp_path / "run", ("--use_cpu", "--max_steps", 2)
+    launcher.finish("train_prm", *flags(finished_run, job, run), *lora, *many, config="cpu_2.yaml")
+    start, end = load_file(finished_run.teacher / "model.safetensors"), weights(run)
+    body = start.keys() & end.keys()
+    assert end.keys() - body == {"score.weight", "score.bias"}
+    changed = {name for name in body if not np.array_equal(start[name], end[name])}
+    assert changed == {name for name in body if "q_proj" in name or "v_proj" in name}
+    assert len(pl.read_parquet(run / "prm" / "labels" / "train.parquet")) == 24
+    assert not (run / "prm" / "labels" / "train").exists()
