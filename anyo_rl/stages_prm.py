@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,7 @@ def train_prm(
     return folder
 
 
-def load_trained(checkpoint: Path, start: Any) -> PreTrainedModel:
+def load_trained(checkpoint: Path, start: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """The model of a checkpoint: whole, or LoRA adapters and their head merged into what `start` gives."""
     if (checkpoint / "adapter_config.json").exists():
         return PeftModel.from_pretrained(start(), checkpoint).merge_and_unload()
