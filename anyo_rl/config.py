@@ -171,6 +171,12 @@ class StarArguments(RankArguments, ComparisonArguments):
     temperature: float = field(default=1.0, metadata={"help": "At which paths are sampled."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
     n_shards: int = field(default=16, metadata={"help": "Parts that a round's sampling comes in; a kill costs one."})
+    engine: Literal["hf", "vllm"] = field(
+        default="hf", metadata={"help": "Samples with transformers, or with a vLLM engine that each round starts."}
+    )
+    gpu_memory_utilization: float = field(
+        default=0.6, metadata={"help": "Share of a GPU's memory for the vLLM engine, beside the model that ranks."}
+    )
     least_gain: float = field(default=0.5, metadata={"help": "NDCG of the target that a path needs: .5 is rank 3."})
     most_per_example: int = field(default=2, metadata={"help": "Most paths kept of an example."})
     most_per_item: int = field(

