@@ -6,7 +6,7 @@ from trl import ModelConfig
 
 from anyo_rl.config import TeacherArguments
 from anyo_rl.data.schema import DataError
-from anyo_rl.sample_job import SampleArguments, sample_job
+from anyo_rl.sample_job import JobEngine, SampleArguments, sample_job
 from anyo_rl.sampling.seeds import request_seed
 from anyo_rl.sampling.shards import JobError, read_paths
 from anyo_rl.task import DataArguments, load_task
@@ -50,6 +50,15 @@ def test_without_ranks_the_rest_is_the_same(job):
     assert ranked.select(ranks).null_count().sum_horizontal().item() == 0
     with pytest.raises(JobError, match="rank_cap=1000, now 'unset'"):
         job("ranked", rank=False)
+
+
+def test_an_engine_is_not_started_for_nothing(job, monkeypatch):
+    begun = []
+    begin = JobEngine.begin
+    monkeypatch.setattr(JobEngine, "begin", lambda self, rows: (begun.append(len(rows)), begin(self, rows)))
+    once = job("once")
+    assert job("once").equals(once)
+    assert begun == [6]
 
 
 def test_what_cannot_be_done_is_said(job):
