@@ -7,8 +7,9 @@ All write completions of the same contexts, prompts of the toy world, by the sam
 `--repeats` rounds, each first as often as the others, the prefix cache empty at the start of each run. Numbers are
 medians of new tokens a second. `ratio` is the median of ours over the peer's in the same round, so that other work on
 the machine meets both, and `low` and `high` are its 95% interval by order statistics, which takes 6 rounds or more.
-`agree` says for the bare engine that it wrote the very same tokens, and for transformers which share of greedy
-completions is the same.
+The last notes say which share of our sampler's time is spent in the engine: the two ask it for the same, so this is
+what the ratio would be without noise. `agree` says for the bare engine that it wrote the very same tokens, and for
+transformers which share of greedy completions is the same.
 """
 
 import argparse
@@ -78,6 +79,20 @@ def median_interval(values: NDArray[np.float64]) -> tuple[float | None, float | 
     return (float(ordered[place]), float(ordered[n - 1 - place])) if place >= 0 else (None, None)
 
 
+class Timed:
+    """An engine, and the seconds that it was at work."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm, self.llm_engine, self.seconds = llm, llm.llm_engine, 0.0
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """What the engine's own gives."""
+        began = time.perf_counter()
+        outputs = self.llm.generate(*args, **kwargs)
+        self.seconds += time.perf_counter() - began
+        return outputs
+
+
 def ids_of(samples_B_G: list[list[Sample]]) -> list[list[tuple[int, ...]]]:
     return [[sample.token_ids for sample in row] for row in samples_B_G]
 
@@ -109,7 +124,8 @@ def main() -> None:
     ]
     rows = []
     for with_log_probs in (False, True):
-        ours = VllmSampler(llm, tokens, with_log_probs=with_log_probs)
+        timed, seconds = Timed(llm), 0.0
+        ours = VllmSampler(timed, tokens, with_log_probs=with_log_probs)
         prompts = [{"prompt_token_ids": context} for context in contexts]
         keys = [str(i) for i in range(len(contexts))]
         params = [ours.params(**{**asked, "top_p": 1.0, "key": key}) for key in keys]
@@ -118,20 +134,29 @@ def main() -> None:
             outputs = llm.generate(prompts, params, use_tqdm=False)
             return [[tuple(found.token_ids) for found in output.outputs] for output in outputs]
 
+        def mine(ours: VllmSampler = ours, keys: list[str] = keys) -> list[list[tuple[int, ...]]]:
+            nonlocal seconds
+            began = time.perf_counter()
+            samples = ours.sample(contexts, keys_B=keys, **asked)
+            seconds += time.perf_counter() - began
+            return ids_of(samples)
+
         in_hand = TransformersSampler(model, tokens, args.batch_size, with_log_probs)
         ours.sample(contexts[:4], **asked)  # whatever is set up at the first call
         in_hand.sample(contexts[:1], **asked)
+        timed.seconds = 0.0
         found, (written, expected, _) = speeds(
             args.repeats,
             llm.reset_prefix_cache,
-            lambda ours=ours, keys=keys: ids_of(ours.sample(contexts, keys_B=keys, **asked)),
+            mine,
             bare,
             lambda in_hand=in_hand: ids_of(in_hand.sample(contexts, **asked)),
         )
+        unit = f"tokens/s{' with log-probs' if with_log_probs else ''}"
+        notes.append(f"{timed.seconds / seconds:.2%} of our sampler's time is the engine's, {unit}")
         greedy = {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}
         pairs = zip(ids_of(ours.sample(contexts, **greedy)), ids_of(in_hand.sample(contexts, **greedy)), strict=True)
         same = sum(a == b for a, b in pairs) / len(contexts)
-        unit = f"tokens/s{' with log-probs' if with_log_probs else ''}"
         for peer, speed, agree in (("bare engine", found[1], written == expected), ("transformers", found[2], same)):
             row = {"name": f"vLLM sampler against {peer}, {unit}", "ours": round(float(np.median(found[0])), 1)}
             ratios = found[0] / speed
