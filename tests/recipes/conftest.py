@@ -1,5 +1,6 @@
 """Recipes are started as a user starts them, by `accelerate launch`, and one finished smoke run is shared."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -47,7 +48,8 @@ class Launched:
 
     def kill(self) -> None:
         """Kills the launcher and all it started, as a power cut would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may just have ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def kill_when(self, ready: Callable[[], bool]) -> None:
