@@ -49,6 +49,12 @@ settings.register_profile("anyo_rl", deadline=None, database=None)
 settings.load_profile("anyo_rl")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves out what runs on request."""
+    if item.get_closest_marker("on_request") and "ANYO_RL_ALL_LAUNCHES" not in os.environ:
+        pytest.skip("takes long: set ANYO_RL_ALL_LAUNCHES=1 to run it")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any):
     """Sends all tests of the vLLM engine to one process: to start one takes longer than they do.

@@ -122,6 +122,7 @@ def test_lora_ends_with_a_whole_teacher_and_other_arguments_want_another_folder(
     assert f"error: {run} was made with beta=0.1, now 0.5" in done.output
 
 
+@pytest.mark.on_request
 def test_full_weights_and_their_reference_are_shared_out_by_zero3(
     deepspeed_ready, finished_run, launcher, job, tmp_path
 ):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def check(launcher, nodes, finished_run, run: Path, distributed_type: str, flags
     assert any(not np.array_equal(before[name], after[name]) for name in after)
 
 
-@pytest.mark.skipif("ANYO_RL_ALL_LAUNCHES" not in os.environ, reason="half a minute: set ANYO_RL_ALL_LAUNCHES=1")
+@pytest.mark.on_request
 def test_two_nodes_train_one_teacher_by_ddp(nodes, finished_run, launcher, tmp_path):
     check(launcher, nodes, finished_run, tmp_path / "run", "MULTI_CPU", ("--use_cpu",), config="cpu_2.yaml")
 

@@ -55,8 +55,8 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "prm" / "model" / "model.safetensors")
 
 
-def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, launcher, job, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def test_paths_are_labelled_and_the_prm_is_measured_and_serves(finished_run, launcher, job, tmp_path):
+    whole = tmp_path / "whole"
     output = launcher.finish("train_prm", *flags(finished_run, job, whole))
     assert f"PRM: {whole / 'prm' / 'model'}" in output
     quality = json.loads((whole / "prm" / "quality.json").read_text())
@@ -76,18 +76,6 @@ def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, lau
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4]
 
-    # Killed between its labels and its end: the labels are made once.
-    state = broken / "prm" / "checkpoint-2" / "trainer_state.json"
-    launcher.start("train_prm", *flags(finished_run, job, broken)).kill_when(state.exists)
-    assert not (broken / "prm" / "model").exists()
-    made = (broken / "prm" / "labels" / "train.parquet").stat().st_mtime_ns
-    launcher.finish("train_prm", *flags(finished_run, job, broken))
-    assert (broken / "prm" / "labels" / "train.parquet").stat().st_mtime_ns == made
-    resumed, end = weights(broken), weights(whole)
-    for name in end:
-        np.testing.assert_array_equal(resumed[name], end[name], err_msg=name)
-    assert (broken / "prm" / "quality.json").read_text() == (whole / "prm" / "quality.json").read_text()
-
     prm = Prm.load(whole / "prm" / "model")
     scores = prm.scores(labels["train"]["prompt_ids"].to_list(), labels["train"]["token_ids"].to_list())
     assert [len(one) for one in scores] == labels["train"]["step_values"].list.len().to_list()
@@ -104,6 +92,24 @@ def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, lau
     assert 0 <= row["rewards/process/mean"] <= 1
 
 
+@pytest.mark.on_request
+def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, launcher, job, tmp_path):
+    """Killed between its labels and its end: the labels are made once."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    launcher.finish("train_prm", *flags(finished_run, job, whole))
+    state = broken / "prm" / "checkpoint-2" / "trainer_state.json"
+    launcher.start("train_prm", *flags(finished_run, job, broken)).kill_when(state.exists)
+    assert not (broken / "prm" / "model").exists()
+    made = (broken / "prm" / "labels" / "train.parquet").stat().st_mtime_ns
+    launcher.finish("train_prm", *flags(finished_run, job, broken))
+    assert (broken / "prm" / "labels" / "train.parquet").stat().st_mtime_ns == made
+    resumed, end = weights(broken), weights(whole)
+    for name in end:
+        np.testing.assert_array_equal(resumed[name], end[name], err_msg=name)
+    assert (broken / "prm" / "quality.json").read_text() == (whole / "prm" / "quality.json").read_text()
+
+
+@pytest.mark.on_request
 def test_two_processes_label_and_train_together_with_lora(finished_run, launcher, job, tmp_path):
     lora = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--step_values", "monte_carlo")
     run, many = tmp_path / "run", ("--use_cpu", "--max_steps", 2)

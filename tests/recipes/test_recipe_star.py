@@ -113,6 +113,7 @@ def test_two_processes_share_the_sampling_of_a_round(finished_run, launcher, tmp
     assert set(json.loads((run / "evaluation.json").read_text())["stages"]) == {"sft", "star"}
 
 
+@pytest.mark.on_request
 def test_rejection_sampling_is_one_round_of_the_best(finished_run, launcher, tmp_path):
     run = tmp_path / "run"
     best = "--rounds 1 --n_samples 4 --most_per_example 1 --rationalise false --mix_rationales false"
