@@ -71,6 +71,7 @@ def lines(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
 
 
+@pytest.mark.on_request
 def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, launcher, job, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     output = launcher.finish("dpo_teacher", *flags(finished_run, job, whole))
