@@ -42,9 +42,8 @@ from anyo_rl.training.callbacks import (
     MetricsFile,
     best_checkpoint,
     keep_best,
-    latest_checkpoint,
     stopping,
-    training_is_over,
+    train_to_the_end,
 )
 from anyo_rl.training.guard_rails import watching
 from anyo_rl.training.reasoner import ReasonerTrainer
@@ -82,16 +81,8 @@ def finish_stage(
         ids: the semantic ids that the teacher answers with, if it does.
     """
     show_bias(trainer.model)
+    train_to_the_end(trainer, stage_dir)
     accelerator = trainer.accelerator
-    checkpoint = latest_checkpoint(stage_dir) if accelerator.is_main_process else None
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        checkpoint = latest_checkpoint(stage_dir)
-    if not (checkpoint and training_is_over(checkpoint)):
-        if checkpoint:
-            trainer.args.eval_on_start = False  # measured and written down before the kill
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         # Read from the disk: what the trainer holds may be shared out over the processes.
         with whole_weights():
@@ -104,11 +95,13 @@ def finish_stage(
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(checkpoint: Path, start: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """The model of a checkpoint: whole, or LoRA adapters merged into the model that `start` gives."""
+def load_checkpoint(
+    checkpoint: Path, start: Callable[[], PreTrainedModel], kind: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
+    """The model of a checkpoint: whole, or LoRA adapters (and their new head) merged into what `start` gives."""
     if (checkpoint / "adapter_config.json").exists():
         return PeftModel.from_pretrained(start(), checkpoint).merge_and_unload()
-    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True)
+    return kind.from_pretrained(checkpoint, dtype="auto", use_safetensors=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import numpy as np
 import polars as pl
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from peft import PeftModel
 from transformers import AutoModelForTokenClassification, PreTrainedModel, TrainingArguments, set_seed
 from trl import ModelConfig, get_peft_config
 
@@ -35,19 +34,12 @@ from anyo_rl.sampling.paths import write_table
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.shards import partition, read_paths, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.stages import METRICS, OpenTeacher, open_teacher
+from anyo_rl.stages import METRICS, OpenTeacher, load_checkpoint, open_teacher
 from anyo_rl.stages_dpo import load_paths
 from anyo_rl.task import Row, Task
 from anyo_rl.teacher import load_tokenizer, save_teacher
 from anyo_rl.tokens import Tokens
-from anyo_rl.training.callbacks import (
-    MetricsFile,
-    best_checkpoint,
-    keep_best,
-    latest_checkpoint,
-    stopping,
-    training_is_over,
-)
+from anyo_rl.training.callbacks import MetricsFile, best_checkpoint, keep_best, stopping, train_to_the_end
 from anyo_rl.training.dpo import check_paths
 from anyo_rl.training.prm import LOSS, PrmTrainer, load_classifier, prm_dataset
 from anyo_rl.values.prm import PRM_FILE, Prm, label_paths
@@ -268,27 +260,14 @@ def train_prm(
         "chat_template_kwargs": prm_args.chat_template_kwargs,
         "step_values": prm_args.step_values,
     }
-    checkpoint = latest_checkpoint(run_dir / PRM)
-    trainer.accelerator.wait_for_everyone()
-    if not (checkpoint and training_is_over(checkpoint)):
-        if checkpoint:
-            trainer.args.eval_on_start = False  # measured and written down before the kill
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.accelerator.wait_for_everyone()
+    train_to_the_end(trainer, run_dir / PRM)
     if trainer.accelerator.is_main_process:
         with whole_weights():
             best = best_checkpoint(run_dir / PRM, LOSS)
-            trained = load_trained(best, start) if best else start()
+            trained = load_checkpoint(best, start, AutoModelForTokenClassification) if best else start()
         save_teacher(trained, tokenizer, folder, {PRM_FILE: json.dumps(notes, indent=2)})
     trainer.accelerator.wait_for_everyone()
     return folder
-
-
-def load_trained(checkpoint: Path, start: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """The model of a checkpoint: whole, or LoRA adapters and their head merged into what `start` gives."""
-    if (checkpoint / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(start(), checkpoint).merge_and_unload()
-    return AutoModelForTokenClassification.from_pretrained(checkpoint, dtype="auto", use_safetensors=True)
 
 
 def measure_prm(run_dir: Path, task: Task, seed: int) -> dict[str, Any]:

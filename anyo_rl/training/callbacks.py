@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from anyo_rl.training.validation import METRIC
 
@@ -60,6 +60,20 @@ def keep_best(args: TrainingArguments, stage_dir: Path, metric: str = BEST) -> T
 def stopping(patience: int) -> list[TrainerCallback]:
     """Early stopping after `patience` validations without a gain; none for 0."""
     return [EarlyStoppingCallback(patience)] if patience else []
+
+
+def train_to_the_end(trainer: Trainer, stage_dir: Path) -> None:
+    """Trains from the newest complete checkpoint of a stage, if training is not over; all processes end together."""
+    accelerator = trainer.accelerator
+    checkpoint = latest_checkpoint(stage_dir) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        checkpoint = latest_checkpoint(stage_dir)
+    if not (checkpoint and training_is_over(checkpoint)):
+        if checkpoint:
+            trainer.args.eval_on_start = False  # measured and written down before the kill
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    accelerator.wait_for_everyone()
 
 
 def latest_checkpoint(stage_dir: Path) -> Path | None:

@@ -130,6 +130,10 @@ class ReasonerTrainer(GRPOTrainer):
         """See `anyo_rl.training.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)
 
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
     def _sampler(self, model: torch.nn.Module) -> TransformersSampler:
         return TransformersSampler(model, self.tokens, tree=self.catalog.tree)
 
@@ -230,8 +234,7 @@ class ReasonerTrainer(GRPOTrainer):
         return ranking
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        self._probes.swap(inputs, completion_ids_list, self.tokens.marker_id, group_size, self.accelerator)
+        self._probes.swap(inputs, completion_ids_list, self.tokens.marker_id, self._group_size, self.accelerator)
         ranking = self._rank_together(inputs, completion_ids_list)
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
@@ -274,12 +277,11 @@ class ReasonerTrainer(GRPOTrainer):
         self._outcomes_B = np.where(marked, gains, 0.0)
         weighted = rewards * self.reward_weights.to(rewards.device)
         self._rewards_N = weighted.nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
-        self._log_metric(FLAT, flat_groups(self._rewards_N, group_size))
+        self._log_metric(FLAT, flat_groups(self._rewards_N, self._group_size))
         return rewards
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
         if self.credit is not None:
             output["advantages"] = self.credit.token_advantages(
                 self._values_B,
@@ -288,12 +290,12 @@ class ReasonerTrainer(GRPOTrainer):
                 output["completion_ids"],
                 self.tokens,
                 self.accelerator,
-                group_size=group_size,
+                group_size=self._group_size,
                 scale=self.scale_rewards,
             )
         if self.item_loss != "none":
             everyone = self.accelerator.gather(self._log_probs_B)  # a group may lie on several processes
-            weights = item_weights(everyone, group_size, self.item_loss)
+            weights = item_weights(everyone, self._group_size, self.item_loss)
             start = self.accelerator.process_index * len(inputs)
             output["item_weight"] = weights[start : start + len(inputs)]
             targets = self.catalog.indices([row["target_id"] for row in inputs])
