@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.config import RankArguments, TeacherArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.evaluator import weights_of
@@ -106,8 +107,7 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
         "max_new_tokens": teacher_args.max_reasoning_tokens,
         "seed": args.seed,
     }
-    cap, budget = args.rank_cap or None, args.rank_node_budget or None
-    ranker = LikelihoodRanker(catalog, model, cap=cap, node_budget=budget) if args.rank else catalog
+    ranker = path_ranker(catalog, model, args) if model is not None and args.rank else catalog
     engine = JobEngine(
         args.engine,
         teacher,
@@ -119,31 +119,87 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
         n_engines=args.n_engines,
         log_probs=args.log_probs,
     )
+    sample_in_shards(
+        rows,
+        folder,
+        engine,
+        ranker,
+        tokens,
+        asked,
+        mask_history=task.args.mask_history,
+        n_shards=args.n_shards,
+        split=args.sample_split,
+        policy=args.policy or teacher,
+        model=teacher,
+        arguments={
+            # Draws of Ray's engines are those of vLLM's in each process.
+            "engine": "vllm" if with_engine else "hf",
+            "log_probs": args.log_probs,
+            "dtype": model_args.dtype,
+            "marker": tokens.marker_id,
+            "item_tokens": catalog.tree.fingerprint,
+            "weights": weights_of(teacher),
+            "split": args.sample_split,
+        },
+    )
+
+
+def path_ranker(catalog: Catalog, model: PreTrainedModel, args: RankArguments) -> LikelihoodRanker:
+    """The engine for paths. Their ranks are kept as they are, so no node is read for the sake of a band."""
+    cap, budget = args.rank_cap or None, args.rank_node_budget or None
+    return LikelihoodRanker(catalog, model, cap=cap, node_budget=budget, tie_band=0.0)
+
+
+def sample_in_shards(
+    rows: Rows,
+    folder: Path,
+    engine: "JobEngine",
+    ranker: LikelihoodRanker | Catalog,
+    tokens: Tokens,
+    asked: Mapping[str, Any],
+    *,
+    mask_history: bool,
+    n_shards: int,
+    split: str,
+    policy: str,
+    model: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
+    """Samples and ranks what is left of a job, whose work all processes share; `read_paths` reads what it made.
+
+    Args:
+        rows: the examples (`anyo_rl.task.Task.rows`).
+        folder: of the job.
+        engine: samples; it is closed here.
+        ranker: ranks the target after each path; a catalog alone leaves items and ranks out.
+        tokens: the teacher's tokenizer and marker.
+        asked: n, temperature, top_p, max_new_tokens and seed.
+        mask_history: whether items of the history are left out of the ranking.
+        n_shards: parts of the work.
+        split: of the rows, for the table.
+        policy: name of the weights, for the table.
+        model: the teacher, for the table.
+        arguments: what else the job belongs to.
+
+    Raises:
+        JobError: the folder is of another job.
+    """
 
     def make_paths(part: Rows) -> list[dict[str, Any]]:
-        paths = ranked_paths(part, engine.sampler, ranker, tokens, mask_history=task.args.mask_history, **asked)
-        return [{**path, "split": args.sample_split, "model": teacher} for path in paths]
+        paths = ranked_paths(part, engine.sampler, ranker, tokens, mask_history=mask_history, **asked)
+        return [{**path, "split": split, "model": model} for path in paths]
 
-    ranks = {"rank_cap": cap, "rank_node_budget": budget, "mask_history": task.args.mask_history}
+    ranks: dict[str, Any] = {}
+    if not isinstance(ranker, Catalog):
+        ranks = {"mask_history": mask_history, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget}
     try:
         run_shards(
             rows,
             folder,
-            n_shards=args.n_shards,
-            n_samples=args.n_samples,
-            policy=args.policy or teacher,
-            arguments={
-                **asked,
-                **(ranks if args.rank else {}),
-                # Draws of Ray's engines are those of vLLM's in each process.
-                "engine": "vllm" if with_engine else "hf",
-                "log_probs": args.log_probs,
-                "dtype": model_args.dtype,
-                "marker": tokens.marker_id,
-                "item_tokens": catalog.tree.fingerprint,
-                "weights": weights_of(teacher),
-                "split": args.sample_split,
-            },
+            n_shards=n_shards,
+            n_samples=asked["n"],
+            policy=policy,
+            arguments={**asked, **ranks, **(arguments or {})},
             make_paths=make_paths,
             begin=engine.begin,
         )
@@ -190,8 +246,8 @@ class JobEngine:
         tokens: Tokens,
         asked: Mapping[str, Any],
         *,
-        dtype: str | None,
-        gpu_memory_utilization: float,
+        dtype: str | None = None,
+        gpu_memory_utilization: float = 0.6,
         n_engines: int = 1,
         log_probs: bool = False,
     ) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ from anyo_rl.config import PrmArguments, TeacherArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.prm_quality import calibration_svg, markdown, quality
 from anyo_rl.launch import whole_weights
-from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
+from anyo_rl.sample_job import JobEngine, path_ranker, sample_in_shards
 from anyo_rl.sampling.paths import write_table
-from anyo_rl.sampling.ranked import ranked_paths
-from anyo_rl.sampling.shards import partition, read_paths, run_shards
+from anyo_rl.sampling.shards import partition, read_paths
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.stages import METRICS, OpenTeacher, load_checkpoint, open_teacher
 from anyo_rl.stages_dpo import load_paths
@@ -131,30 +129,20 @@ def sample_validation(
         "top_p": prm_args.top_p,
         "max_new_tokens": teacher_args.max_reasoning_tokens,
         "seed": seed,
-        "mask_history": task.args.mask_history,
     }
-    ranker, sampler = engine(opened, prm_args), TransformersSampler(opened.model, opened.tokens)
-
-    def make_paths(part: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        paths = ranked_paths(part, sampler, ranker, opened.tokens, **asked)
-        return [{**path, "split": "validation"} for path in paths]
-
-    run_shards(
+    sample_in_shards(
         rows,
         folder,
+        JobEngine("hf", opened.model.name_or_path, opened.model, opened.tokens, asked),
+        path_ranker(opened.catalog, opened.model, prm_args),
+        opened.tokens,
+        asked,
+        mask_history=task.args.mask_history,
         n_shards=prm_args.n_shards,
-        n_samples=prm_args.n_validation_paths,
+        split="validation",
         policy="teacher",
-        arguments={**asked, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget},
-        make_paths=make_paths,
     )
     return read_paths(folder)
-
-
-def engine(opened: OpenTeacher, prm_args: PrmArguments) -> LikelihoodRanker:
-    """Ranks as paths were ranked. Gains take ranks as they are, so no node is read for the sake of a band."""
-    cap, budget = prm_args.rank_cap or None, prm_args.rank_node_budget or None
-    return LikelihoodRanker(opened.catalog, opened.model, cap=cap, node_budget=budget, tie_band=0.0)
 
 
 def label_in_parts(
@@ -173,7 +161,7 @@ def label_in_parts(
     state, folder = PartialState(), file.with_suffix("")
     values = partial(
         forced_answer_values,
-        ranker=engine(opened, prm_args),
+        ranker=path_ranker(opened.catalog, opened.model, prm_args),
         tokens=opened.tokens,
         mask_history=task.args.mask_history,
     )

@@ -14,7 +14,7 @@ import dataclasses
 import gc
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,10 @@ from anyo_rl.item_tokens import teacher_files
 from anyo_rl.launch import whole_weights
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
-from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
-from anyo_rl.sample_job import JobEngine, check_engine
+from anyo_rl.sample_job import JobEngine, check_engine, path_ranker, sample_in_shards
 from anyo_rl.sampling.paths import write_table
-from anyo_rl.sampling.ranked import ranked_paths
-from anyo_rl.sampling.shards import read_paths, run_shards
+from anyo_rl.sampling.shards import read_paths
 from anyo_rl.stages import OpenTeacher, open_teacher, teacher_folder, train_sft, validation
 from anyo_rl.task import Row, Task
 from anyo_rl.teacher import save_teacher
@@ -198,9 +196,6 @@ class Star:
             "max_new_tokens": teacher_args.max_reasoning_tokens,
             "seed": self.training_args.seed + number,
         }
-        mask_history = self.task.args.mask_history
-        cap, budget = args.rank_cap or None, args.rank_node_budget or None
-        ranker = LikelihoodRanker(opened.catalog, opened.model, cap=cap, node_budget=budget, tie_band=0.0)
         engine = JobEngine(
             args.engine,
             teacher,
@@ -210,24 +205,18 @@ class Star:
             dtype=self.model_args.dtype,
             gpu_memory_utilization=args.gpu_memory_utilization,
         )
-
-        def make_paths(part: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-            paths = ranked_paths(part, engine.sampler, ranker, opened.tokens, mask_history=mask_history, **asked)
-            return [{**path, "split": "train"} for path in paths]
-
-        try:
-            run_shards(
-                rows,
-                folder,
-                n_shards=args.n_shards,
-                n_samples=n,
-                policy=f"{STAR}-{number - 1}",
-                arguments={**asked, "mask_history": mask_history, "rank_cap": cap, "rank_node_budget": budget},
-                make_paths=make_paths,
-                begin=engine.begin,
-            )
-        finally:
-            engine.close()
+        sample_in_shards(
+            rows,
+            folder,
+            engine,
+            path_ranker(opened.catalog, opened.model, args),
+            opened.tokens,
+            asked,
+            mask_history=self.task.args.mask_history,
+            n_shards=args.n_shards,
+            split="train",
+            policy=f"{STAR}-{number - 1}",
+        )
         return read_paths(folder)
 
     def measured(self, number: int, teacher: Path | str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
         return pl.read_parquet(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyo_rl.stages_prm.LikelihoodRanker", Counting)
+        patch.setattr("anyo_rl.sample_job.LikelihoodRanker", Counting)
         yield SimpleNamespace(run=label, asked=asked, folder=tmp_path)
 
 
