@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import PreTrainedModel
+from trl import ModelConfig
+
+from anyo_rl.catalog.catalog import Catalog, build_catalog
+from anyo_rl.task import DataArguments, Task, load_task
+from anyo_rl.teacher import load_teacher
+from anyo_rl.tokens import Tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).parent / "configs"
@@ -131,6 +139,26 @@ class Run:
         least = "--max_steps 1 --eval_steps 1 --save_steps 1 --eval_on_start false --baselines false --max_test 8"
         start = ("--sft_config", "", "--model_name_or_path", self.teacher)
         return ("--config", SMOKE / "grpo.yaml", *start, *least.split(), *flags)
+
+
+@dataclass
+class Asked:
+    """What it takes to sample a run's teacher: the run's data, and the warm start."""
+
+    task: Task
+    model: PreTrainedModel
+    tokens: Tokens
+    catalog: Catalog
+
+
+@pytest.fixture
+def asked(finished_run: Run) -> Asked:
+    """The smoke run's task and its warm start."""
+    arguments = yaml.safe_load((finished_run.folder / "config.yaml").read_text())["DataArguments"]
+    task = load_task(DataArguments(**arguments))
+    model, tokenizer = load_teacher(ModelConfig(str(finished_run.teacher), dtype="float32"))
+    tokens = Tokens.of(tokenizer)
+    return Asked(task, model, tokens, build_catalog(task.interactions.items, tokens))
 
 
 @pytest.fixture(scope="session")

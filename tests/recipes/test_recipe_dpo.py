@@ -6,15 +6,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from safetensors.numpy import load_file
-from trl import ModelConfig
 
-from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.sampling.shards import run_shards
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import load_teacher
-from anyo_rl.tokens import Tokens
 
 SMOKE = Path(__file__).parent / "configs"
 
@@ -22,16 +16,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def job(finished_run, tmp_path) -> Path:
+def job(asked, tmp_path) -> Path:
     """A sampling job of two paths for each of a few training examples: its rationale, and that of another."""
-    task = load_task(
-        DataArguments(**yaml.safe_load((finished_run.folder / "config.yaml").read_text())["DataArguments"])
-    )
-    _, tokenizer = load_teacher(ModelConfig(str(finished_run.teacher), dtype="float32"))
-    tokens = Tokens.of(tokenizer)
-    catalog = build_catalog(task.interactions.items, tokens)
+    task, tokens = asked.task, asked.tokens
     train = task.split("train").filter(pl.col("example_id").is_in(list(task.rationales))).head(17)
-    rows = task.rows(train, catalog, tokens)
+    rows = task.rows(train, asked.catalog, tokens)
     reasonings = [tokens.reasoning_ids(task.rationales[row["example_id"]][0]) for row in rows]
     other = {row["example_id"]: reasonings[i - 1] for i, row in enumerate(rows)}
     own = {row["example_id"]: reasonings[i] for i, row in enumerate(rows)}

@@ -8,16 +8,9 @@ import polars as pl
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from trl import ModelConfig
 
-from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.sampling.ranked import ranked_paths
-from anyo_rl.sampling.shards import run_shards
-from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import load_teacher
-from anyo_rl.tokens import Tokens
+from anyo_rl.sample_job import JobEngine, sample_in_shards
 from anyo_rl.values.prm import Prm
 
 SMOKE = Path(__file__).parent / "configs"
@@ -26,23 +19,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def job(finished_run, tmp_path) -> Path:
+def job(asked, tmp_path) -> Path:
     """A sampling job of two paths for each of a few training examples."""
-    task = load_task(
-        DataArguments(**yaml.safe_load((finished_run.folder / "config.yaml").read_text())["DataArguments"])
+    rows = asked.task.rows(asked.task.split("train").head(12), asked.catalog, asked.tokens)
+    given = {"n": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16, "seed": 0}
+    sample_in_shards(
+        rows,
+        tmp_path / "job",
+        JobEngine("hf", "sft", asked.model, asked.tokens, given),
+        LikelihoodRanker(asked.catalog, asked.model),
+        asked.tokens,
+        given,
+        mask_history=False,
+        n_shards=2,
+        split="train",
+        policy="sft",
     )
-    model, tokenizer = load_teacher(ModelConfig(str(finished_run.teacher), dtype="float32"))
-    tokens = Tokens.of(tokenizer)
-    catalog = build_catalog(task.interactions.items, tokens)
-    rows = task.rows(task.split("train").head(12), catalog, tokens)
-    sampler, ranker = TransformersSampler(model, tokens), LikelihoodRanker(catalog, model)
-
-    def make_paths(rows):
-        paths = ranked_paths(rows, sampler, ranker, tokens, n=2, max_new_tokens=16)
-        return [{**path, "split": "train"} for path in paths]
-
-    job = {"n_shards": 2, "n_samples": 2, "policy": "sft", "arguments": {}, "make_paths": make_paths}
-    run_shards(rows, tmp_path / "job", **job)
     return tmp_path / "job"
 
 
