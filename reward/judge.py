@@ -9,8 +9,6 @@ next to a reward from ranks.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import random
 import re
 import threading
@@ -22,7 +20,7 @@ import httpx2
 
 from anyo_rl.completion import completion_text, parse
 from anyo_rl.sampling.journal import Answer, Journal
-from anyo_rl.sampling.server_http import AttemptError, Server, ServerError, attempt
+from anyo_rl.sampling.server_http import AttemptError, Server, ServerError, attempt, fingerprint
 
 PROMPT = Path(__file__).with_name("judge.txt")
 HIGHEST = 10
@@ -129,6 +127,7 @@ class JudgeReward:
         self._titles: dict[str, str] = {}
         self._n_failed_in_a_row = 0
         self._kept: Kept | None = None
+        self._rng = random.Random()
 
     def fit(self, task: Any, catalog: Any, seed: int = 0) -> None:
         """Takes the titles of the catalog, to name the item that an answer is read off as."""
@@ -162,8 +161,9 @@ class JudgeReward:
                 keys.append(None)
                 continue
             messages = self.messages(prompt, completion, item)
-            keys.append(tuple(message["content"] for message in messages))
-            asked.setdefault(tuple(message["content"] for message in messages), messages)
+            key = tuple(message["content"] for message in messages)
+            keys.append(key)
+            asked.setdefault(key, messages)
         answers = await self._ask(list(asked.values()))
         of_key = dict(zip(asked, answers, strict=True))
         scores = {key: None if answer is None else read_score(answer) for key, answer in of_key.items()}
@@ -180,7 +180,7 @@ class JudgeReward:
                 self._kept = Kept(Path(self.journal))
         key = self.server.key()
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        secrets = [key] if key is not None and len(key) >= 8 else []
+        secrets = self.server.secrets(key)
         gate = asyncio.Semaphore(self.concurrency)
         timeout = httpx2.Timeout(self.server.timeout_s, connect=self.server.connect_timeout_s)
         async with httpx2.AsyncClient(headers=headers, timeout=timeout) as client:
@@ -197,16 +197,16 @@ class JudgeReward:
                     task.cancel()
 
     async def _answer(self, client: httpx2.AsyncClient, body: Mapping[str, Any], secrets: list[str]) -> str | None:
-        fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
-        if self._kept is not None and fingerprint in self._kept.texts:
-            return self._kept.texts[fingerprint]
+        asked = fingerprint(body)
+        if self._kept is not None and asked in self._kept.texts:
+            return self._kept.texts[asked]
         for number in range(1, self.server.max_attempts + 1):
             try:
                 reply = await attempt(client, self.server, body, secrets)
             except AttemptError as fault:
-                if number < self.server.max_attempts:
-                    most_s = min(self.server.max_wait_s, self.server.first_wait_s * 2 ** (number - 1))
-                    await asyncio.sleep(fault.retry_after_s + random.uniform(0, most_s))
+                wait_s = self.server.wait_s(fault, number, self._rng)
+                if wait_s is not None:
+                    await asyncio.sleep(wait_s)
                     continue
                 self._n_failed_in_a_row += 1
                 if self._n_failed_in_a_row >= self.server.max_failures_in_a_row:
@@ -214,11 +214,12 @@ class JudgeReward:
                         f"nothing works: the last {self._n_failed_in_a_row} requests to {self.server.url} have "
                         f"failed; the last one: {fault.message}"
                     ) from None
+                return None
             else:
                 self._n_failed_in_a_row = 0
                 if self._kept is not None:
                     counts = reply.prompt_tokens, reply.completion_tokens
-                    found = Answer(EXAMPLE, 0, fingerprint, reply.text, reply.finish_reason, *counts, None, number)
+                    found = Answer(EXAMPLE, 0, asked, reply.text, reply.finish_reason, *counts, None, number)
                     self._kept.add(found)
                 return reply.text
         return None

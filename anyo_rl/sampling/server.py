@@ -12,8 +12,6 @@ Left out: streaming, tools, and the hidden thoughts that some servers return bes
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 import random
 import time
@@ -26,7 +24,7 @@ import httpx2
 
 from anyo_rl.sampling.budget import Budget
 from anyo_rl.sampling.journal import Answer, Journal, Key
-from anyo_rl.sampling.server_http import AttemptError, Cause, Server, ServerError, attempt
+from anyo_rl.sampling.server_http import AttemptError, Cause, Server, ServerError, attempt, fingerprint
 
 if TYPE_CHECKING:  # a process that only asks a server does without transformers
     from anyo_rl.tokens import Prompt
@@ -157,8 +155,8 @@ async def ask_async(
 
 def request_key(request: Request, server: Server) -> Key:
     """The journal's key of the answer to a request; url, key, waits and budget are no part of it."""
-    body = json.dumps(server.body(request.prompt, request.sample_index), sort_keys=True)
-    return request.example_id, request.sample_index, hashlib.sha256(body.encode()).hexdigest()[:32]
+    body = server.body(request.prompt, request.sample_index)
+    return request.example_id, request.sample_index, fingerprint(body)
 
 
 class _Job:
@@ -178,8 +176,7 @@ class _Job:
         self.requests_R, self.keys_R = requests_R, keys_R
         self.server, self.journal = server, journal
         self.sleep, self.clock, self.rng = sleep, clock, rng
-        # A short key is a placeholder (`EMPTY` for vLLM), and may be a word of an answer.
-        self.secrets = [key] if key is not None and len(key) >= 8 else []
+        self.secrets = server.secrets(key)
         known = journal.answers()
         self.budget = Budget(server, known.values())
         self.results_R: list[Answer | Failure | None] = [known.get(key) for key in keys_R]
@@ -228,12 +225,11 @@ class _Job:
             except AttemptError as fault:
                 # A limit is on the key, not on one request: the others wait too.
                 self.open_s = max(self.open_s, self.clock() + fault.retry_after_s)
-                if number == server.max_attempts or fault.cause == "refused":
+                wait_s = server.wait_s(fault, number, self.rng)
+                if wait_s is None:
                     self.fail(row, fault, number)
                     return
                 self.retried[fault.cause] += 1
-                most_s = min(server.max_wait_s, server.first_wait_s * 2 ** (number - 1))
-                wait_s = fault.retry_after_s + self.rng.uniform(0, most_s)
                 logger.info("attempt %d: %s (%s); %.1f s", number, fault.cause, fault.message, wait_s)
                 await self.pause(wait_s)
             else:

@@ -4,9 +4,11 @@ Answers are not streamed: half a stream is no answer, and a whole one comes with
 """
 
 import asyncio
+import hashlib
 import json
 import math
 import os
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -162,11 +164,27 @@ class Server:
             raise ServerError(f"{self.key_variable} holds blanks or letters that no key can have")
         return key
 
+    @staticmethod
+    def secrets(key: str | None) -> list[str]:
+        """What must not be shown: the key. A short one is a placeholder (`EMPTY`), and may be a word of an answer."""
+        return [key] if key is not None and len(key) >= 8 else []
+
+    def wait_s(self, fault: "AttemptError", number: int, rng: random.Random) -> float | None:
+        """How long to wait after attempt `number` has failed, from 1; `None` where it is not to be asked again."""
+        if number >= self.max_attempts or fault.cause == "refused":
+            return None
+        return fault.retry_after_s + rng.uniform(0, min(self.max_wait_s, self.first_wait_s * 2 ** (number - 1)))
+
     def body(self, prompt: "Prompt | list[int]", sample_index: int) -> dict[str, Any]:
         """What is sent: messages to chat completions, text or token ids (`vllm serve` takes them) to completions."""
         is_chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         body = {"model": self.model, "messages" if is_chat else "prompt": prompt, **self.parameters}
         return body if self.seed is None else {**body, "seed": self.seed + sample_index}
+
+
+def fingerprint(body: Mapping[str, Any]) -> str:
+    """What tells what was asked from anything else: of url, key, waits and budget it knows nothing."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def reward_correlations(rewards_N_R: torch.Tensor, names: Sequence[str]) -> dict
         centred = pair - pair.mean(0)
         a, b = centred.T
         scale = float((a.square().sum() * b.square().sum()).sqrt())
-        value = float((a * b).sum()) / scale if scale > 1e-12 else math.nan
-        found[f"rewards/corr/{first}~{second}"] = max(-1.0, min(1.0, value)) if scale > 1e-12 else math.nan
+        value = max(-1.0, min(1.0, float((a * b).sum()) / scale)) if scale > 1e-12 else math.nan
+        found[f"rewards/corr/{first}~{second}"] = value
     return found
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # What TRL passes beside the columns; never shown, never sliced.
-_NOT_COLUMNS = ("trainer_state", "log_extra", "log_metric", "environments")
+NOT_COLUMNS = ("trainer_state", "log_extra", "log_metric", "environments")
 _SHOWN_CHARS = 300
 _SEARCH_SECONDS = 5.0
 
@@ -215,7 +215,7 @@ def _columns(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {
         name: list(value)
         for name, value in columns.items()
-        if name not in _NOT_COLUMNS and isinstance(value, (list, tuple)) and len(value) == n
+        if name not in NOT_COLUMNS and isinstance(value, (list, tuple)) and len(value) == n
     }
 
 

@@ -13,11 +13,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from anyo_rl.training.reward_check import inner_reward, is_async_reward
+from anyo_rl.training.reward_check import NOT_COLUMNS, inner_reward, is_async_reward
 
 OnTimeout = Literal["none", "floor", "raise"]
 CONCURRENCY = 16
-NOT_SLICED = ("trainer_state", "log_extra", "log_metric", "environments")
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class Limited:
 
             of_row = {
                 name: value[row : row + 1]
-                if name not in NOT_SLICED and isinstance(value, list | tuple) and len(value) == n
+                if name not in NOT_COLUMNS and isinstance(value, list | tuple) and len(value) == n
                 else value
                 for name, value in columns.items()
             }
