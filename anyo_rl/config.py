@@ -16,12 +16,14 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
 from anyo_rl.launch import LaunchError, whole_weights
 from anyo_rl.run_folder import RunFolderError
-from anyo_rl.training.credit import Credit, StepSource
+from anyo_rl.training.credit import Credit, StepAdvantages
 from anyo_rl.training.objectives import ItemLoss, ProcessReduction
 from anyo_rl.training.pairs import PairGain
+from anyo_rl.training.ppo import KlPlace, Ppo, StepRewards
 from anyo_rl.training.reward_timeout import OnTimeout
 from anyo_rl.training.written import ItemEncoder, RankerKind
 from anyo_rl.values.prm import Prm
+from anyo_rl.values.source import StepSource, StepValueKind
 
 
 @dataclass
@@ -89,7 +91,7 @@ class ComparisonArguments:
 
 @dataclass
 class ReasonerArguments(RankArguments, ComparisonArguments):
-    """What GRPO rewards and what trains the answer."""
+    """What reinforcement rewards and what trains the answer."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["ndcg"],
@@ -126,37 +128,97 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
     )
     item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
-    advantages: Literal["outcome", "progress", "process"] = field(
+    step_values: StepValueKind = field(
+        default="forced_answer",
+        metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo, prm."},
+    )
+    prm: str | None = field(default=None, metadata={"help": "Folder of the PRM (prm/model of its run)."})
+    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    min_gain_spread: float = field(
+        default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
+    )
+
+    def source(self) -> StepSource:
+        """What states between steps are worth; a PRM is loaded whole, on this process's device.
+
+        Raises:
+            ValueError: a setting is unknown or out of its range, or there is no PRM.
+        """
+        with whole_weights():
+            prm = Prm.load(self.prm, device=PartialState().device) if self.prm else None
+        return StepSource(self.step_values, self.n_continuations, prm)
+
+
+@dataclass
+class GrpoArguments(ReasonerArguments):
+    """What GRPO credits a step with."""
+
+    advantages: Literal["outcome", StepAdvantages] = field(
         default="outcome",
         metadata={
             "help": "What a step is credited with: the path's outcome; progress: the outcome less what was gained "
             "before the step; process: its own gain and those after it (docs/process.md)."
         },
     )
-    step_values: StepSource = field(
-        default="forced_answer",
-        metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo, prm."},
-    )
-    prm: str | None = field(default=None, metadata={"help": "Folder of the PRM (prm/model of its run)."})
-    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
     process_reduction: ProcessReduction = field(
         default="mean", metadata={"help": "Of the gains of process: mean, or sum, which pays for more steps."}
     )
-    min_gain_spread: float = field(
-        default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
-    )
 
     def credit(self) -> Credit | None:
-        """What steps are credited with, if not with the outcome; a PRM is loaded whole, on this process's device.
+        """What steps are credited with, if not with the outcome.
 
         Raises:
-            ValueError: a setting is unknown or out of its range, or there is no PRM.
+            ValueError: as `source`.
         """
         if self.advantages == "outcome":
             return None
-        with whole_weights():
-            prm = Prm.load(self.prm, device=PartialState().device) if self.prm else None
-        return Credit(self.advantages, self.step_values, self.n_continuations, self.process_reduction, prm)
+        return Credit(self.advantages, self.source(), self.process_reduction)
+
+
+@dataclass
+class PpoArguments(ReasonerArguments):
+    """How PPO estimates what an action was worth."""
+
+    gamma: float = field(default=1.0, metadata={"help": "Discount of a token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move from the one before."})
+    whiten_advantages: bool = field(
+        default=True, metadata={"help": "Centre and scale advantages over the batch of all processes."}
+    )
+    kl: KlPlace = field(
+        default="reward", metadata={"help": "Where beta times the divergence from the reference goes: reward, loss."}
+    )
+    critic: Literal["head", "separate"] = field(
+        default="head",
+        metadata={"help": "A value head on the teacher, or a separate model made from the same weights."},
+    )
+    step_rewards: StepRewards = field(
+        default="none",
+        metadata={
+            "help": "What a step is rewarded with besides the outcome: none; shaping: the difference its step_values "
+            "make; scores: its step_value over the number of steps."
+        },
+    )
+    step_reward_weight: float = field(default=1.0, metadata={"help": "Weight of step_rewards."})
+
+    def ppo(self) -> Ppo:
+        """The settings of PPO.
+
+        Raises:
+            ValueError: as `source` and `Ppo`.
+        """
+        return Ppo(
+            gamma=self.gamma,
+            lam=self.lam,
+            vf_coef=self.vf_coef,
+            cliprange_value=self.cliprange_value,
+            whiten_advantages=self.whiten_advantages,
+            kl=self.kl,
+            step_rewards=self.step_rewards,
+            step_reward_weight=self.step_reward_weight,
+            source=None if self.step_rewards == "none" else self.source(),
+        )
 
 
 @dataclass

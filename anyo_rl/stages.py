@@ -20,11 +20,11 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl import ModelConfig, SFTConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.semantic_ids import SemanticIds
-from anyo_rl.config import ReasonerArguments, TeacherArguments
+from anyo_rl.config import TeacherArguments
 from anyo_rl.evaluation.answers import Mode, answer
 from anyo_rl.evaluation.evaluator import REASONING_MODES, Evaluation, weights_of
 from anyo_rl.evaluation.report import write_report
@@ -34,24 +34,13 @@ from anyo_rl.launch import whole_weights
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.spread import keep_spread
 from anyo_rl.task import Task
 from anyo_rl.teacher import load_teacher, make_tiny_teacher, save_teacher, show_bias, stop_at_marker, train_tokenizer
 from anyo_rl.tokens import Tokens, add_codes
-from anyo_rl.training.callbacks import (
-    MetricsFile,
-    best_checkpoint,
-    keep_best,
-    stopping,
-    train_to_the_end,
-)
-from anyo_rl.training.guard_rails import watching
-from anyo_rl.training.reasoner import ReasonerTrainer
-from anyo_rl.training.reward_schedule import RewardSchedules, parse_schedules
-from anyo_rl.training.reward_setup import prepare_rewards
+from anyo_rl.training.callbacks import MetricsFile, best_checkpoint, keep_best, stopping, train_to_the_end
+from anyo_rl.training.critic import detach_critic
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 from anyo_rl.training.validation import Validation
-from anyo_rl.training.written import written_ranker
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +79,7 @@ def finish_stage(
             model = load_checkpoint(best, start) if best else start()
         if not best:
             logger.warning("%s: no validation was better than at the start, whose teacher is kept", stage_dir)
+        detach_critic(model)
         stop_at_marker(model, tokens)
         save_teacher(model, tokens.tokenizer, teacher_folder(stage_dir), teacher_files(ids))
     accelerator.wait_for_everyone()
@@ -250,79 +240,6 @@ def validation(task: Task, catalog: Catalog, tokens: Tokens, teacher_args: Teach
         max_new_tokens=teacher_args.max_reasoning_tokens,
         mask_history=task.args.mask_history,
     )
-
-
-def train_grpo(
-    run_dir: Path,
-    task: Task,
-    teacher_path: Path | str,
-    model_args: ModelConfig,
-    teacher_args: TeacherArguments,
-    reasoner_args: ReasonerArguments,
-    training_args: GRPOConfig,
-    reward_funcs: Sequence[Callable[..., Any]],
-) -> Path:
-    """Trains a teacher's reasoning by GRPO.
-
-    Returns:
-        The folder of the finished teacher; if it is there already nothing is done.
-    """
-    stage_dir = run_dir / "grpo"
-    folder = teacher_folder(stage_dir)
-    if folder.exists():
-        return folder
-    model_args = dataclasses.replace(model_args, model_name_or_path=str(teacher_path))
-    ids = semantic_ids(
-        run_dir, task, teacher_args, teacher_path, partial(load_teacher, model_args), training_args.seed
-    )
-    load = partial(load_answering, model_args, ids)
-    model, tokenizer = load()
-    tokens = Tokens.of(tokenizer, teacher_args.marker_token, training_args.chat_template_kwargs)
-    catalog = build_catalog(task.interactions.items, tokens, ids)
-    rows = task.rows(task.split("train"), catalog, tokens)
-    rows = prepare_rewards(reward_funcs, rows, task, catalog, training_args.seed)
-    if reasoner_args.min_gain_spread:
-        rows = keep_spread(
-            rows,
-            lambda: load()[0],
-            catalog,
-            tokens,
-            stage_dir / "kept_examples.json",
-            least=reasoner_args.min_gain_spread,
-            max_new_tokens=teacher_args.max_reasoning_tokens,
-            temperature=training_args.temperature,
-            mask_history=task.args.mask_history,
-            seed=training_args.seed,
-        )
-    training_args = keep_best(training_args, stage_dir)
-    training_args.max_completion_length = teacher_args.max_reasoning_tokens
-    with whole_weights():
-        ranker = written_ranker(reasoner_args.ranker, catalog, reasoner_args.item_encoder, load)
-    stop_at_marker(model, tokens, write_item=ranker is not None)
-    AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
-    trainer = ReasonerTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=adapters(model_args, model, tokenizer, ids),
-        reward_funcs=reward_funcs,
-        catalog=catalog,
-        tokens=tokens,
-        validation=validation(task, catalog, tokens, teacher_args, teacher_args.eval_mode),
-        written_ranker=ranker,
-        item_loss=reasoner_args.item_loss,
-        item_loss_weight=reasoner_args.item_loss_weight,
-        credit=reasoner_args.credit(),
-        mask_history=task.args.mask_history,
-        rank_cap=reasoner_args.rank_cap or None,
-        rank_node_budget=reasoner_args.rank_node_budget or None,
-        callbacks=[*stopping(teacher_args.early_stopping_patience), *watching(run_dir, METRICS, "grpo")],
-    )
-    schedules = parse_schedules(reasoner_args.reward_schedules, reasoner_args.reward_funcs)
-    trainer.add_callback(RewardSchedules(trainer, schedules))
-    finish_stage(trainer, stage_dir, tokens, lambda: load()[0], ids)
-    return folder
 
 
 def evaluate_run(

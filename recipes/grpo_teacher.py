@@ -15,12 +15,13 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import GRPOConfig, ModelConfig
 
-from anyo_rl.config import ReasonerArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.config import GrpoArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.launch import check_launch, go_on_alone
 from anyo_rl.run_folder import resolve, start_run
 from anyo_rl.sampling.server_http import ServerError
-from anyo_rl.stages import evaluate_run, train_grpo
+from anyo_rl.stages import evaluate_run
+from anyo_rl.stages_rl import train_reasoning
 from anyo_rl.task import DataArguments, load_task
 from anyo_rl.training.callbacks import check_saves
 from anyo_rl.training.reward_schedule import parse_schedules
@@ -36,7 +37,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def main() -> None:
     """Parse, build, train, evaluate, save."""
     data_args, model_args, teacher_args, reasoner_args, training_args, config = parse(
-        (DataArguments, ModelConfig, TeacherArguments, ReasonerArguments, GRPOConfig),
+        (DataArguments, ModelConfig, TeacherArguments, GrpoArguments, GRPOConfig),
         default_config=CONFIGS / "toy" / "grpo_teacher.yaml",
         defaults={"num_generations_eval": 1},  # validation does not sample by groups
     )
@@ -60,7 +61,7 @@ def main() -> None:
 
     chat_template_kwargs = training_args.chat_template_kwargs
     teachers = train_warm_start(run_dir, task, model_args, warm_start, chat_template_kwargs=chat_template_kwargs)
-    teachers["grpo"] = train_grpo(
+    teachers["grpo"] = train_reasoning(
         run_dir, task, teachers["sft"], model_args, teacher_args, reasoner_args, training_args, rewards
     )
     if go_on_alone():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from anyo_rl.config import ComparisonArguments, ReasonerArguments, StarArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.config import ComparisonArguments, GrpoArguments, StarArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.data.schema import DataError
 from anyo_rl.launch import LaunchError
 from anyo_rl.run_folder import RunFolderError
@@ -16,7 +16,7 @@ from anyo_rl.warm_start import parse_warm_start
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-TYPES = (DataArguments, TeacherArguments, ReasonerArguments)
+TYPES = (DataArguments, TeacherArguments, GrpoArguments)
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next(name for name in ("sft", "grpo", "dpo", "star", "rationales", "prm") if name in path.stem.split("_"))
+    kind = next(
+        name for name in ("sft", "grpo", "ppo", "dpo", "star", "rationales", "prm") if name in path.stem.split("_")
+    )
     trains = kind != "rationales"
     others = {"rationales": "make_rationales", "prm": "train_prm"}
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")

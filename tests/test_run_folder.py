@@ -7,11 +7,11 @@ import yaml
 from trl import ModelConfig, SFTConfig
 
 from anyo_rl import run_folder
-from anyo_rl.config import ReasonerArguments, TeacherArguments, plain_errors
+from anyo_rl.config import GrpoArguments, TeacherArguments, plain_errors
 from anyo_rl.run_folder import WARM_START, RunFolderError, check_same, read_arguments, resolve, start_run
 from anyo_rl.task import DataArguments
 
-DATA, TEACHER, REASONER = DataArguments(), TeacherArguments(), ReasonerArguments()
+DATA, TEACHER, REASONER = DataArguments(), TeacherArguments(), GrpoArguments()
 
 
 def settings(folder: Path, **changed) -> SFTConfig:
@@ -98,12 +98,12 @@ def test_the_warm_start_counts_too(run):
 
 
 def test_secrets_are_not_written_and_another_one_is_no_difference(tmp_path):
-    def with_key(key: str) -> ReasonerArguments:
+    def with_key(key: str) -> GrpoArguments:
         return replace(REASONER, reward_kwargs={"judge": {"api_key": key, "model": "m"}})
 
     start_run(tmp_path, resolve(with_key("sentinel")), {})
     assert "sentinel" not in (tmp_path / "config.yaml").read_text()
-    assert read_arguments(tmp_path)["ReasonerArguments"]["reward_kwargs"]["judge"]["model"] == "m"
+    assert read_arguments(tmp_path)["GrpoArguments"]["reward_kwargs"]["judge"]["model"] == "m"
     check_same(tmp_path, resolve(with_key("other")))
 
 

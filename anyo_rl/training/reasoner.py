@@ -3,6 +3,7 @@
 The sampled completion stops at the marker: the reasoning is the action. Ranking happens once per batch, before the
 rewards, and reaches them as columns. What TRL hooks are used: `_calculate_rewards` (columns in, errors exchanged),
 `_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`.
+Process-supervised GRPO and PPO are other advantages in the same column (`credit`, `ppo`).
 
 With a ranker of written items (`match`, `embedding`) the item is written too, held to the catalog, and is part of the
 action: completions come by `rollout_func`, and `_get_per_token_logps_and_entropies` masks the trainer's
@@ -25,9 +26,11 @@ from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.credit import Credit
+from anyo_rl.training.critic import recorded_values, without_critic
 from anyo_rl.training.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
+from anyo_rl.training.ppo import Ppo, completion_values
 from anyo_rl.training.probes import Probes
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
@@ -55,6 +58,7 @@ class ReasonerTrainer(GRPOTrainer):
         item_loss_weight: its weight beside the policy loss.
         mask_history: whether items of the history are left out of the ranking.
         credit: what the steps of a reasoning are credited with; `None`: all its tokens with the outcome, as in GRPO.
+        ppo: advantages by a critic in place of the group; the model has one then (`anyo_rl.training.critic`).
         rank_cap: ranks beyond it count as the last; `None` for no cap.
         rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
         reward_funcs: reward callables (DESIGN: TRL's contract). An error in one stops all processes and names it.
@@ -75,6 +79,7 @@ class ReasonerTrainer(GRPOTrainer):
         item_loss: ItemLoss = "best",
         item_loss_weight: float = 0.1,
         credit: Credit | None = None,
+        ppo: Ppo | None = None,
         mask_history: bool = False,
         rank_cap: int | None = None,
         rank_node_budget: int | None = None,
@@ -87,6 +92,8 @@ class ReasonerTrainer(GRPOTrainer):
         self.item_loss = item_loss
         self.item_loss_weight = item_loss_weight
         self.credit = credit
+        self.ppo = ppo
+        self._source = next((way.source for way in (credit, ppo) if way is not None), None)
         self.mask_history = mask_history
         self.rank_cap = rank_cap
         self.rank_node_budget = rank_node_budget
@@ -115,15 +122,18 @@ class ReasonerTrainer(GRPOTrainer):
         if stops == (written_ranker is not None):
             found = "stops" if stops else "does not stop"
             raise ValueError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
-        if credit is not None and (written_ranker is not None or self.multi_objective_aggregation != SUM_FIRST):
+        if (credit or ppo) and (written_ranker is not None or self.multi_objective_aggregation != SUM_FIRST):
             raise ValueError(
-                f"credit for steps needs an answer that is read off, and rewards that are summed before they are "
-                f"normalised: set ranker to likelihood and multi_objective_aggregation to {SUM_FIRST}, or advantages "
-                f"to outcome"
+                f"credit for steps and PPO need an answer that is read off, and rewards that are summed before they "
+                f"are normalised: set ranker to likelihood and multi_objective_aggregation to {SUM_FIRST}, or take "
+                f"GRPO with advantages outcome"
             )
+        if ppo is not None and self.use_vllm:
+            names = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = lambda: without_critic(names())
+        self.step_values_B: list[np.ndarray] = []
+        self.outcomes_B = np.empty(0)
         self._log_probs_B = torch.empty(0)
-        self._values_B: list[np.ndarray] = []
-        self._outcomes_B = np.empty(0)
         self._rewards_N = torch.empty(0)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -204,9 +214,9 @@ class ReasonerTrainer(GRPOTrainer):
             ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
             self._log_metric("rank/seconds", time.perf_counter() - began)
             self._probes.measure(inputs, completion_ids, ranker, self.tokens, self._log_metric, excluded)
-            if self.credit is not None:
+            if self._source is not None:
                 began = time.perf_counter()
-                self._values_B = self.credit.values(
+                self.step_values_B = self._source.values(
                     inputs,
                     completion_ids,
                     TransformersSampler(model, self.tokens),
@@ -219,8 +229,8 @@ class ReasonerTrainer(GRPOTrainer):
                     seed=self.args.seed + self.state.global_step,
                 )
                 self._log_metric("values/seconds", time.perf_counter() - began)
-                self._log_metric("values/first", float(np.mean([values[0] for values in self._values_B])))
-                self._log_metric("values/last", float(np.mean([values[-1] for values in self._values_B])))
+                self._log_metric("values/first", float(np.mean([values[0] for values in self.step_values_B])))
+                self._log_metric("values/last", float(np.mean([values[-1] for values in self.step_values_B])))
         return ranking
 
     def _rank_together(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
@@ -274,7 +284,7 @@ class ReasonerTrainer(GRPOTrainer):
             if of_each_B is not None:
                 self._log_metric(f"rank/{name}", float(of_each_B.mean()))
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
-        self._outcomes_B = np.where(marked, gains, 0.0)
+        self.outcomes_B = np.where(marked, gains, 0.0)
         weighted = rewards * self.reward_weights.to(rewards.device)
         self._rewards_N = weighted.nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
         self._log_metric(FLAT, flat_groups(self._rewards_N, self._group_size))
@@ -282,10 +292,13 @@ class ReasonerTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
+        start = self.accelerator.process_index * len(inputs)
+        if self.ppo is not None:
+            output |= self.ppo.estimates(self, output, self._rewards_N[start : start + len(inputs)])
         if self.credit is not None:
             output["advantages"] = self.credit.token_advantages(
-                self._values_B,
-                self._outcomes_B.tolist(),
+                self.step_values_B,
+                self.outcomes_B.tolist(),
                 self._rewards_N,
                 output["completion_ids"],
                 self.tokens,
@@ -296,18 +309,48 @@ class ReasonerTrainer(GRPOTrainer):
         if self.item_loss != "none":
             everyone = self.accelerator.gather(self._log_probs_B)  # a group may lie on several processes
             weights = item_weights(everyone, self._group_size, self.item_loss)
-            start = self.accelerator.process_index * len(inputs)
             output["item_weight"] = weights[start : start + len(inputs)]
             targets = self.catalog.indices([row["target_id"] for row in inputs])
             output["item_index"] = torch.from_numpy(targets).to(self.accelerator.device)
         return output
 
+    def log_probs_and_values(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) log-probabilities of the completions' tokens, and values of the states before them."""
+        ids, mask = (
+            torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], 1) for kind in ("ids", "mask")
+        )
+        n_tokens = inputs["completion_ids"].shape[1]
+        size = self.args.per_device_train_batch_size
+        with recorded_values(self.accelerator.unwrap_model(self.model)) as values:
+            log_probs, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, n_tokens, size)
+        return log_probs, completion_values(values, n_tokens)
+
+    def mean(self, numbers: torch.Tensor, mask: torch.Tensor) -> float:
+        """The mean over what the mask leaves, on all processes together."""
+        sums = self.accelerator.reduce(torch.stack([(numbers * mask).sum().float(), mask.sum().float()]))
+        return (sums[0] / sums[1].clamp(min=1)).item()
+
+    def log_number(self, name: str, number: float) -> None:
+        """Logs a number of this batch beside TRL's own; it is the same on all processes."""
+        self._metrics["train"][name].append(number)
+
     def _compute_loss(self, model, inputs):
-        loss = super()._compute_loss(model, inputs)
+        if self.ppo is None or not self.model.training:
+            loss = super()._compute_loss(model, inputs)
+        else:
+            beta = self.args.beta
+            self.beta = beta if self.ppo.kl == "loss" else 0.0
+            try:
+                with recorded_values(self.accelerator.unwrap_model(self.model)) as values:
+                    loss = super()._compute_loss(model, inputs)
+            finally:
+                self.beta = beta
+            values_B_T = completion_values(values, inputs["completion_ids"].shape[1])
+            loss = loss + self.ppo.vf_coef * self.ppo.value_loss(self, inputs, values_B_T)
         if self.item_loss == "none" or not self.model.training:
             return loss
         item_loss = self._item_loss(model, inputs)
-        self._metrics["train"]["item_loss"].append(self.accelerator.gather(item_loss.detach()).mean().item())
+        self.log_number("item_loss", self.accelerator.gather(item_loss.detach()).mean().item())
         return loss + self.item_loss_weight * item_loss / self.current_gradient_accumulation_steps
 
     def _item_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anyo_rl.config import ReasonerArguments
+from anyo_rl.config import GrpoArguments
 from anyo_rl.training.reward_check import RewardError, guard
 from anyo_rl.training.reward_schedule import parse_schedules
 from reward.load import SHORT_NAMES, load_reward, load_rewards
@@ -54,7 +54,7 @@ def test_the_yaml_loads():
 
 def test_every_yaml_is_of_rewards_and_settings_that_there_are(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2] / "reward")
-    settings = {"scale_rewards", "reward_weights", *(field.name for field in dataclasses.fields(ReasonerArguments))}
+    settings = {"scale_rewards", "reward_weights", *(field.name for field in dataclasses.fields(GrpoArguments))}
     for config in map(yaml.safe_load, blocks("yaml")):
         assert set(config) <= settings
         parameters = config.get("reward_kwargs", {})

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.training.credit import Credit
 from anyo_rl.training.objectives import process_advantages, progress_advantages
+from anyo_rl.values.source import StepSource
 from tests.training.test_reasoner import G, lift, reasoner
 
 NAN = np.nan
@@ -56,7 +57,7 @@ def test_the_trainer_learns_from_steps(make, small_tokens, advantages, step_valu
         seen.append((rank, completion_ids))
         return [0.0 if r is None else ndcg(r) for r in rank]
 
-    credit = Credit(advantages, step_values, n_continuations=2)
+    credit = Credit(advantages, StepSource(step_values, n_continuations=2))
     trainer = make(reward=keep, credit=credit, settings={"max_completion_length": 8, "scale_rewards": "group"})
     outputs, original = [], trainer._generate_and_score_completions
     trainer._generate_and_score_completions = lambda inputs: outputs.append(original(inputs)) or outputs[-1]
@@ -116,8 +117,8 @@ def test_a_prm_gives_the_values_before_steps(small_tokens):
             return [np.array([0.2, 0.5, 0.9]), np.array([0.3])]
 
     rows = [{"prompt": "Alien\n"}, {"prompt": "mug\n"}]
-    credit = Credit(step_values="prm", prm=Fixed())
-    found = credit.values(rows, ids, None, None, small_tokens, mask_history=False)
+    source = StepSource("prm", prm=Fixed())
+    found = source.values(rows, ids, None, None, small_tokens, mask_history=False)
     assert [values.tolist() for values in found] == [[0.2, 0.5], [0.3]]
     assert asked == [[small_tokens.context_ids(row["prompt"]) for row in rows]]
 
@@ -125,15 +126,19 @@ def test_a_prm_gives_the_values_before_steps(small_tokens):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"step_values": "prm"}, "step_values prm and a PRM go together"),
-        ({"advantages": "outcome"}, "advantages is 'outcome': expected one of progress, process"),
-        ({"step_values": "judge"}, "step_values is 'judge'"),
+        ({"kind": "prm"}, "step_values prm and a PRM go together"),
+        ({"kind": "judge"}, "step_values is 'judge'"),
         ({"n_continuations": 0}, "n_continuations is 0: expected 1 or more"),
     ],
 )
-def test_unknown_settings_are_refused(wrong, message):
+def test_unknown_sources_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Credit(**wrong)
+        StepSource(**wrong)
+
+
+def test_unknown_advantages_are_refused():
+    with pytest.raises(ValueError, match="advantages is 'outcome': expected one of progress, process"):
+        Credit(advantages="outcome")
 
 
 def test_rewards_normalised_one_by_one_have_no_scale_for_values(make):

@@ -1,0 +1,63 @@
+"""Where the values of the states between steps come from, as a training run is told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.sampling.protocol import Sampler
+from anyo_rl.tokens import Tokens
+from anyo_rl.values.prm import Prm
+from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
+
+StepValueKind = Literal["forced_answer", "monte_carlo", "prm"]
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """What a state between steps is worth.
+
+    Attributes:
+        kind: the gain of a `forced_answer`, or the mean gain of `n_continuations` sampled from a state
+            (`monte_carlo`), see `anyo_rl.values.step_values`; or the scores of a `prm`.
+        n_continuations: for `monte_carlo`, 1 or more.
+        prm: for `prm`, of a teacher with the same tokenizer.
+
+    Raises:
+        ValueError: an unknown kind, less than one continuation, or no PRM where one is to be asked.
+    """
+
+    kind: StepValueKind = "forced_answer"
+    n_continuations: int = 4
+    prm: Prm | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(StepValueKind):
+            raise ValueError(f"step_values is {self.kind!r}: expected one of {', '.join(get_args(StepValueKind))}")
+        if self.n_continuations < 1:
+            raise ValueError(f"n_continuations is {self.n_continuations}: expected 1 or more")
+        if (self.kind == "prm") != (self.prm is not None):
+            raise ValueError("step_values prm and a PRM go together: set prm to the folder of one, or leave it out")
+
+    def values(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        completion_ids_B: Sequence[Sequence[int]],
+        sampler: Sampler,
+        ranker: LikelihoodRanker,
+        tokens: Tokens,
+        *,
+        mask_history: bool,
+        **sampling: Any,
+    ) -> list[np.ndarray]:
+        """Values before the steps of each completion, at least one; `sampling` as `monte_carlo_values` takes it."""
+        if self.prm is not None:
+            self.prm.check_texts(completion_ids_B, [tokens.decode(ids) for ids in completion_ids_B])
+            scores_B = self.prm.scores([tokens.context_ids(row["prompt"]) for row in rows], completion_ids_B)
+            return [scores[: max(1, len(scores) - 1)] for scores in scores_B]
+        if self.kind == "forced_answer":
+            return forced_answer_values(rows, completion_ids_B, ranker, tokens, mask_history=mask_history)
+        asked = {"n": self.n_continuations, "mask_history": mask_history, **sampling}
+        return monte_carlo_values(rows, completion_ids_B, sampler, ranker, tokens, **asked)
