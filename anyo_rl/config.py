@@ -182,6 +182,9 @@ class PpoArguments(ReasonerArguments):
     gamma: float = field(default=1.0, metadata={"help": "Discount of a token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the critic; 10 times the policy's if unset."}
+    )
     cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move from the one before."})
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Centre and scale advantages over the batch of all processes."}
@@ -212,6 +215,7 @@ class PpoArguments(ReasonerArguments):
             gamma=self.gamma,
             lam=self.lam,
             vf_coef=self.vf_coef,
+            critic_learning_rate=self.critic_learning_rate,
             cliprange_value=self.cliprange_value,
             whiten_advantages=self.whiten_advantages,
             kl=self.kl,

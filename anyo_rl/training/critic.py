@@ -99,6 +99,24 @@ def recorded_values(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         base.recorded_values = None
 
 
+def split_critic(optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float) -> None:
+    """Gives the critic's weights groups of their own in an optimizer that has not stepped yet.
+
+    Args:
+        optimizer: of the whole model.
+        model: the model.
+        learning_rate: of the critic; a schedule goes over it as over the rest.
+    """
+    critic = {id(weight) for name, weight in model.named_parameters() if CRITIC in name.split(".")}
+    for group in list(optimizer.param_groups):
+        own = [weight for weight in group["params"] if id(weight) in critic]
+        if len(own) == len(group["params"]):
+            group["lr"] = learning_rate
+        elif own:
+            group["params"] = [weight for weight in group["params"] if id(weight) not in critic]
+            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
+
+
 def without_critic(names: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Named weights, those of the critic left out."""
     return ((name, weight) for name, weight in names if not name.startswith(f"{CRITIC}."))

@@ -20,6 +20,7 @@ from anyo_rl.values.source import StepSource
 if TYPE_CHECKING:
     from anyo_rl.training.reasoner import ReasonerTrainer
 
+CRITIC_FACTOR = 10.0
 StepRewards = Literal["none", "shaping", "scores"]
 KlPlace = Literal["reward", "loss"]
 
@@ -32,6 +33,7 @@ class Ppo:
         gamma: discount of a token, in [0, 1].
         lam: λ of GAE, in [0, 1].
         vf_coef: weight of the critic's loss.
+        critic_learning_rate: of its weights; 10 times the policy's if `None`, for it begins with nothing.
         cliprange_value: how far a value may move from what it was, above 0.
         whiten_advantages: whether advantages are centred and scaled over the batch of all processes.
         kl: where TRL's `beta` times the divergence from the reference goes: into the `reward` of each token, or into
@@ -48,6 +50,7 @@ class Ppo:
     gamma: float = 1.0
     lam: float = 0.95
     vf_coef: float = 0.1
+    critic_learning_rate: float | None = None
     cliprange_value: float = 0.2
     whiten_advantages: bool = True
     kl: KlPlace = "reward"

@@ -26,11 +26,11 @@ from anyo_rl.sampling.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.credit import Credit
-from anyo_rl.training.critic import recorded_values, without_critic
+from anyo_rl.training.critic import recorded_values, split_critic, without_critic
 from anyo_rl.training.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
-from anyo_rl.training.ppo import Ppo, completion_values
+from anyo_rl.training.ppo import CRITIC_FACTOR, Ppo, completion_values
 from anyo_rl.training.probes import Probes
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.validation import Validation, run_validation
@@ -135,6 +135,14 @@ class ReasonerTrainer(GRPOTrainer):
         self.outcomes_B = np.empty(0)
         self._log_probs_B = torch.empty(0)
         self._rewards_N = torch.empty(0)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """transformers' own, in which a critic has a learning rate of its own."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.ppo is not None:
+            learning_rate = self.ppo.critic_learning_rate or CRITIC_FACTOR * self.args.learning_rate
+            split_critic(optimizer, self.model, learning_rate)
+        return optimizer
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """See `anyo_rl.training.validation.run_validation`."""

@@ -234,6 +234,19 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy(make, small_tea
     assert all(name.startswith(CRITIC) for name in reached)
 
 
+def test_the_critic_learns_at_a_rate_of_its_own(make):
+    for rate, expected in ((None, 0.01), (0.5, 0.5)):
+        trainer = make(Ppo(critic_learning_rate=rate), settings={"learning_rate": 1e-3, "weight_decay": 0.1})
+        names = {id(p): name for name, p in trainer.model.named_parameters()}
+        for _ in range(2):  # asked again it gives what it made
+            groups = trainer.create_optimizer().param_groups
+            rates = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+            assert sum(len(group["params"]) for group in groups) == len(rates)
+            assert rates.pop(f"{CRITIC}.linear.weight") == (expected, 0.1)
+            assert rates.pop(f"{CRITIC}.linear.bias") == (expected, 0.0)
+            assert {rate for rate, _ in rates.values()} == {1e-3}
+
+
 def test_vllm_is_not_told_of_the_critic():
     names = [("model.norm.weight", 1), ("value_head.linear.weight", 2), ("lm_head.weight", 3)]
     assert [name for name, _ in without_critic(iter(names))] == ["model.norm.weight", "lm_head.weight"]
