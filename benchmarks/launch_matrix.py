@@ -5,8 +5,8 @@ OMP_NUM_THREADS=1 python benchmarks/launch_matrix.py --json matrix.json
 python benchmarks/launch_matrix.py --recipes dpo --launches "1 process" "2, ZeRO-3"
 
 All cells start from one teacher, with one global batch. SFT, STaR and DPO see the same data whatever the launch: their
-losses are held against those of one process (a STaR path's draws belong to its example). GRPO draws by process, so two
-processes sample other paths than one: its losses are held against those of two processes under DDP.
+losses are held against those of one process (a STaR path's draws belong to its example). GRPO and PPO draw by process,
+so two processes sample other paths than one: their losses are held against those of two processes under DDP.
 
 Without a GPU only (`--use_cpu`, gloo). Two nodes need what `nodes.py` says; their columns are skipped elsewhere.
 """
@@ -55,7 +55,7 @@ LAUNCHES = {
     "2 nodes, ZeRO-3": Launch("zero3_nodes.yaml", FULL, ON_GLOO, nodes=True),
 }
 # A recipe's stage, and the launch whose losses it must have.
-RECIPES = {"sft": "1 process", "grpo": "2, DDP", "dpo": "1 process", "star": "1 process"}
+RECIPES = {"sft": "1 process", "grpo": "2, DDP", "ppo": "2, DDP", "dpo": "1 process", "star": "1 process"}
 GLOBAL_BATCH = 16
 LEAST = "--max_steps 2 --eval_steps 2 --save_steps 2 --max_validation 4 --max_test 4 --gradient_accumulation_steps 1"
 
@@ -65,7 +65,7 @@ class Cell:
     """What became of one recipe under one launch.
 
     Attributes:
-        recipe: sft, grpo, dpo or star.
+        recipe: sft, grpo, ppo, dpo or star.
         launch: a key of LAUNCHES.
         problem: why it counts as failed, or was skipped; empty where all is well.
         losses: of steps 1 and 2.
@@ -84,7 +84,7 @@ def recipe_flags(recipe: str, folder: Path, n_processes: int) -> list[str]:
     flags = ["--config", SMOKE / f"{recipe}.yaml", *LEAST.split()]
     flags += ["--per_device_train_batch_size", GLOBAL_BATCH // n_processes]
     flags += ["--model_name_or_path", folder / "start" / "sft" / "teacher"]
-    if recipe in ("grpo", "star"):
+    if recipe in ("grpo", "ppo", "star"):
         flags += ["--sft_config", "", "--train_direct", "false", "--baselines", "false"]
     if recipe == "star":
         flags += ["--rounds", 1]
@@ -170,7 +170,7 @@ def difference(cell: Cell, cells: Sequence[Cell]) -> float | None:
     if base is None or base is cell or base.problem or cell.problem:
         return None
     if cell.launch == "1 process":
-        return None  # GRPO's
+        return None  # of what draws by process
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(cell.losses, base.losses, strict=True))
 
 
