@@ -72,7 +72,7 @@ def line_plot(
         xlabel: what is counted; every whole number has its tick where there are few.
     """
     with _figure(name) as (axes, done):
-        styles = ["-", (0, (4, 2)), (0, (1, 1.5))]
+        styles, markers = ["-", (0, (4, 2)), (0, (1, 1.5))], "os^Dv"
         for place, (label, (steps, values)) in enumerate(series.items()):
             last = place == len(series) - 1
             colour = ACCENT if last else MUTED
@@ -80,7 +80,7 @@ def line_plot(
             if smooth and len(y) >= 8:
                 axes.plot(x, y, color=SOFT if last else RULE, linewidth=0.9)
                 y = running_mean(y, max(3, len(y) // 12))
-            marker = "o" if len(x) <= 25 and not smooth else None
+            marker = markers[place % len(markers)] if len(x) <= 25 and not smooth else None
             style = "-" if last else styles[place % len(styles)]
             axes.plot(x, y, color=colour, linewidth=1.7, linestyle=style, marker=marker, markersize=3, label=label)
         axes.set_xlabel(xlabel)
