@@ -31,6 +31,7 @@ from anyo_rl.evaluation.report import write_report
 from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.item_tokens import adapters, load_answering, semantic_ids, teacher_files
 from anyo_rl.launch import whole_weights
+from anyo_rl.model_card import write_cards
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -253,7 +254,7 @@ def evaluate_run(
     seed: int,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates the teachers of a run on its test users, and writes `evaluation.json`, the table and the report.
+    """Evaluates the teachers of a run on its test users; writes `evaluation.json`, table, report and model cards.
 
     Args:
         run_dir: the run folder.
@@ -304,4 +305,5 @@ def evaluate_run(
     write_whole(run_dir / "evaluation.json", json.dumps(summary, indent=2))
     write_whole(run_dir / "evaluation.md", markdown_table(summary))
     write_report(run_dir)
+    write_cards(run_dir, task, teachers, tokens, summary)
     return summary
