@@ -16,6 +16,7 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from anyo_rl.rank_logs import hide_progress_bars, log_to_file
 from anyo_rl.redact import redact
 
 CONFIG = "config.yaml"
@@ -63,6 +64,8 @@ def resolve(*arguments: Any, **named: Any) -> dict[str, dict[str, Any]]:
 def start_run(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]], report: Mapping[str, int]) -> None:
     """Writes what is needed to repeat the run: every argument, versions, how it was launched, and counts of the data.
 
+    From here on each process has a log file of its own there (`anyo_rl.rank_logs`).
+
     Args:
         run_dir: the run folder; all processes call this, the main one writes.
         arguments: what `resolve` returns.
@@ -87,6 +90,9 @@ def start_run(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]], report:
         write_whole(run_dir / "data.json", json.dumps(dict(report), indent=2))
     state.wait_for_everyone()
     _wait_for(run_dir / CONFIG)
+    log_to_file(run_dir, state.process_index)
+    if not state.is_main_process:
+        hide_progress_bars()
 
 
 def _wait_for(file: Path, patience_s: float = 60) -> None:

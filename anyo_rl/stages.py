@@ -41,6 +41,7 @@ from anyo_rl.tokens import Tokens, add_codes
 from anyo_rl.training.callbacks import MetricsFile, best_checkpoint, keep_best, stopping, train_to_the_end
 from anyo_rl.training.critic import detach_critic
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
+from anyo_rl.training.throughput import Throughput
 from anyo_rl.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def finish_stage(
         ids: the semantic ids that the teacher answers with, if it does.
     """
     show_bias(trainer.model)
+    trainer.add_callback(Throughput(trainer))
     train_to_the_end(trainer, stage_dir)
     accelerator = trainer.accelerator
     if accelerator.is_main_process:

@@ -33,6 +33,7 @@ from anyo_rl.training.objectives import ItemLoss, item_weights
 from anyo_rl.training.ppo import CRITIC_FACTOR, Ppo, completion_values
 from anyo_rl.training.probes import Probes
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
+from anyo_rl.training.throughput import Clock
 from anyo_rl.training.validation import Validation, run_validation
 from anyo_rl.training.weights import gathered
 
@@ -97,6 +98,7 @@ class ReasonerTrainer(GRPOTrainer):
         self.mask_history = mask_history
         self.rank_cap = rank_cap
         self.rank_node_budget = rank_node_budget
+        self.clock = Clock()
         self._probes = Probes(reward_funcs, written=written_ranker is not None)
         self._reward_errors = DeferredErrors()
         if written_ranker is not None:
@@ -154,6 +156,10 @@ class ReasonerTrainer(GRPOTrainer):
 
     def _sampler(self, model: torch.nn.Module) -> TransformersSampler:
         return TransformersSampler(model, self.tokens, tree=self.catalog.tree)
+
+    def _generate(self, *args, **kwargs):
+        with self.clock("sampling"):
+            return super()._generate(*args, **kwargs)
 
     def _write(self, prompts: list[Any], _: Any) -> dict[str, Any]:
         """One completion of each prompt, item included: TRL's `rollout_func`."""
@@ -253,7 +259,8 @@ class ReasonerTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._probes.swap(inputs, completion_ids_list, self.tokens.marker_id, self._group_size, self.accelerator)
-        ranking = self._rank_together(inputs, completion_ids_list)
+        with self.clock("ranking"):
+            ranking = self._rank_together(inputs, completion_ids_list)
         marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
         gains = ndcg(ranking.ranks_B)
         log_probs_B = np.full(len(inputs), np.nan) if ranking.log_probs_B is None else ranking.log_probs_B
@@ -279,7 +286,8 @@ class ReasonerTrainer(GRPOTrainer):
         texts: list[Any] = [self.tokens.decode(ids) for ids in completion_ids_list]
         if not isinstance(completions[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
-        rewards = super()._calculate_rewards(ranked, prompts, texts, completion_ids_list)
+        with self.clock("rewards"):
+            rewards = super()._calculate_rewards(ranked, prompts, texts, completion_ids_list)
         self._reward_errors.raise_together(self.accelerator)
 
         for name, value in reward_correlations(rewards, self.reward_func_names).items():

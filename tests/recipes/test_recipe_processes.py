@@ -48,8 +48,19 @@ def test_two_processes_train_one_teacher(request, launcher, tmp_path, launch, fl
     # One process writes: each step once, each part of the evaluation once.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for stage in ("sft", "grpo"):
-        assert [row["step"] for row in rows if row["stage"] == stage and "loss" in row] == [1, 2]
+        steps = [row for row in rows if row["stage"] == stage and "loss" in row]
+        assert [row["step"] for row in steps] == [1, 2]
+        for row in steps:
+            assert min(row["throughput/samples_per_second"], row["throughput/tokens_per_second"]) > 0
+            parts = [value for name, value in row.items() if name.startswith("time_share/")]
+            assert sum(parts) == pytest.approx(1 if stage == "grpo" else 0)
     assert output.count("evaluating grpo (greedy)") == 1
+    # The console is the main process's, bars included; what the other one has to say is in its own file.
+    assert output.count("Truncating train dataset: 100%") == 1
+    logs = {file.name: file.read_text() for file in (run / "logs").iterdir()}
+    assert logs.keys() == {"rank-0.log", "rank-1.log"}
+    assert "evaluating grpo (greedy)" in logs["rank-0.log"]
+    assert "evaluating grpo (greedy)" not in logs["rank-1.log"]
     before, after = (load_file(run / stage / "teacher" / "model.safetensors") for stage in ("sft", "grpo"))
     assert all(np.isfinite(after[name]).all() for name in before)
     if "embedding" in flags:  # every completion has an item then

@@ -16,6 +16,7 @@ def lines(folder: Path) -> list[dict]:
     """What was logged, but for clocks and for what TRL and transformers count from the start of the process."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     varying = ("runtime", "per_second", "step_time", "rank/seconds", "total_flos", "train_loss", "num_tokens")
+    varying += ("time_share/", "memory/")
     return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
 
 

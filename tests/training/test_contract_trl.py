@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 from transformers import Trainer
-from trl import DPOTrainer, GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -57,7 +57,7 @@ def test_what_is_overridden_is_there_and_takes_what_it_took():
     ]
     assert set(overridden) - {"__init__", "__module__"} == {
         *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "evaluate"),
-        *("_get_per_token_logps_and_entropies", "create_optimizer"),
+        *("_get_per_token_logps_and_entropies", "_generate", "create_optimizer"),
     }
     for name in set(overridden) & set(SIGNATURES):
         assert list(inspect.signature(getattr(ReasonerTrainer, name)).parameters) == SIGNATURES[name], MOVED
@@ -85,8 +85,14 @@ def test_trl_sets_the_attributes(name):
 def test_trl_reads_and_fills_what_is_relied_on():
     scored = source(GRPOTrainer._generate_and_score_completions)
     for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"):
+<<<<<<< HEAD
         assert f'"{key}"' in scored, MOVED
     assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in scored, MOVED
+=======
+        assert f'"{key}"' in scored
+    assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in scored
+    assert "self._generate(prompts)" in scored  # which is timed
+>>>>>>> 68dd5bc (Throughput, shares of time and peak memory are logged, and each process has a log file)
     # Schedules set the weights in place, and the swap of reasonings counts on groups in a row.
     assert "self.reward_weights.to(device)" in scored, MOVED
     assert "rewards.view(-1, num_generations)" in scored, MOVED
@@ -96,6 +102,12 @@ def test_trl_reads_and_fills_what_is_relied_on():
     prepared = source(GRPOTrainer._prepare_inputs)
     assert "shuffle_sequence_dict(" in prepared, MOVED
     assert "split_tensor_dict(" in prepared, MOVED
+
+
+def test_trl_counts_tokens_where_throughput_looks():
+    assert "self.state.num_input_tokens_seen += " in source(GRPOTrainer._generate)
+    for trainer in (SFTTrainer, DPOTrainer):
+        assert "self._total_train_tokens += " in inspect.getsource(trainer)
 
 
 DPO_SIGNATURES = {
