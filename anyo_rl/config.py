@@ -15,6 +15,7 @@ from trl import TrlParser
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
 from anyo_rl.launch import LaunchError, whole_weights
+from anyo_rl.ranking.policy import TREE_ATTENTION
 from anyo_rl.run_folder import RunFolderError
 from anyo_rl.training.credit import Credit, StepAdvantages
 from anyo_rl.training.objectives import ItemLoss, ProcessReduction
@@ -356,6 +357,7 @@ def parse(
         parsed = parser.parse_args_and_config(args)
         for instance in parsed:
             _check_choices(instance)
+            _check_attention(instance)
             if getattr(instance, "hub_token", None):
                 raise ValueError(
                     "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
@@ -382,6 +384,16 @@ def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except caught as error:
         sys.exit(f"error: {error}")
+
+
+def _check_attention(instance: Any) -> None:
+    """Refuses at the start what ranking would refuse at the first validation."""
+    attention = getattr(instance, "attn_implementation", None)
+    if attention not in (None, *TREE_ATTENTION):
+        raise ValueError(
+            f"attn_implementation is {attention!r}; expected one of {', '.join(TREE_ATTENTION)}: ranks are read with "
+            f"a mask over the tree of items, which others do not take"
+        )
 
 
 def _check_choices(instance: Any) -> None:

@@ -43,6 +43,7 @@ from anyo_rl.training.critic import detach_critic
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 from anyo_rl.training.throughput import Throughput
 from anyo_rl.training.validation import Validation
+from anyo_rl.training.weights import unquantised
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def finish_stage(
         # Read from the disk: what the trainer holds may be shared out over the processes.
         with whole_weights():
             best = best_checkpoint(stage_dir)
-            model = load_checkpoint(best, start) if best else start()
+            model = load_checkpoint(best, start) if best else unquantised(start())
         if not best:
             logger.warning("%s: no validation was better than at the start, whose teacher is kept", stage_dir)
         detach_critic(model)
@@ -91,9 +92,13 @@ def finish_stage(
 def load_checkpoint(
     checkpoint: Path, start: Callable[[], PreTrainedModel], kind: Any = AutoModelForCausalLM
 ) -> PreTrainedModel:
-    """The model of a checkpoint: whole, or LoRA adapters (and their new head) merged into what `start` gives."""
+    """The model of a checkpoint: whole, or LoRA adapters (and their new head) merged into what `start` gives.
+
+    Adapters of a quantised model are merged into its weights as the adapters saw them, in full precision: quantised
+    again, the merged weights would be others than those that were trained.
+    """
     if (checkpoint / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(start(), checkpoint).merge_and_unload()
+        return PeftModel.from_pretrained(unquantised(start()), checkpoint).merge_and_unload()
     return kind.from_pretrained(checkpoint, dtype="auto", use_safetensors=True)
 
 
@@ -268,6 +273,7 @@ def evaluate_run(
         seed: of draws and intervals.
         chat_template_kwargs: what the chat template is told, as in training.
     """
+    model_args = dataclasses.replace(model_args, load_in_4bit=False, load_in_8bit=False)  # as they were saved
     test = task.split("test", task.args.max_test)
     evaluation = None
     for stage, path in teachers.items():

@@ -137,6 +137,13 @@ def test_trl_arguments_are_parsed_beside_ours(config, tmp_path):
     assert (training.learning_rate, model.use_peft) == (1e-4, True)
 
 
+def test_attention_that_ranking_cannot_use_is_refused_at_the_start(config):
+    with pytest.raises(SystemExit, match="attn_implementation is 'flash_attention_2'; expected one of sdpa, eager"):
+        parse((TeacherArguments, ModelConfig), args=config("attn_implementation: flash_attention_2\n"))
+    _, model, _ = parse((TeacherArguments, ModelConfig), args=config("attn_implementation: eager\n"))
+    assert model.attn_implementation == "eager"
+
+
 def test_every_argument_has_a_help_text():
     for kind in TYPES:
         for field in dataclasses.fields(kind):

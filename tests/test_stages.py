@@ -5,9 +5,11 @@ import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from anyo_rl.config import TeacherArguments
 from anyo_rl.stages import load_checkpoint, validation
+from anyo_rl.teacher import make_tiny_teacher, save_teacher
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -47,3 +49,31 @@ def test_validation_takes_the_runs_settings(small_catalog, small_tokens):
     found = validation(task, small_catalog, small_tokens, teacher_args, "mixture")
     assert (found.n_paths, found.max_new_tokens, found.mask_history, found.mode) == (3, 5, True, "mixture")
     assert found.rows == [{"name": "validation", "limit": 7}]
+
+
+def test_adapters_of_a_quantised_model_end_in_whole_weights(small_tokens, tmp_path):
+    """Merged in full precision into what the adapters saw; merged in 4 bits, they would be rounded away."""
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    make_tiny_teacher(small_tokens.tokenizer, hidden_size=64, n_layers=2).save_pretrained(tmp_path / "start")
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+    def start():
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "start", quantization_config=bits, dtype=torch.float32)
+
+    adapted = get_peft_model(start(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    adapted.save_pretrained(tmp_path / "adapters")
+    found = load_checkpoint(tmp_path / "adapters", start).eval()
+    save_teacher(found, small_tokens.tokenizer, tmp_path / "teacher")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").eval()
+    assert not hasattr(saved.config, "quantization_config")
+    assert {p.dtype for p in saved.parameters()} == {torch.float32}
+    with torch.no_grad():
+        # As in training: in eval mode bitsandbytes has another kernel on the CPU, off by itself.
+        trained, before = adapted.train()(IDS).logits, start().train()(IDS).logits
+        torch.testing.assert_close(saved(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(trained, before, atol=1e-2)

@@ -1,4 +1,4 @@
-"""Whole weights on every process while a trainer samples or ranks."""
+"""Whole weights: on every process while a trainer samples or ranks, and in full precision where they are saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
 
@@ -42,3 +43,8 @@ def unsharded(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[
         for module in modules:
             module.set_reshard_after_forward(reshard_after_forward, recurse=False)
             module.reshard()
+
+
+def unquantised(model: PreTrainedModel) -> PreTrainedModel:
+    """A quantised model with the weights that it computes with, in full precision and size; others as they are."""
+    return model.dequantize() if getattr(model, "is_quantized", False) else model
