@@ -82,14 +82,14 @@ def check_heads(teacher: Path | str) -> None:
     if size not in able:
         raise ValueError(
             f"the attention heads of {teacher} are {size} wide, and on the CPU vLLM has them of "
-            f"{', '.join(map(str, able))}: sample with engine hf (a teacher made from scratch has four heads, so "
+            f"{', '.join(map(str, able))}: sample without vLLM (a teacher made from scratch has four heads, so "
             "tiny_hidden_size 128 would do)"
         )
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables meanwhile that are not set: the engine's own process has them from this one."""
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables meanwhile that are not set: an engine is started with them."""
     new = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(new)
     try:
@@ -112,7 +112,7 @@ def make_engine(teacher: Path | str, *, on_gpu: bool | None = None, **settings: 
     """
     on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     logger.info("starting a vLLM engine of %s", teacher)
-    with _environment(engine_environment(on_gpu)):
+    with environment(engine_environment(on_gpu)):
         from vllm import LLM
 
         return LLM(str(teacher), **engine_settings(on_gpu=on_gpu, **settings))

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from anyo_rl.training.validation import METRIC
+from anyo_rl.training.vllm import stop_colocated_engine
 
 BEST = f"eval_{METRIC}"
 
@@ -73,6 +74,7 @@ def train_to_the_end(trainer: Trainer, stage_dir: Path) -> None:
         if checkpoint:
             trainer.args.eval_on_start = False  # measured and written down before the kill
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stop_colocated_engine(trainer)
     accelerator.wait_for_everyone()
 
 

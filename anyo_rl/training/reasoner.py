@@ -35,6 +35,7 @@ from anyo_rl.training.probes import Probes
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.throughput import Clock
 from anyo_rl.training.validation import Validation, run_validation
+from anyo_rl.training.vllm import colocated_engine, stop_vllm_at_marker
 from anyo_rl.training.weights import gathered
 
 LEAST_ITEM_WEIGHT = 1e-3
@@ -113,13 +114,15 @@ class ReasonerTrainer(GRPOTrainer):
                     "min_p and repetition_penalty, or set ranker to likelihood"
                 )
             kwargs["rollout_func"] = self._write
-        super().__init__(
-            *args,
-            reward_funcs=[self._reward_errors.defer(f) for f in reward_funcs],
-            # The trainer insists on an evaluation set; `evaluate` measures ranks instead and never reads it.
-            eval_dataset=kwargs["train_dataset"].select([0]),
-            **kwargs,
-        )
+        kwargs["args"] = stop_vllm_at_marker(kwargs["args"], tokens)
+        with colocated_engine(kwargs["args"], kwargs["model"]):
+            super().__init__(
+                *args,
+                reward_funcs=[self._reward_errors.defer(f) for f in reward_funcs],
+                # The trainer insists on an evaluation set; `evaluate` measures ranks instead and never reads it.
+                eval_dataset=kwargs["train_dataset"].select([0]),
+                **kwargs,
+            )
         stops = tokens.marker_id in self.eos_token_ids
         if stops == (written_ranker is not None):
             found = "stops" if stops else "does not stop"

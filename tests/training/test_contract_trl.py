@@ -85,14 +85,9 @@ def test_trl_sets_the_attributes(name):
 def test_trl_reads_and_fills_what_is_relied_on():
     scored = source(GRPOTrainer._generate_and_score_completions)
     for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"):
-<<<<<<< HEAD
         assert f'"{key}"' in scored, MOVED
     assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in scored, MOVED
-=======
-        assert f'"{key}"' in scored
-    assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in scored
-    assert "self._generate(prompts)" in scored  # which is timed
->>>>>>> 68dd5bc (Throughput, shares of time and peak memory are logged, and each process has a log file)
+    assert "self._generate(prompts)" in scored, MOVED  # which is timed
     # Schedules set the weights in place, and the swap of reasonings counts on groups in a row.
     assert "self.reward_weights.to(device)" in scored, MOVED
     assert "rewards.view(-1, num_generations)" in scored, MOVED
@@ -105,9 +100,18 @@ def test_trl_reads_and_fills_what_is_relied_on():
 
 
 def test_trl_counts_tokens_where_throughput_looks():
-    assert "self.state.num_input_tokens_seen += " in source(GRPOTrainer._generate)
+    assert "self.state.num_input_tokens_seen += " in source(GRPOTrainer._generate), MOVED
     for trainer in (SFTTrainer, DPOTrainer):
-        assert "self._total_train_tokens += " in inspect.getsource(trainer)
+        assert "self._total_train_tokens += " in inspect.getsource(trainer), MOVED
+
+
+def test_vllm_is_told_and_reached_as_relied_on():
+    built = source(GRPOTrainer.__init__)
+    assert "self.vllm_generation = VLLMGeneration(" in built, MOVED
+    assert "generation_kwargs=args.generation_kwargs" in built, MOVED
+    engine = source(VLLMGeneration._init_vllm)
+    assert "self.llm = LLM(model=model.name_or_path" in engine, MOVED
+    assert "seed=accelerator.process_index // self.tensor_parallel_size" in engine, MOVED
 
 
 DPO_SIGNATURES = {
