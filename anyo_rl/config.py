@@ -18,8 +18,8 @@ from anyo_rl.launch import LaunchError, whole_weights
 from anyo_rl.ranking.policy import TREE_ATTENTION
 from anyo_rl.run_folder import RunFolderError
 from anyo_rl.training.credit import Credit, StepAdvantages
+from anyo_rl.training.interruption import CheckpointError, disk_is_full
 from anyo_rl.training.objectives import ItemLoss, ProcessReduction
-from anyo_rl.training.pairs import PairGain
 from anyo_rl.training.ppo import KlPlace, Ppo, StepRewards
 from anyo_rl.training.reward_timeout import OnTimeout
 from anyo_rl.training.written import ItemEncoder, RankerKind
@@ -264,29 +264,6 @@ class StarArguments(RankArguments, ComparisonArguments):
 
 
 @dataclass
-class PairArguments:
-    """What makes a preference pair, and what DPO trains beside it."""
-
-    paths: str | None = field(
-        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
-    )
-    pair_gain: PairGain = field(default="ndcg", metadata={"help": "What a path's rank is worth: ndcg, mrr, log."})
-    least_gap: float = field(
-        default=0.1, metadata={"help": "Least difference in gain of the best and the worst path of an example."}
-    )
-    max_pairs_per_target: int = field(
-        default=0, metadata={"help": "Most pairs with one item as their target, the widest gaps first; 0 for no cap."}
-    )
-    item_loss_weight: float = field(
-        default=0.1, metadata={"help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none."}
-    )
-    chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
-    )
-    baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
-
-
-@dataclass
 class PrmArguments(RankArguments):
     """What a process reward model is trained on, and how its labels are made."""
 
@@ -369,21 +346,28 @@ def parse(
 
 @contextmanager
 def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Ends the program with the message alone where the user can mend the cause; also a decorator.
+    """Ends the program with the message alone where the user can mend the cause, as on a full disk; also a decorator.
 
     Everything else keeps its traceback: it is a bug, ours or a reward's.
 
     Args:
-        *kinds: errors whose message says all there is to say; data, launch and run folder errors if none named.
+        *kinds: errors whose message says all there is to say; those of data, launches, run folders and checkpoints if
+            none is named.
 
     Raises:
         SystemExit: in place of such an error, with its message and exit status 1.
     """
-    caught = kinds or (DataError, LaunchError, RunFolderError)
+    caught = kinds or (DataError, LaunchError, RunFolderError, CheckpointError)
     try:
         yield
     except caught as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        sys.exit(
+            f"error: no room to write ({error}). What was finished is whole: make room, and the same command goes on"
+        )
 
 
 def _check_attention(instance: Any) -> None:

@@ -5,7 +5,10 @@ one process, two processes that do not see each other each train alone, FSDP or 
 become plain DDP. A recipe calls `check_launch` first, once its training arguments exist.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,6 +25,9 @@ def check_launch(
     environ: Mapping[str, str] | None = None,
 ) -> None:
     """Compares what was asked of the launcher with what runs, and raises where they differ.
+
+    On Linux a process that was launched is sent SIGTERM from here on when its launcher ends: the launcher of a single
+    process ends on SIGTERM without a word to it, and killed ones leave orphans.
 
     What was asked is read from the environment that `accelerate launch` and `torchrun` leave behind. Two things
     cannot be known from it: `--num_processes` where the launcher starts a single process (it only shows as a
@@ -40,6 +46,8 @@ def check_launch(
         LaunchError: What runs is not what was asked for. The message names both and the command that mends it.
     """
     env = os.environ if environ is None else environ
+    if environ is None and _is_launched(env):
+        _end_with_parent()
     if num_processes is None or distributed_type is None:
         num_processes, distributed_type = _current_state()
     _check_processes_meet(env, num_processes)
@@ -85,6 +93,16 @@ def whole_weights() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
+def _is_launched(env: Mapping[str, str]) -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in env  # `accelerate launch` always sets it
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
 def _current_state() -> tuple[int, str]:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
@@ -107,8 +125,8 @@ def _check_processes_meet(env: Mapping[str, str], num_processes: int) -> None:
 
 def _check_single_launch(env: Mapping[str, str], num_processes: int) -> None:
     # accelerate sets MASTER_ADDR for more than one process even where it then starts just one, without ranks.
-    # ACCELERATE_MIXED_PRECISION marks its launches: a MASTER_ADDR of the user's own is no sign without it.
-    launched = "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env
+    # A MASTER_ADDR of the user's own is no sign without the launcher's mark.
+    launched = _is_launched(env) and "MASTER_ADDR" in env
     if launched and "LOCAL_RANK" not in env and num_processes == 1:
         raise LaunchError(
             "several processes were asked for (MASTER_ADDR is set) and one was started: `accelerate launch --cpu` and "

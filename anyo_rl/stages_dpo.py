@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from accelerate import PartialState
@@ -13,7 +15,7 @@ from datasets import Dataset
 from trl import DPOConfig, ModelConfig
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.config import PairArguments, TeacherArguments
+from anyo_rl.config import TeacherArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.item_tokens import adapters, load_answering, semantic_ids
 from anyo_rl.sampling.paths import PATHS_SCHEMA, write_table
@@ -24,11 +26,34 @@ from anyo_rl.teacher import load_teacher, stop_at_marker
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.callbacks import MetricsFile, keep_best, stopping
 from anyo_rl.training.dpo import TeacherDPOTrainer, check_paths, dpo_dataset
-from anyo_rl.training.pairs import preference_pairs
+from anyo_rl.training.pairs import PairGain, preference_pairs
 
 logger = logging.getLogger(__name__)
 
 PAIRS = Path("pairs") / "train.parquet"
+
+
+@dataclass
+class PairArguments:
+    """What makes a preference pair, and what DPO trains beside it."""
+
+    paths: str | None = field(
+        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
+    )
+    pair_gain: PairGain = field(default="ndcg", metadata={"help": "What a path's rank is worth: ndcg, mrr, log."})
+    least_gap: float = field(
+        default=0.1, metadata={"help": "Least difference in gain of the best and the worst path of an example."}
+    )
+    max_pairs_per_target: int = field(
+        default=0, metadata={"help": "Most pairs with one item as their target, the widest gaps first; 0 for no cap."}
+    )
+    item_loss_weight: float = field(
+        default=0.1, metadata={"help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+    )
+    baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
 
 
 def load_paths(path: Path) -> pl.DataFrame:

@@ -5,10 +5,9 @@ import pytest
 from accelerate import PartialState
 from datasets import load_dataset
 
-from anyo_rl.config import PairArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.sampling.shards import run_shards
-from anyo_rl.stages_dpo import PAIRS, load_paths, make_pairs
+from anyo_rl.stages_dpo import load_paths, make_pairs, PairArguments, PAIRS
 
 ROWS = [
     {"example_id": f"u{u}:1", "prompt": prompt, "target_id": target}

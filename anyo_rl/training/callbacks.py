@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from anyo_rl.training.interruption import interruptible
 from anyo_rl.training.validation import METRIC
 from anyo_rl.training.vllm import stop_colocated_engine
 
@@ -64,7 +65,12 @@ def stopping(patience: int) -> list[TrainerCallback]:
 
 
 def train_to_the_end(trainer: Trainer, stage_dir: Path) -> None:
-    """Trains from the newest complete checkpoint of a stage, if training is not over; all processes end together."""
+    """Trains from the newest complete checkpoint of a stage, if training is not over; all processes end together.
+
+    Raises:
+        CheckpointError: a checkpoint could not be written.
+        SystemExit: SIGTERM came, and training is saved.
+    """
     accelerator = trainer.accelerator
     checkpoint = latest_checkpoint(stage_dir) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
@@ -73,7 +79,8 @@ def train_to_the_end(trainer: Trainer, stage_dir: Path) -> None:
     if not (checkpoint and training_is_over(checkpoint)):
         if checkpoint:
             trainer.args.eval_on_start = False  # measured and written down before the kill
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with interruptible(trainer, stage_dir):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     stop_colocated_engine(trainer)
     accelerator.wait_for_everyone()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -139,6 +140,20 @@ class Run:
         least = "--max_steps 1 --eval_steps 1 --save_steps 1 --eval_on_start false --baselines false --max_test 8"
         start = ("--sft_config", "", "--model_name_or_path", self.teacher)
         return ("--config", SMOKE / "grpo.yaml", *start, *least.split(), *flags)
+
+
+def logged_lines(folder: Path) -> list[dict]:
+    """What was logged, but for clocks and for what TRL and transformers count from the start of the process."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    varying = ("runtime", "per_second", "step_time", "rank/seconds", "total_flos", "train_loss", "num_tokens")
+    varying += ("time_share/", "memory/")
+    return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def logged() -> Callable[[Path], list[dict]]:
+    """Reads the lines that two runs of the same arguments have in common."""
+    return logged_lines
 
 
 @dataclass

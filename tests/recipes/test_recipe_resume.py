@@ -1,8 +1,6 @@
 """A run that is killed again and again ends as one that was left alone."""
 
-import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,15 +10,7 @@ from safetensors.numpy import load_file
 pytestmark = pytest.mark.slow
 
 
-def lines(folder: Path) -> list[dict]:
-    """What was logged, but for clocks and for what TRL and transformers count from the start of the process."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    varying = ("runtime", "per_second", "step_time", "rank/seconds", "total_flos", "train_loss", "num_tokens")
-    varying += ("time_share/", "memory/")
-    return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
-
-
-def test_killed_in_every_stage_a_run_ends_the_same(finished_run, launcher, tmp_path):
+def test_killed_in_every_stage_a_run_ends_the_same(finished_run, launcher, logged, tmp_path):
     run = tmp_path / "run"
     flags = (*finished_run.flags, "--output_dir", run)
 
@@ -54,7 +44,7 @@ def test_killed_in_every_stage_a_run_ends_the_same(finished_run, launcher, tmp_p
         for name in unbroken:
             np.testing.assert_array_equal(resumed[name], unbroken[name], err_msg=f"{stage} {name}")
     # The same lines in the same order: no step is missing, and none is there twice.
-    assert lines(run) == lines(finished_run.folder)
+    assert logged(run) == logged(finished_run.folder)
     for file in (finished_run.folder / "answers").iterdir():
         assert pl.read_parquet(run / "answers" / file.name).equals(pl.read_parquet(file)), file.name
     resumed, unbroken = ((f / "evaluation.json").read_text() for f in (run, finished_run.folder))
