@@ -7,7 +7,7 @@ from datasets import load_dataset
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.sampling.shards import run_shards
-from anyo_rl.stages_dpo import load_paths, make_pairs, PairArguments, PAIRS
+from anyo_rl.stages_dpo import PAIRS, PairArguments, load_paths, make_pairs
 
 ROWS = [
     {"example_id": f"u{u}:1", "prompt": prompt, "target_id": target}
