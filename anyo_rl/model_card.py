@@ -29,6 +29,7 @@ HOW = {
     "dpo": "DPO on its own reasonings, the best of an example against the worst",
     "grpo": "GRPO on the rank that it gives to the item the user really chose",
 }
+SCRATCH = "a small Qwen3 made from scratch for this data"
 SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16"),
     *("num_generations", "temperature", "beta", "loss_type", "scale_rewards", "reward_funcs", "reward_weights"),
@@ -130,7 +131,7 @@ def _training(
     """Rows of the table of what the teacher was made from, and how; only what is known."""
     model, data = arguments.get("ModelConfig", {}), task.args
     origin = hub_id(base)
-    made = "a small Qwen3 made from scratch for this data" if not base else plain(base)
+    made = plain("/".join(Path(base).parts[-2:]) if base and Path(base).is_dir() else base or SCRATCH)
     of_model = [
         ("base model", made if origin in (None, base) else f"{made}, made from {plain(origin)}"),
         ("weights", _weights(model)),
