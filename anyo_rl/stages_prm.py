@@ -26,7 +26,9 @@ from trl import ModelConfig, get_peft_config
 from anyo_rl.config import PrmArguments, TeacherArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.prm_quality import calibration_svg, markdown, quality
+from anyo_rl.evaluation.true_value import truth
 from anyo_rl.launch import whole_weights
+from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.run_folder import write_whole
 from anyo_rl.sample_job import JobEngine, path_ranker, sample_in_shards
 from anyo_rl.sampling.paths import write_table
@@ -258,12 +260,31 @@ def train_prm(
     return folder
 
 
-def measure_prm(run_dir: Path, task: Task, seed: int) -> dict[str, Any]:
-    """Scores the paths of validation users and writes how the scores agree with the values of their states."""
+def measure_prm(
+    run_dir: Path,
+    task: Task,
+    teacher: Path | str,
+    model_args: ModelConfig,
+    teacher_args: TeacherArguments,
+    prm_args: PrmArguments,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores the paths of validation users and writes how the scores agree with the values of their states.
+
+    On the toy world also with what the states are truly worth, for which the teacher is asked. Arguments as
+    `train_prm`'s.
+    """
     prm = Prm.load(prm_folder(run_dir), device=PartialState().device)
     labels = pl.read_parquet(labels_file(run_dir, "validation"))
+    known = None
+    if task.world is not None and not task.args.mask_history:
+        opened = open_teacher(
+            *(run_dir, task, teacher, model_args, teacher_args, seed),
+            chat_template_kwargs=prm_args.chat_template_kwargs,
+        )
+        known = truth(labels, task, DistributionRanker(opened.catalog, opened.model), opened.tokens)
     scores_B = prm.scores(labels["prompt_ids"].to_list(), labels["token_ids"].to_list())
-    found = quality(labels, scores_B, prm.tokens, task, seed=seed)
+    found = quality(labels, scores_B, prm.tokens, task, truth=known, seed=seed)
     write_whole(run_dir / PRM / "quality.json", json.dumps(found, indent=2))
     write_whole(run_dir / PRM / "quality.md", markdown(found))
     write_whole(run_dir / PRM / "calibration.svg", calibration_svg(found))

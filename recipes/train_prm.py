@@ -46,9 +46,10 @@ def main() -> None:
     run_dir = Path(training_args.output_dir)
     start_run(run_dir, resolve(data_args, model_args, teacher_args, prm_args, training_args), task.report)
 
-    model = train_prm(run_dir, task, start, model_args, teacher_args, prm_args, training_args)
+    asked = (run_dir, task, start, model_args, teacher_args, prm_args)
+    model = train_prm(*asked, training_args)
     if go_on_alone():
-        print(markdown(measure_prm(run_dir, task, training_args.seed)))
+        print(markdown(measure_prm(*asked, training_args.seed)))
         print(f"PRM: {model}\nquality: {model.parent / 'quality.md'}")
 
 

@@ -25,7 +25,7 @@ rationales).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -229,20 +229,39 @@ class ToyWorld:
         Raises:
             ValueError: if a history is longer than the world allows or has probability 0.
         """
+        rows = [self._predictive(*known).ravel() for known in self._posteriors(histories, starts)]
+        return np.array(rows).reshape(len(rows), len(self.item_ids))
+
+    def intent_probability(
+        self, intents: Sequence[StatedIntent], histories: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """How probable it is that each intent is the true one, given the visible history alone: shape (B,).
+
+        Nobody who sees no more than the history can tell true intents from false ones better than by this number.
+        Arguments and errors as those of `oracle_scores`; an intent that this world does not have has probability 0.
+        """
+        found = []
+        for intent, known in zip(intents, self._posteriors(histories, starts), strict=True):
+            p_C_S_G = toy_oracle.wanted_intents(self._table, *known)
+            place = CATEGORIES.index(intent.category), STYLES.index(intent.style), int(intent.grade) - 1
+            inside = all(0 <= at < size for at, size in zip(place, p_C_S_G.shape, strict=True))
+            found.append(float(p_C_S_G[place]) if inside else 0.0)
+        return np.array(found)
+
+    def _posteriors(
+        self, histories: Sequence[Sequence[int]], starts: Sequence[int] | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each history what each routine wants next, and the posterior over routines and favourite styles."""
         starts = [0] * len(histories) if starts is None else starts
         toy_oracle.check_windows([len(history) for history in histories], starts, self._table.n_positions)
-        config, rows = self.config, []
+        config = self.config
+        rates = {"noise": config.noise, "style_fidelity": config.style_fidelity}
         for history, start in zip(histories, starts, strict=True):
+            events_T_3 = _events(history, config)
             posterior = toy_oracle.routine_posterior(
-                self._table,
-                _events(history, config),
-                n_styles=config.n_styles,
-                noise=config.noise,
-                style_fidelity=config.style_fidelity,
-                start=start,
+                self._table, events_T_3, n_styles=config.n_styles, start=start, **rates
             )
-            rows.append(self._predictive(self._table.wanted_T_R[start + len(history)], posterior))
-        return np.array(rows).reshape(len(rows), len(self.item_ids))
+            yield self._table.wanted_T_R[start + len(history)], posterior
 
     def intent_scores(self, user_ids: Sequence[str], positions: Sequence[int]) -> np.ndarray:
         """The distribution, shape (B, N), of one who knows the routine and the favourite style."""
@@ -250,13 +269,13 @@ class ToyWorld:
         for user_id, position in zip(user_ids, positions, strict=True):
             user = self._users[user_id]
             favourite_1_S = np.eye(self.config.n_styles)[[self._favourite_U[user]]]
-            rows.append(self._predictive(self._table.wanted_T_R[position, [self._routine_U[user]]], favourite_1_S))
+            wanted_1 = self._table.wanted_T_R[position, [self._routine_U[user]]]
+            rows.append(self._predictive(wanted_1, favourite_1_S).ravel())
         return np.array(rows).reshape(len(rows), len(self.item_ids))
 
     def _predictive(self, wanted_K: np.ndarray, weights_K_S: np.ndarray) -> np.ndarray:
         noise, fidelity = self.config.noise, self.config.style_fidelity
-        items = toy_oracle.predictive(self._table, wanted_K, weights_K_S, noise=noise, style_fidelity=fidelity)
-        return items.ravel()
+        return toy_oracle.predictive(self._table, wanted_K, weights_K_S, noise=noise, style_fidelity=fidelity)
 
 
 def make_toy_world(config: ToyConfig | None = None) -> ToyWorld:

@@ -95,11 +95,20 @@ def predictive(
         noise: share of events replaced by an item drawn uniformly from the catalog.
         style_fidelity: probability that a user takes the favourite style.
     """
-    n_styles, n_wanted = weights_K_S.shape[1], table.n_categories * table.n_grades
+    wanted_C_S_G = wanted_intents(table, wanted_K, weights_K_S)
+    q_S_S = style_probabilities(weights_K_S.shape[1], style_fidelity)
+    bought_C_S_G = np.einsum("cfg,fs->csg", wanted_C_S_G, q_S_S)
+    return (1.0 - noise) * bought_C_S_G + noise / bought_C_S_G.size
+
+
+def wanted_intents(table: RoutineTable, wanted_K: np.ndarray, weights_K_S: np.ndarray) -> np.ndarray:
+    """p(category, favourite style and grade of the next intent), shape (categories, styles, grades), sums to 1.
+
+    Arguments as `predictive`'s. It is what a reasoning states, where `predictive` is what is bought then.
+    """
+    n_wanted = table.n_categories * table.n_grades
     mass = np.stack([np.bincount(wanted_K, weights_K, n_wanted) for weights_K in weights_K_S.T], axis=1)
-    bought = mass @ style_probabilities(n_styles, style_fidelity)
-    items = (1.0 - noise) * bought + noise / bought.size
-    return items.reshape(table.n_categories, table.n_grades, n_styles).transpose(0, 2, 1)
+    return mass.reshape(table.n_categories, table.n_grades, -1).transpose(0, 2, 1)
 
 
 def break_ties(scores_B_N: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -3,6 +3,10 @@
 All numbers are over different states: what the paths of an example have in common counts once. *Within an example*
 means among the states of one user and prompt, which is what advantages compare; *within a step* among those after the
 same number of steps, so that a PRM which only tells how far a reasoning has come gets nothing.
+
+The values know the one target that a user chose, which no scorer without it can follow far. Where the data is the toy
+world, scores are also measured against what states are truly worth (`anyo_rl.evaluation.true_value`), and so are the
+values, and AUCs stand beside what the world's own posterior reaches.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,8 +16,8 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata, spearmanr
 
-from anyo_rl.data.toy import parse_intent
 from anyo_rl.evaluation.plots import line_plot, standalone
+from anyo_rl.evaluation.true_value import Truth, first_intent
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.task import Task
 from anyo_rl.tokens import Tokens
@@ -27,7 +31,8 @@ class State(NamedTuple):
 
     `first_value` and `first_score` are those before the first step of the same path. `true_intent` says whether the
     intent, stated with its last step for the first time, is true, and `true_line` whether that step is a true line of
-    an intent; `None` where it states none, and where nobody knows.
+    an intent; `None` where it states none, and where nobody knows. `true_value` is what the state is worth to the toy
+    world, and `intent_probability` how probable it holds the intent to be.
     """
 
     example: str
@@ -38,19 +43,30 @@ class State(NamedTuple):
     first_score: float
     true_intent: bool | None
     true_line: bool | None
+    true_value: float | None = None
+    intent_probability: float | None = None
 
 
-def states(labels: pl.DataFrame, scores_B: Sequence[np.ndarray], tokens: Tokens, task: Task | None) -> list[State]:
+def states(
+    labels: pl.DataFrame,
+    scores_B: Sequence[np.ndarray],
+    tokens: Tokens,
+    task: Task | None,
+    truth: Truth | None = None,
+) -> list[State]:
     """The different states of labelled paths (`anyo_rl.values.prm.label_paths`), in their order."""
     found: dict[Hashable, State] = {}
-    for path, scores in zip(labels.iter_rows(named=True), scores_B, strict=True):
+    for b, (path, scores) in enumerate(zip(labels.iter_rows(named=True), scores_B, strict=True)):
         example, ids, values = path["example_id"], path["token_ids"], path["step_values"]
         intents, lines = _truths(path, len(values), task)
         for step, (end, value, score) in enumerate(zip([0, *tokens.step_ends(ids)], values, scores, strict=True)):
             key = (example, tuple(ids[:end]), value)
             if key not in found:
-                truth = (intents[step], lines[step])
-                found[key] = State(example, step, value, float(score), values[0], float(scores[0]), *truth)
+                told: tuple[Any, ...] = (intents[step], lines[step])
+                if truth is not None:
+                    probability = truth.intents_B[b] if intents[step] is not None else None
+                    told += (float(truth.values_B[b][step]), probability)
+                found[key] = State(example, step, value, float(score), values[0], float(scores[0]), *told)
     return list(found.values())
 
 
@@ -65,9 +81,9 @@ def _truths(path: dict[str, Any], n_states: int, task: Task | None) -> tuple[lis
     for step, is_true in enumerate(world.true_steps(steps, *asked), 1):
         if steps[step - 1].strip().lower().startswith(INTENT_LINES):
             lines[step] = is_true
-    stated = next((step for step in range(1, n_states) if parse_intent(steps[:step]) is not None), None)
+    stated = first_intent(steps[: n_states - 1])
     if stated is not None:
-        intents[stated] = world.is_true(steps[:stated], *asked)
+        intents[stated[0]] = world.is_true(steps[: stated[0]], *asked)
     return intents, lines
 
 
@@ -114,6 +130,16 @@ def within(found: Sequence[State], *, same_step: bool, seed: int) -> dict[str, A
     }
 
 
+def agreement(found: Sequence[State], seed: int) -> dict[str, Any]:
+    """How scores and values of states go together: overall, within an example, and within an example and step."""
+    later = [s for s in found if s.step]
+    return {
+        "spearman": rank_correlation([s.value for s in found], [s.score for s in found]),
+        "within_example": within(found, same_step=False, seed=seed),
+        "within_step": within(later, same_step=True, seed=seed) if later else None,
+    }
+
+
 def calibration(values_N: Sequence[float], scores_N: Sequence[float], n_bins: int = N_BINS) -> dict[str, Any]:
     """States by tenths of their scores: mean score, mean value; and the mean distance of the two over states (ECE)."""
     values, scores = np.asarray(values_N), np.asarray(scores_N)
@@ -124,7 +150,13 @@ def calibration(values_N: Sequence[float], scores_N: Sequence[float], n_bins: in
 
 
 def quality(
-    labels: pl.DataFrame, scores_B: Sequence[np.ndarray], tokens: Tokens, task: Task | None, *, seed: int = 0
+    labels: pl.DataFrame,
+    scores_B: Sequence[np.ndarray],
+    tokens: Tokens,
+    task: Task | None,
+    *,
+    truth: Truth | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """All that is measured, ready for JSON; numbers that nobody could have are `None`.
 
@@ -133,9 +165,14 @@ def quality(
         scores_B: the PRM's scores of each path, as many as it has values.
         tokens: the PRM's tokenizer and marker.
         task: the data; only the toy world knows intents.
+        truth: what the toy world knows of these paths; `None` leaves it out.
         seed: of the interval's draws.
+
+    Returns:
+        Numbers against the values, and under `true_value` those of scores against true values, and of the values
+        against them (`of_values`).
     """
-    found = states(labels, scores_B, tokens, task)
+    found = states(labels, scores_B, tokens, task, truth)
     values, scores = [s.value for s in found], [s.score for s in found]
     later = [s for s in found if s.step]
     stated = [s for s in found if s.true_intent is not None]
@@ -144,20 +181,34 @@ def quality(
         "n_examples": labels["example_id"].n_unique(),
         "n_paths": len(labels),
         "n_states": len(found),
-        "spearman": rank_correlation(values, scores),
         "mse": float(np.mean(np.subtract(values, scores) ** 2)),
         "variance": float(np.var(values)),
-        "within_example": within(found, same_step=False, seed=seed),
-        "within_step": within(later, same_step=True, seed=seed) if later else None,
+        **agreement(found, seed),
+        "true_value": None if truth is None else _against_true_values(found, seed),
         "auc_above_start": auc([s.score - s.first_score for s in later], [s.value > s.first_value for s in later]),
         "n_intents": len(stated),
         "true_intents": float(np.mean([s.true_intent for s in stated])) if stated else None,
         "auc_true_intent": auc([s.score for s in stated], [bool(s.true_intent) for s in stated]),
         "auc_true_intent_of_values": auc([s.value for s in stated], [bool(s.true_intent) for s in stated]),
+        "auc_true_intent_of_world": None
+        if truth is None
+        else auc([s.intent_probability or 0.0 for s in stated], [bool(s.true_intent) for s in stated]),
         "n_intent_lines": len(lines),
         "auc_true_line": auc([s.score for s in lines], [bool(s.true_line) for s in lines]),
         "auc_true_line_of_values": auc([s.value for s in lines], [bool(s.true_line) for s in lines]),
         "calibration": calibration(values, scores),
+    }
+
+
+def _against_true_values(found: Sequence[State], seed: int) -> dict[str, Any]:
+    """`agreement` of scores and of values with true values, and the squared error and variance of the former."""
+    true = [float(s.true_value or 0.0) for s in found]
+    known = [s._replace(value=value) for s, value in zip(found, true, strict=True)]
+    return {
+        "mse": float(np.mean([(s.value - s.score) ** 2 for s in known])),
+        "variance": float(np.var(true)),
+        **agreement(known, seed),
+        "of_values": agreement([s._replace(score=was.value) for s, was in zip(known, found, strict=True)], seed),
     }
 
 
@@ -171,21 +222,31 @@ def markdown(found: dict[str, Any]) -> str:
         bounds = part["low"], part["high"]
         return f"{part['n']} groups" + ("" if None in bounds else f", 95% [{bounds[0]:.4f}, {bounds[1]:.4f}]")
 
-    rows = [
-        line("Spearman", found["spearman"], f"{found['n_states']} states"),
-        line("MSE", found["mse"], f"variance of the values {found['variance']:.4f}"),
-    ]
-    for name, key in (("example", "within_example"), ("example and step", "within_step")):
-        part = found[key]
-        if part is not None:
-            rows.append(line(f"Spearman within an {name}", part["spearman"]["mean"], interval(part["spearman"])))
-            rows.append(line(f"MSE within an {name}", part["mse"], f"variance there {part['variance']:.4f}"))
+    def agreeing(part: dict[str, Any], to: str = "") -> list[str]:
+        lines = [line(f"Spearman{to}", part["spearman"], f"{found['n_states']} states")]
+        if "mse" in part:
+            lines.append(line(f"MSE{to}", part["mse"], f"variance of the values {part['variance']:.4f}"))
+        for name, key in (("example", "within_example"), ("example and step", "within_step")):
+            if part[key] is not None:
+                spearman = part[key]["spearman"]
+                lines.append(line(f"Spearman{to} within an {name}", spearman["mean"], interval(spearman)))
+                if not to:
+                    note = f"variance there {part[key]['variance']:.4f}"
+                    lines.append(line(f"MSE within an {name}", part[key]["mse"], note))
+        return lines
+
+    rows = agreeing(found)
+    if found["true_value"] is not None:
+        rows += agreeing(found["true_value"], " with the true value")
+        rows += agreeing(found["true_value"]["of_values"], " of the values with the true value")
     rows.append(line("AUC: worth more than before the first step", found["auc_above_start"]))
     if found["n_intents"]:
         note = f"{found['n_intents']} stated, {found['true_intents']:.0%} true"
         known = found["auc_true_intent_of_values"]
         rows.append(line("AUC: the intent is true", found["auc_true_intent"], note))
         rows.append(line("… by the values themselves", known))
+        if found["auc_true_intent_of_world"] is not None:
+            rows.append(line("… by the world, from the history", found["auc_true_intent_of_world"]))
     if found["n_intent_lines"]:
         rows.append(line("AUC: the line is true", found["auc_true_line"], f"{found['n_intent_lines']} lines"))
         rows.append(line("… by the values themselves", found["auc_true_line_of_values"]))

@@ -48,10 +48,12 @@ def realised_ndcg(scores_B_N: np.ndarray, targets_B: list[int]) -> np.ndarray:
     return np.where(rank_B <= 10, 1.0 / np.log2(1.0 + rank_B), 0.0)
 
 
-def slow_oracle(world: ToyWorld, history: list[int]) -> tuple[np.ndarray, dict[tuple[int, int], float]]:
+def slow_oracle(
+    world: ToyWorld, history: list[int]
+) -> tuple[np.ndarray, dict[tuple[int, int], float], dict[tuple[str, int, str], float]]:
     """A second oracle: plain loops over words, written from the description of the world and not from its tables.
 
-    Returns the prediction, shape (N,), and the posterior of (first grade, climb).
+    Returns the prediction, shape (N,), the posterior of (first grade, climb), and that of the next intent.
     """
     config = world.config
     categories = CATEGORIES[: config.n_categories]
@@ -95,7 +97,8 @@ def slow_oracle(world: ToyWorld, history: list[int]) -> tuple[np.ndarray, dict[t
                     ladders[start, climb] += weight
     evidence = sum(ladders.values())
     prediction = [sum(weight * p_item(item, *next_event) for next_event, weight in wanted.items()) for item in items]
-    return np.array(prediction) / evidence, {ladder: weight / evidence for ladder, weight in ladders.items()}
+    posteriors = [{key: weight / evidence for key, weight in part.items()} for part in (ladders, wanted)]
+    return np.array(prediction) / evidence, *posteriors
 
 
 def test_default_world_has_the_documented_counts():
@@ -175,7 +178,7 @@ def test_history_oracle_equals_slow_enumeration(tiny):
     chances = {"n_styles": 3, "noise": 0.2, "style_fidelity": 0.6}
     number = {word: index for index, word in enumerate((*CATEGORIES[:4], *STYLES[:3]))}
     for row, history in zip(fast, histories, strict=True):
-        prediction, ladders = slow_oracle(tiny, history)
+        prediction, ladders, intents = slow_oracle(tiny, history)
         np.testing.assert_allclose(row, prediction, rtol=1e-9)
         bought = [attributes(tiny)[item] for item in history]
         events = [(number[category], int(grade) - 1, number[style] - 4) for category, grade, style in bought]
@@ -185,6 +188,10 @@ def test_history_oracle_equals_slow_enumeration(tiny):
         for routine, weight in zip(table.routines, posterior.sum(axis=1), strict=True):
             by_ladder[routine.start + 1, routine.climb] += weight
         assert by_ladder == pytest.approx(ladders, rel=1e-9)
+        stated = [StatedIntent(category, str(grade), style) for category, grade, style in intents]
+        probabilities = tiny.intent_probability(stated, [history] * len(stated))
+        assert probabilities.tolist() == pytest.approx(list(intents.values()), rel=1e-9)
+        assert probabilities.sum() == pytest.approx(1.0)
 
 
 def test_history_oracle_equals_slow_enumeration_without_noise_or_doubt():
@@ -240,6 +247,11 @@ def test_oracle_refuses_what_cannot_be_a_history(tiny):
         tiny.oracle_scores([[0], [1]], starts=[0])
     with pytest.raises(ValueError, match="expected 0 to 35"):
         tiny.oracle_scores([[36]])
+
+
+def test_an_intent_that_the_world_does_not_have_is_not_probable(tiny):
+    elsewhere = [StatedIntent("chair", "1", "oak"), StatedIntent("tea", "9", "oak"), StatedIntent("tea", "0", "oak")]
+    assert tiny.intent_probability(elsewhere, [[0]] * 3).tolist() == [0.0] * 3
 
 
 def test_no_histories_give_an_empty_table(tiny):
