@@ -14,6 +14,7 @@ from trl import TrlParser
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.answers import Mode
+from anyo_rl.judge_arguments import JudgeArguments
 from anyo_rl.launch import LaunchError, whole_weights
 from anyo_rl.ranking.policy import TREE_ATTENTION
 from anyo_rl.run_folder import RunFolderError
@@ -264,7 +265,7 @@ class StarArguments(RankArguments, ComparisonArguments):
 
 
 @dataclass
-class PrmArguments(RankArguments):
+class PrmArguments(RankArguments, JudgeArguments):
     """What a process reward model is trained on, and how its labels are made."""
 
     paths: str | None = field(
@@ -273,8 +274,9 @@ class PrmArguments(RankArguments):
     max_examples: int | None = field(
         default=None, metadata={"help": "Most training examples whose paths are labelled; all if unset."}
     )
-    step_values: Literal["forced_answer", "monte_carlo"] = field(
-        default="forced_answer", metadata={"help": "What labels a state between steps: forced_answer, monte_carlo."}
+    step_values: Literal["forced_answer", "monte_carlo", "judge"] = field(
+        default="forced_answer",
+        metadata={"help": "What labels a state between steps: forced_answer, monte_carlo, judge."},
     )
     n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
     n_validation_continuations: int | None = field(
@@ -297,6 +299,8 @@ class PrmArguments(RankArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: expected 1 or more")
+        if (self.step_values == "judge") != (self.judge is not None):
+            raise ValueError("step_values judge and the settings of a judge go together: set both, or neither")
 
 
 def parse(

@@ -41,6 +41,7 @@ FREE = {
     *("n_samples", "max_examples", "url", "key_variable", "concurrency", "connect_timeout_s", "timeout_s"),
     *("max_attempts", "max_failures_in_a_row", "first_wait_s", "max_wait_s", "skip_statuses"),
     *("prompt_price", "completion_price", "max_tokens_in_all", "max_money"),
+    "judge",  # what its answers belong to is a section of its own
     *("fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"),
 }
 FREE_PREFIXES = ("hub_", "trackio_")

@@ -2,6 +2,7 @@
 
     prm/validation/            paths of validation users, sampled in shards
     prm/labels/train.parquet, prm/labels/validation.parquet    paths with the values of their states
+    prm/judge/                 answers of a judge, where it labels
     prm/model/                 the model with the least validation loss
     prm/quality.json, prm/quality.md, prm/calibration.svg      how far its scores can be trusted
 
@@ -178,6 +179,8 @@ def label_in_parts(
             seed=seed,
             **values.keywords,
         )
+    elif prm_args.step_values == "judge":
+        values = partial(prm_args.judge_values(file.parents[1] / "judge").values, tokens=opened.tokens)
     ids = paths["example_id"].unique(maintain_order=True).to_list()
     parts = [part for part in partition(len(ids), prm_args.n_shards) if part]
     files = [folder / f"part-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]

@@ -5,7 +5,7 @@
 The paths are those of a sampling job (a folder of shards) or a parquet file of the paths table, sampled from the
 teacher that is named for training examples. They are labelled here, and so are paths of validation users, which are
 sampled here too: they choose the checkpoint, and say how far its scores can be trusted (`prm/quality.md`). A teacher
-that was never trained to answer early is labelled by `--step_values monte_carlo`.
+that was never trained to answer early is labelled by `--step_values monte_carlo`, and an LLM can label (`judge`).
 """
 
 import logging
@@ -16,9 +16,11 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from anyo_rl.config import PrmArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.prm_quality import markdown
 from anyo_rl.launch import check_launch, go_on_alone
 from anyo_rl.run_folder import resolve, start_run
+from anyo_rl.sampling.server import ServerError
 from anyo_rl.stages_prm import measure_prm, train_prm
 from anyo_rl.task import DataArguments, load_task
 from anyo_rl.training.callbacks import check_saves
@@ -44,10 +46,13 @@ def main() -> None:
         raise SystemExit("no paths: set paths to the folder of a sampling job, or to a parquet file of paths")
     task = load_task(data_args)
     run_dir = Path(training_args.output_dir)
-    start_run(run_dir, resolve(data_args, model_args, teacher_args, prm_args, training_args), task.report)
+    with plain_errors(ValueError, OSError, ServerError):
+        judge = prm_args.asked()
+    start_run(run_dir, resolve(data_args, model_args, teacher_args, prm_args, training_args, **judge), task.report)
 
     asked = (run_dir, task, start, model_args, teacher_args, prm_args)
-    model = train_prm(*asked, training_args)
+    with plain_errors(ServerError, DataError):
+        model = train_prm(*asked, training_args)
     if go_on_alone():
         print(markdown(measure_prm(*asked, training_args.seed)))
         print(f"PRM: {model}\nquality: {model.parent / 'quality.md'}")

@@ -1,16 +1,14 @@
 """An LLM's judgement of the reasoning, from any OpenAI-compatible server.
 
 What it is told is in `judge.txt` beside this file; a file of your own goes into `prompt_file`. The key is read from
-the environment. What comes from data or from the teacher is put between tags, its angle brackets taken out, so that no
-title can end a tag; a judge may still be talked round by a teacher that learns to, which is why its score should stand
-next to a reward from ranks.
+the environment. What comes from data or from the teacher is shown as `anyo_rl.sampling.judge` has it; a judge may
+still be talked round by a teacher that learns to, which is why its score should stand next to a reward from ranks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,24 +18,11 @@ import httpx2
 
 from anyo_rl.completion import completion_text, parse
 from anyo_rl.sampling.journal import Answer, Journal
+from anyo_rl.sampling.judge import judge_messages, read_score
 from anyo_rl.sampling.server_http import AttemptError, Server, ServerError, attempt, fingerprint
 
 PROMPT = Path(__file__).with_name("judge.txt")
-HIGHEST = 10
-SCORE = re.compile(r"SCORE: (10|[0-9])")
 EXAMPLE = "judge"  # what a journal knows an answer by is the fingerprint alone
-_TAGS = str.maketrans({"<": "‹", ">": "›"})
-
-
-def read_score(answer: str) -> float | None:
-    """The score in the last line of an answer, over 10; `None` where that line is anything else.
-
-    >>> [read_score(text) for text in ("Vague.\\nSCORE: 3\\n", "SCORE: 11", "SCORE: 3 of 10", "score: 3", "")]
-    [0.3, None, None, None, None]
-    """
-    lines = answer.strip().splitlines()
-    found = SCORE.fullmatch(lines[-1].strip()) if lines else None
-    return int(found[1]) / HIGHEST if found else None
 
 
 class Kept:
@@ -138,8 +123,7 @@ class JudgeReward:
         parsed = parse(completion_text(completion))
         item = (parsed.item if item_id is None else self._titles.get(item_id, item_id)) or ""
         parts = {"history": completion_text(prompt), "reasoning": "\n".join(parsed.steps), "item": item}
-        text = "\n".join(f"<{name}>\n{part.translate(_TAGS).strip()}\n</{name}>" for name, part in parts.items())
-        return [{"role": "system", "content": self.instructions}, {"role": "user", "content": text}]
+        return judge_messages(self.instructions, parts)
 
     async def __call__(
         self,

@@ -54,14 +54,14 @@ def states(
     task: Task | None,
     truth: Truth | None = None,
 ) -> list[State]:
-    """The different states of labelled paths (`anyo_rl.values.prm.label_paths`), in their order."""
+    """The different states of labelled paths (`anyo_rl.values.prm.label_paths`) that have a value, in their order."""
     found: dict[Hashable, State] = {}
     for b, (path, scores) in enumerate(zip(labels.iter_rows(named=True), scores_B, strict=True)):
         example, ids, values = path["example_id"], path["token_ids"], path["step_values"]
         intents, lines = _truths(path, len(values), task)
         for step, (end, value, score) in enumerate(zip([0, *tokens.step_ends(ids)], values, scores, strict=True)):
             key = (example, tuple(ids[:end]), value)
-            if key not in found:
+            if key not in found and not np.isnan(value):
                 told: tuple[Any, ...] = (intents[step], lines[step])
                 if truth is not None:
                     probability = truth.intents_B[b] if intents[step] is not None else None
@@ -174,7 +174,7 @@ def quality(
     """
     found = states(labels, scores_B, tokens, task, truth)
     values, scores = [s.value for s in found], [s.score for s in found]
-    later = [s for s in found if s.step]
+    known = [s for s in found if s.step and not np.isnan(s.first_value)]
     stated = [s for s in found if s.true_intent is not None]
     lines = [s for s in found if s.true_line is not None]
     return {
@@ -185,7 +185,7 @@ def quality(
         "variance": float(np.var(values)),
         **agreement(found, seed),
         "true_value": None if truth is None else _against_true_values(found, seed),
-        "auc_above_start": auc([s.score - s.first_score for s in later], [s.value > s.first_value for s in later]),
+        "auc_above_start": auc([s.score - s.first_score for s in known], [s.value > s.first_value for s in known]),
         "n_intents": len(stated),
         "true_intents": float(np.mean([s.true_intent for s in stated])) if stated else None,
         "auc_true_intent": auc([s.score for s in stated], [bool(s.true_intent) for s in stated]),

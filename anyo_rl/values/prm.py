@@ -9,6 +9,7 @@ recommendation has many near misses. V_T, after the last step, is the gain that 
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,13 @@ def state_values(before: np.ndarray, completion_ids: Sequence[int], gain: float,
 def labelled_example(
     prompt_ids: Sequence[int], completion_ids: Sequence[int], values: Sequence[float], tokens: Tokens
 ) -> dict[str, list]:
-    """What a PRM is trained on: `input_ids`, and `labels`, which are the values where a state ends and else −100."""
+    """What a PRM is trained on: `input_ids`, and `labels`, which are the values where a state ends and else −100.
+
+    So is the label of a state whose value is NaN: a judge gave it none.
+    """
     labels = [IGNORED] * (len(prompt_ids) + len(completion_ids))
     for position, value in zip(state_positions(len(prompt_ids), completion_ids, tokens), values, strict=True):
-        labels[position] = value
+        labels[position] = IGNORED if math.isnan(value) else value
     return {"input_ids": [*prompt_ids, *completion_ids], "labels": labels}
 
 
@@ -143,18 +147,13 @@ class Prm:
             ValueError: there is no PRM in the folder.
         """
         folder = Path(folder)
+        tokens = load_tokens(folder)
         try:
-            notes = json.loads((folder / PRM_FILE).read_text(encoding="utf-8"))
-            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
             model = AutoModelForTokenClassification.from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no PRM at {folder}: expected a folder that recipes/train_prm.py saved (prm/model of its run), with "
-                f"{PRM_FILE}, config.json, model.safetensors and a tokenizer ({error})"
-            ) from error
-        tokens = Tokens.of(tokenizer, notes["marker_token"], notes["chat_template_kwargs"])
+            raise _no_prm(folder, error) from error
         return cls(model.to(device).eval(), tokens, batch_size)
 
     def scores(
@@ -195,12 +194,42 @@ class Prm:
         Raises:
             ValueError: they are of another tokenizer.
         """
-        for ids, text in zip(completion_ids_B, texts_B, strict=True):
-            if self.tokens.decode(ids) != text:
-                raise ValueError(
-                    f"the teacher wrote {text!r}, which the PRM reads as {self.tokens.decode(ids)!r}: train the "
-                    f"PRM from a teacher with the same tokenizer and marker"
-                )
+        check_same_texts(self.tokens, completion_ids_B, texts_B)
+
+
+def load_tokens(folder: Path) -> Tokens:
+    """Tokenizer and marker of a PRM that was saved.
+
+    Raises:
+        ValueError: there is no PRM in the folder.
+    """
+    try:
+        notes = json.loads((folder / PRM_FILE).read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _no_prm(folder, error) from error
+    return Tokens.of(tokenizer, notes["marker_token"], notes["chat_template_kwargs"])
+
+
+def _no_prm(folder: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"no PRM at {folder}: expected a folder that recipes/train_prm.py saved (prm/model of its run), with "
+        f"{PRM_FILE}, config.json, model.safetensors and a tokenizer ({error})"
+    )
+
+
+def check_same_texts(tokens: Tokens, completion_ids_B: Sequence[Sequence[int]], texts_B: Sequence[str]) -> None:
+    """Checks that token ids mean the same to a PRM with these tokens and to the teacher that is asked.
+
+    Raises:
+        ValueError: they are of another tokenizer.
+    """
+    for ids, text in zip(completion_ids_B, texts_B, strict=True):
+        if tokens.decode(ids) != text:
+            raise ValueError(
+                f"the teacher wrote {text!r}, which the PRM reads as {tokens.decode(ids)!r}: train the PRM from a "
+                f"teacher with the same tokenizer and marker"
+            )
 
 
 def padded(

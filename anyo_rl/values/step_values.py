@@ -60,7 +60,7 @@ def forced_answer_values(
         )
         return ndcg(ranking.ranks_B)
 
-    return _of_each_state(rows, completion_ids_B, tokens, value)
+    return of_each_state(rows, completion_ids_B, tokens, value)
 
 
 def monte_carlo_values(
@@ -124,13 +124,13 @@ def monte_carlo_values(
             np.add.at(total, [place for place, _ in finished], ndcg(ranking.ranks_B))
         return total / n
 
-    return _of_each_state(rows, completion_ids_B, tokens, value)
+    return of_each_state(rows, completion_ids_B, tokens, value)
 
 
-def _of_each_state(
+def of_each_state(
     rows: Rows, completion_ids_B: Sequence[Sequence[int]], tokens: Tokens, value: Callable[[list[State]], np.ndarray]
 ) -> list[np.ndarray]:
-    """Values of the states before the steps of each completion, each different state valued once."""
+    """Values of the states before the steps of each completion, each different state valued once by `value`."""
     contexts: dict[str, list[int]] = {}
     place: dict[tuple[str, tuple[int, ...]], int] = {}
     states: list[State] = []
