@@ -36,6 +36,7 @@ def main() -> None:
         default_config=CONFIGS / "toy" / "train_prm.yaml",
     )
     logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each question to a judge
     check_launch()
     with plain_errors(ValueError):
         check_saves(training_args)

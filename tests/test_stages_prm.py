@@ -47,8 +47,8 @@ def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
             asked.append(len(contexts_B))
             return super().rank(contexts_B, *args, **kwargs)
 
-    def label(source="forced_answer", most=None) -> pl.DataFrame:
-        file = tmp_path / f"{source}.parquet"
+    def label(source="forced_answer", judge=None) -> pl.DataFrame:
+        file = tmp_path / "labels" / f"{source}.parquet"
         label_in_parts(
             paths,
             ROWS,
@@ -56,7 +56,7 @@ def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
             task=SimpleNamespace(args=SimpleNamespace(mask_history=False)),
             opened=SimpleNamespace(model=small_teacher, tokens=small_tokens, catalog=small_catalog),
             teacher_args=SimpleNamespace(max_reasoning_tokens=4),
-            prm_args=PrmArguments(step_values=source, n_shards=2),
+            prm_args=PrmArguments(step_values=source, n_shards=2, judge=judge),
             n=2,
             seed=0,
         )
@@ -64,7 +64,7 @@ def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anyo_rl.sample_job.LikelihoodRanker", Counting)
-        yield SimpleNamespace(run=label, asked=asked, folder=tmp_path)
+        yield SimpleNamespace(run=label, asked=asked, folder=tmp_path / "labels")
 
 
 @pytest.mark.parametrize("source", ["forced_answer", "monte_carlo"])
@@ -83,6 +83,18 @@ def test_paths_are_labelled_in_parts_and_once(label, paths, source):
         assert len({tuple(of_path) for of_path in values[::2]}) == 3
         assert label.asked == [2, 4]  # two states of one example, then of two
     assert not (label.folder / source).exists()
+
+
+def test_a_judge_labels_what_comes_before_the_end_and_is_asked_once(label, fake_server):
+    fake_server.say = lambda prompt, seed: "SCORE: 10" if "toys\n</reasoning>" in prompt else "SCORE: 2"
+    judge = {"url": fake_server.url, "model": "m", "first_wait_s": 0.0}
+    found = label.run("judge", judge=judge)["step_values"].to_list()
+    assert [of_path[:2] for of_path in found] == [[pytest.approx(0.2), 1.0]] * 6
+    assert [of_path[2] for of_path in found] == [1.0, pytest.approx(ndcg(2))] * 3  # what the paths had
+    assert len(fake_server.bodies) == 6  # two states of each of three examples
+    (label.folder / "judge.parquet").unlink()
+    label.run("judge", judge=judge)
+    assert len(fake_server.bodies) == 6
 
 
 def test_a_part_that_is_there_is_not_labelled_again(label):

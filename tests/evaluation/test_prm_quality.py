@@ -74,6 +74,15 @@ def test_quality_by_hand(labels, small_tokens):
     ElementTree.fromstring(calibration_svg(found))
 
 
+def test_states_without_a_value_are_left_out(labels, small_tokens):
+    """A judge gave them none."""
+    gaps = labels.with_columns(step_values=pl.Series([[math.nan, 0.4, 1.0], [math.nan, 0.4, 0.1], [0.3, 0.6]]))
+    found = quality(gaps, SCORES, small_tokens, None)
+    assert found["n_states"] == 5
+    assert found["auc_above_start"] is None  # u1:1 alone has a first value
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
 def slow_auc(scores, positive) -> float:
     above = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
     return float(np.mean(above))

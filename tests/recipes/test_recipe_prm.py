@@ -84,6 +84,37 @@ def test_paths_are_labelled_and_the_prm_is_measured_and_serves(finished_run, lau
     assert 0 <= row["rewards/process/mean"] <= 1
 
 
+def test_a_judge_labels_and_its_answers_are_kept(finished_run, launcher, job, tmp_path, fake_server):
+    fake_server.say = lambda prompt, seed: f"SCORE: {len(prompt) % 11}"
+    run, broken = tmp_path / "run", tmp_path / "broken"
+    judge = {"url": fake_server.url, "model": "m", "first_wait_s": 0.0}
+    asked = (*flags(finished_run, job, run), "--max_steps", 2, "--step_values", "judge", "--judge")
+    output = launcher.finish("train_prm", *asked, json.dumps(judge))
+    assert f"PRM: {run / 'prm' / 'model'}" in output
+    labels = pl.read_parquet(run / "prm" / "labels" / "train.parquet")
+    values = {value for of_path in labels["step_values"] for value in of_path[: max(1, len(of_path) - 1)]}
+    assert values <= {pytest.approx(n / 10) for n in range(11)}
+    assert len(values) > 2
+    n_states, n_answers = len(fake_server.bodies), sum(1 for f in (run / "prm" / "judge").iterdir() for _ in f.open())
+    assert n_answers == n_states
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["Judge"]["model"] == "m"
+    assert "SCORE: N" in settings["Judge"]["instructions"]
+    # Another budget goes on, another model does not; and without a server nothing is made.
+    launcher.finish("train_prm", *asked, json.dumps({**judge, "concurrency": 2}))
+    assert len(fake_server.bodies) == n_states
+    refused = launcher.start("train_prm", *asked, json.dumps({**judge, "model": "n"})).wait()
+    assert "was made with model='m', now 'n'" in refused.output
+    fake_server.plan = lambda key, number: 401
+    failed = launcher.start(
+        "train_prm", *asked[:-3], *flags(finished_run, job, broken)[-2:], *asked[-3:], json.dumps(judge)
+    )
+    output = failed.wait().output
+    assert "error: " in output
+    assert "look at the key" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.on_request
 def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, launcher, job, tmp_path):
     """Killed between its labels and its end: the labels are made once."""

@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForTokenClassification
 
 from anyo_rl.training.reward_check import guard
@@ -77,7 +78,30 @@ def test_clear_errors(folder, batch, tmp_path):
         ProcessReward(folder, reduction="max")
     with pytest.raises(ValueError, match=r"no PRM at .*nowhere: expected a folder that recipes/train_prm.py saved"):
         ProcessReward(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="unknown engine 'ray': choose one of hf, vllm"):
+        ProcessReward(folder, engine="ray")
     with pytest.raises(ValueError, match="reward 'process' needs model"):
         load_reward("process")
     with pytest.raises(ValueError, match="train the PRM from a teacher with the same tokenizer"):
         ProcessReward(folder)(**{**batch, "completions": ["something else ->"] * 4})
+
+
+def test_an_engine_is_a_setting_and_one_process_has_one(folder, batch, small_tokens, monkeypatch):
+    """The engine itself is tested in tests/values/test_vllm_prm.py."""
+    asked = []
+
+    def load(model, **settings):
+        asked.append((model, settings))
+        return Prm.load(model)
+
+    monkeypatch.setattr("reward.process.VllmPrm.load", load)
+    reward = load_reward({"name": "process", "kwargs": {"model": folder, "engine": "vllm", "max_model_len": 99}})
+    assert not asked  # it starts with the first batch
+    assert reward(**batch) == ProcessReward(folder)(**batch)
+    reward(**batch)
+    assert asked == [(folder, {"on_gpu": False, "max_model_len": 99})]
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    with pytest.raises(
+        ValueError, match="2 processes would start their vLLM engines on the same GPU: set engine to hf"
+    ):
+        ProcessReward(folder, engine="vllm")

@@ -65,6 +65,9 @@ def test_without_a_marker_the_outcome_is_nothing_and_without_steps_there_is_none
     assert state_values(np.array([0.25]), encode("toys", marked=False), 1.0, small_tokens) == [0.25, 0.0]
     assert state_values(np.array([0.25]), encode(""), 1.0, small_tokens) == [0.25]
     assert labelled_example([7, 8], encode(""), [0.25], small_tokens)["labels"] == [IGNORED, 0.25, IGNORED]
+    unscored = labelled_example([7, 8], encode("toys"), [float("nan"), 0.5], small_tokens)["labels"]
+    assert sum(label != IGNORED for label in unscored) == 1
+    assert unscored[-2] == 0.5
     with pytest.raises(ValueError, match="zip"):
         labelled_example([7, 8], encode("toys"), [0.25], small_tokens)
 
