@@ -16,6 +16,8 @@ fi
 read -r -a HOSTS <<< "$HOSTS"
 GPUS="${GPUS:-${SLURM_GPUS_ON_NODE:-8}}"
 PORT="${PORT:-$((20000 + ${SLURM_JOB_ID:-9500} % 10000))}"
+# How long (s) processes that are told to end have to save and stop; by default 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # srun does not take it over from sbatch.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-}"
 [[ -n "$SRUN_CPUS_PER_TASK" ]] || unset SRUN_CPUS_PER_TASK

@@ -15,6 +15,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 source accelerate_configs/slurm/common.sh

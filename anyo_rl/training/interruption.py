@@ -5,6 +5,7 @@ it saves, and a checkpoint says that training is over. Here all processes decide
 """
 
 import errno
+import gc
 import shutil
 import signal
 import sys
@@ -127,14 +128,16 @@ def interruptible(trainer: Trainer, stage_dir: Path) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop.ask) if in_main else None
     where = "the end of the stage"
     try:
-        yield
-    except StoppedError as stopped:
-        where = str(stopped)
+        try:
+            yield
+        except StoppedError as stopped:
+            where = str(stopped)
+        if stop.agree():
+            where = f"{where} in {stage_dir}"
+            _leave(trainer, f"stopped by SIGTERM, saved at {where}: the same command goes on from there")
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)
-    if stop.agree():
-        _leave(trainer, f"stopped by SIGTERM, saved at {where} in {stage_dir}: the same command goes on from there")
 
 
 def _leave(trainer: Trainer, message: str) -> None:
@@ -143,6 +146,7 @@ def _leave(trainer: Trainer, message: str) -> None:
     stop_colocated_engine(trainer)
     trainer.accelerator.wait_for_everyone()
     PartialState().destroy_process_group()
+    gc.freeze()  # else Python looks through all objects before it ends, for seconds that may not be there
     sys.exit(STOPPED)
 
 

@@ -1,9 +1,11 @@
 """Runs that are told to stop, or lose a process, or run out of disk: no hang, nothing lost, the same end."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -36,6 +38,10 @@ class Faults:
         self.launcher, self.recipe, self.stage_dir, self.launch = launcher, recipe, stage_dir, launch
         self.flags = (*flags, "--output_dir", stage_dir.parent)
         self.metrics = stage_dir.parent / "metrics.jsonl"
+
+    def move_to(self, run_dir: Path) -> None:
+        self.stage_dir, self.metrics = run_dir / self.stage_dir.name, run_dir / self.metrics.name
+        self.flags = (*self.flags[:-1], run_dir)
 
     def finish(self) -> None:
         self.launcher.finish(self.recipe, *self.flags, **self.launch)
@@ -161,9 +167,52 @@ def test_a_process_that_is_killed_ends_the_other_and_nothing_saved_is_lost(grpo)
     assert saved_step(run.stage_dir) > step
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]).returncode:
+        pytest.skip("needs the right to mount a disk of its own")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.on_request
+def test_a_disk_that_fills_up_loses_nothing_that_was_saved(grpo, small_disk, finished_run, launcher, logged):
+    run = grpo("run")
+    run.move_to(small_disk / "run")
+    launched = launcher.start(run.recipe, *run.flags)
+    while not (run.stage_dir / "checkpoint-2" / "trainer_state.json").exists():
+        assert launched.process.poll() is None, launched.output[-3000:]
+        time.sleep(0.01)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1000))
+    launched.wait()
+    assert launched.process.returncode != 0
+    (said,) = [line for line in launched.output.splitlines() if line.startswith("error: ")]
+    assert "make room, and the same command goes on" in said
+    assert 'grpo_teacher.py", line' not in launched.output  # no traceback but the launcher's
+    assert saved_step(run.stage_dir) == 2
+    filler.unlink()
+    run.finish()
+    check_same(run.stage_dir, finished_run.folder / "grpo", logged)
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> dict[str, Path]:
+    """Recipe to the stage of a run that nothing was done to."""
+    return {}
+
+
 @pytest.mark.skipif(not N_MOMENTS, reason="set ANYO_RL_KILLS to the number of random moments of each fault")
+@pytest.mark.parametrize(("number", "victim"), [(signal.SIGTERM, None), (signal.SIGKILL, 0), (signal.SIGKILL, 1)])
 @pytest.mark.parametrize("recipe", ["grpo", "sft"])
-def test_faults_at_random_moments_cost_nothing_but_time(recipe, grpo, launcher, tmp_path, logged, capsys):
+def test_faults_at_random_moments_cost_nothing_but_time(
+    recipe, number, victim, grpo, unbroken, launcher, tmp_path, logged, capsys
+):
     n_steps = 24
 
     def make(name: str) -> Faults:
@@ -173,27 +222,25 @@ def test_faults_at_random_moments_cost_nothing_but_time(recipe, grpo, launcher, 
         sft = ("--config", SMOKE / "sft.yaml", *LEAST, *flags)
         return Faults(launcher, "sft_teacher", tmp_path / name / "sft", *sft, config="cpu_2.yaml")
 
-    unbroken = make("unbroken")
-    unbroken.finish()
-    faults = {
-        "SIGTERM": (signal.SIGTERM, None),
-        "kill rank 0": (signal.SIGKILL, 0),
-        "kill rank 1": (signal.SIGKILL, 1),
-    }
-    for seed, (name, (number, victim)) in enumerate(faults.items()):
-        draws = random.Random(seed)
-        moments = sorted((draws.randrange(1, n_steps - 1), draws.uniform(0, 0.4)) for _ in range(N_MOMENTS))
-        run, saved, took_s = make(name.replace(" ", "-")), 0, []
-        for step, wait_s in moments:
-            if saved >= n_steps:
-                break
-            launched, seconds = run.fault(step, number, victim, wait_s)
-            assert saved_step(run.stage_dir) >= saved, launched.output[-3000:]
-            saved = saved_step(run.stage_dir)
-            took_s.append(seconds)
-            if victim is not None:
-                assert f"rank      : {victim}" in launched.output.split("Root Cause")[1]
-            with capsys.disabled():
-                print(f"{recipe}, {name} at step {step} + {wait_s:.2f} s: {seconds:.1f} s, saved step {saved}")
-        run.finish()
-        check_same(run.stage_dir, unbroken.stage_dir, logged)
+    if recipe not in unbroken:
+        make("unbroken").finish()
+        unbroken[recipe] = tmp_path / "unbroken" / recipe
+    seed = 0 if victim is None else 1 + victim
+    draws = random.Random(seed)
+    moments = sorted((draws.randrange(1, n_steps - 1), draws.uniform(0, 0.4)) for _ in range(N_MOMENTS))
+    run, saved = make("run"), 0
+    for step, wait_s in moments:
+        if saved >= n_steps:  # the last one was saved while the signal was on its way
+            break
+        launched, seconds = run.fault(step, number, victim, wait_s)
+        assert saved_step(run.stage_dir) >= saved, launched.output[-3000:]
+        saved = saved_step(run.stage_dir)
+        if victim is not None:
+            assert f"rank      : {victim}" in launched.output.split("Root Cause")[1]
+        with capsys.disabled():
+            where = f"step {step} + {wait_s:.2f} s (seed {seed})"
+            print(
+                f"{recipe}, signal {number:d} to {victim} at {where}: {seconds:.1f} s, saved step {saved}", flush=True
+            )
+    run.finish()
+    check_same(run.stage_dir, unbroken[recipe], logged)

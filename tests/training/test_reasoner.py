@@ -1,6 +1,8 @@
 """The reasoner trainer end to end, on a model of two layers and a catalog of ten items."""
 
 import json
+import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.teacher import make_tiny_teacher, stop_at_marker, train_tokenizer
 from anyo_rl.tokens import Tokens
+from anyo_rl.training.callbacks import train_to_the_end
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.reward_check import RewardError
 from anyo_rl.training.validation import Validation
@@ -297,6 +300,47 @@ def test_an_evaluation_leaves_the_training_metrics_pending(make, capsys):
     assert trainer._metrics["train"]["reward"] == [3.0]
     assert json.loads(json.dumps(found)) == found
     assert trainer.state.log_history[-1]["eval_ndcg@10"] == found["eval_ndcg@10"]
+
+
+def test_resumed_within_a_generation_cycle_the_cycles_after_it_are_those_of_the_unbroken_run(
+    small_teacher, small_catalog, small_tokens, tmp_path
+):
+    rows = [ROWS[i % 4] | {"prompt": f"Toys {i}\n"} for i in range(8)]
+    cycle = {"per_device_train_batch_size": G, "steps_per_generation": 4, "max_steps": 8}
+    saves = {"save_strategy": "steps", "save_steps": 2}
+
+    def train() -> tuple[list[set[str]], list[list[str]]]:
+        """Prompts of each generation, and of each step."""
+        generated, trained = [], []
+
+        def reward(prompts, **columns):
+            generated.append(set(prompts))
+            return [1.0] * len(prompts)
+
+        trainer = reasoner(
+            small_teacher, small_catalog, small_tokens, tmp_path, rows=rows, reward=reward, settings=cycle | saves
+        )
+        loss = trainer._compute_loss
+
+        def compute_loss(model, inputs):
+            prompts = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
+            trained.append([small_tokens.decode(ids[mask].tolist()) for ids, mask in prompts])
+            return loss(model, inputs)
+
+        trainer._compute_loss = compute_loss
+        train_to_the_end(trainer, tmp_path)
+        return generated, trained
+
+    generated, trained = train()
+    assert len(generated) == 2
+    assert len(generated[0] | generated[1]) == 8
+    for step in (4, 6, 8):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    again, trained_again = train()
+    assert again == generated  # what is left of the first cycle is sampled anew
+    assert len(trained_again) == 6
+    # The second one has all of its samples, and none of the first.
+    assert sorted(chain(*trained_again[2:])) == sorted(chain(*trained[4:]))
 
 
 @pytest.mark.slow
