@@ -97,7 +97,7 @@ class ProcessReward:
         device = PartialState().device
         if self.engine == "vllm":
             on_gpu = device.type != "cpu"
-            settings = dict(self.engine_settings)
+            settings: dict[str, Any] = dict(self.engine_settings)
             if not on_gpu:
                 del settings["gpu_memory_utilization"]  # on the CPU it would be a share of the machine's memory
             return VllmPrm.load(self.model, on_gpu=on_gpu, **settings)

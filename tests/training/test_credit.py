@@ -127,7 +127,8 @@ def test_a_prm_gives_the_values_before_steps(small_tokens):
     ("wrong", "message"),
     [
         ({"kind": "prm"}, "step_values prm and a PRM go together"),
-        ({"kind": "judge"}, "step_values is 'judge'"),
+        ({"kind": "judge"}, "step_values judge and a judge go together"),
+        ({"kind": "guess"}, "step_values is 'guess'"),
         ({"n_continuations": 0}, "n_continuations is 0: expected 1 or more"),
     ],
 )
