@@ -11,7 +11,9 @@ from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
 from anyo_rl.teacher import stop_at_marker
+from anyo_rl.training.critic import attach_critic, train_critic
 from anyo_rl.training.dpo import TeacherDPOTrainer
+from anyo_rl.training.ppo import Ppo
 from anyo_rl.training.prm import PrmTrainer, load_classifier, prm_dataset
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
@@ -49,8 +51,11 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
         if kind == "sft":
             data = sft_dataset(ROWS, small_catalog, small_tokens, {row["example_id"]: [("toys",)] for row in ROWS})
             return TeacherSFTTrainer(args=SFTConfig(**settings), peft_config=config, **known(model, data))
-        if kind == "grpo":
+        if kind in ("grpo", "ppo"):
             stop_at_marker(model, small_tokens)
+            if kind == "ppo":
+                attach_critic(model)
+                of_items |= {"ppo": Ppo(), "peft_config": train_critic(config)}
             args = GRPOConfig(num_generations=4, max_completion_length=5, **settings)
             reward = [lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids]]
             return ReasonerTrainer(args=args, reward_funcs=reward, **known(model, Dataset.from_list(ROWS)), **of_items)
@@ -75,7 +80,7 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
 
 
 @pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["sft", "grpo", "dpo", "prm"])
+@pytest.mark.parametrize("kind", ["sft", "grpo", "ppo", "dpo", "prm"])
 def test_the_same_weights_come_out(make, kind, with_lora):
     found = []
     for checkpointing in (False, True):
