@@ -25,12 +25,12 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.config import TeacherArguments
-from anyo_rl.evaluation.answers import Mode, answer
+from anyo_rl.evaluation.answers import Mode, answer_together
 from anyo_rl.evaluation.evaluator import REASONING_MODES, Evaluation, weights_of
 from anyo_rl.evaluation.report import write_report
 from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.item_tokens import adapters, load_answering, semantic_ids, teacher_files
-from anyo_rl.launch import whole_weights
+from anyo_rl.launch import go_on_alone, whole_weights
 from anyo_rl.model_card import write_cards
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.run_folder import write_whole
@@ -260,8 +260,10 @@ def evaluate_run(
     baselines: bool,
     seed: int,
     chat_template_kwargs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Evaluates the teachers of a run on its test users; writes `evaluation.json`, table, report and model cards.
+
+    All processes call this at their end, and share the users; then the main process goes on alone.
 
     Args:
         run_dir: the run folder.
@@ -272,6 +274,9 @@ def evaluate_run(
         baselines: whether to evaluate popularity, item-kNN, SASRec and the oracle too.
         seed: of draws and intervals.
         chat_template_kwargs: what the chat template is told, as in training.
+
+    Returns:
+        What `evaluation.json` has; `None` in the other processes.
     """
     model_args = dataclasses.replace(model_args, load_in_4bit=False, load_in_8bit=False)  # as they were saved
     test = task.split("test", task.args.max_test)
@@ -283,7 +288,7 @@ def evaluate_run(
         rows = task.rows(test, catalog, tokens)
         for mode in ("plain",) if stage == "direct" else REASONING_MODES:
             ask = partial(
-                answer,
+                answer_together,
                 rows,
                 LikelihoodRanker(catalog, opened.model),
                 TransformersSampler(opened.model, tokens, with_log_probs=True),
@@ -304,9 +309,12 @@ def evaluate_run(
                 made_with["item_tokens"] = catalog.tree.fingerprint
             if mode == "mixture":
                 made_with["n_paths"] = teacher_args.n_paths
-            evaluation.keep(stage, mode, ask, made_with)
+            with whole_weights():  # a process must not wait for others in its forwards
+                evaluation.keep(stage, mode, ask, made_with, together=True)
     if evaluation is None:
         raise ValueError("no teacher to evaluate; name at least one stage and its folder")
+    if not go_on_alone():
+        return None
     if baselines:
         evaluation.baselines()
     summary = evaluation.summary(LikelihoodRanker.kind, teacher_args.n_paths)

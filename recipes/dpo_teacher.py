@@ -15,7 +15,7 @@ from trl import DPOConfig, ModelConfig
 
 from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.launch import check_launch
 from anyo_rl.run_folder import resolve, start_run
 from anyo_rl.stages import evaluate_run
 from anyo_rl.stages_dpo import PairArguments, train_dpo
@@ -46,17 +46,17 @@ def main() -> None:
     start_run(run_dir, resolve(data_args, model_args, teacher_args, pair_args, training_args), task.report)
 
     teacher = train_dpo(run_dir, task, start, model_args, teacher_args, pair_args, training_args)
-    if go_on_alone():
-        summary = evaluate_run(
-            run_dir,
-            task,
-            {"sft": start, "dpo": teacher},
-            model_args,
-            teacher_args,
-            baselines=pair_args.baselines,
-            seed=training_args.seed,
-            chat_template_kwargs=pair_args.chat_template_kwargs,
-        )
+    summary = evaluate_run(
+        run_dir,
+        task,
+        {"sft": start, "dpo": teacher},
+        model_args,
+        teacher_args,
+        baselines=pair_args.baselines,
+        seed=training_args.seed,
+        chat_template_kwargs=pair_args.chat_template_kwargs,
+    )
+    if summary is not None:
         print(console_table(summary))
         print(f"teacher: {teacher}\nreport: {run_dir / 'report.html'}")
 

@@ -18,7 +18,7 @@ from trl import ModelConfig
 
 from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import RANK_TRAINED, console_table
-from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.launch import check_launch
 from anyo_rl.run_folder import read_arguments
 from anyo_rl.stages import evaluate_run, teacher_folder
 from anyo_rl.task import DataArguments, load_task
@@ -64,17 +64,17 @@ def main() -> None:
         raise SystemExit(
             f"no finished teacher in {run_dir}: expected one of {', '.join(STAGES)} with a teacher folder"
         )
-    if go_on_alone():
-        summary = evaluate_run(
-            run_dir,
-            load_task(data_args),
-            teachers,
-            model_args,
-            teacher_args,
-            baselines=args.baselines,
-            seed=args.seed,
-            chat_template_kwargs=told.get("chat_template_kwargs"),
-        )
+    summary = evaluate_run(
+        run_dir,
+        load_task(data_args),
+        teachers,
+        model_args,
+        teacher_args,
+        baselines=args.baselines,
+        seed=args.seed,
+        chat_template_kwargs=told.get("chat_template_kwargs"),
+    )
+    if summary is not None:
         print(console_table(summary))
         print(f"report: {run_dir / 'report.html'}")
 

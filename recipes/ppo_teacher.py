@@ -16,7 +16,7 @@ from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.config import PpoArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.launch import check_launch
 from anyo_rl.run_folder import resolve, start_run
 from anyo_rl.sampling.server_http import ServerError
 from anyo_rl.stages import evaluate_run
@@ -63,17 +63,17 @@ def main() -> None:
     teachers["ppo"] = train_reasoning(
         run_dir, task, teachers["sft"], model_args, teacher_args, reasoner_args, training_args, rewards
     )
-    if go_on_alone():
-        summary = evaluate_run(
-            run_dir,
-            task,
-            teachers,
-            model_args,
-            teacher_args,
-            baselines=reasoner_args.baselines,
-            seed=training_args.seed,
-            chat_template_kwargs=chat_template_kwargs,
-        )
+    summary = evaluate_run(
+        run_dir,
+        task,
+        teachers,
+        model_args,
+        teacher_args,
+        baselines=reasoner_args.baselines,
+        seed=training_args.seed,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    if summary is not None:
         print(console_table(summary))
         print(f"report: {run_dir / 'report.html'}")
 

@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.launch import check_launch
 from anyo_rl.run_folder import resolve, start_run
 from anyo_rl.stages import evaluate_run, train_sft
 from anyo_rl.task import DataArguments, load_task
@@ -48,16 +48,16 @@ def main() -> None:
     start_run(run_dir, resolve(recipe_args, data_args, model_args, teacher_args, training_args), task.report)
     stage = "sft" if recipe_args.reasoning else "direct"
     teacher = train_sft(run_dir, task, model_args, teacher_args, training_args, stage, reasoning=recipe_args.reasoning)
-    if go_on_alone():
-        summary = evaluate_run(
-            run_dir,
-            task,
-            {stage: teacher},
-            model_args,
-            teacher_args,
-            baselines=recipe_args.baselines,
-            seed=training_args.seed,
-        )
+    summary = evaluate_run(
+        run_dir,
+        task,
+        {stage: teacher},
+        model_args,
+        teacher_args,
+        baselines=recipe_args.baselines,
+        seed=training_args.seed,
+    )
+    if summary is not None:
         print(console_table(summary))
         print(f"teacher: {teacher}\nreport: {run_dir / 'report.html'}")
 

@@ -18,7 +18,7 @@ from trl import ModelConfig, SFTConfig
 
 from anyo_rl.config import StarArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.launch import check_launch, go_on_alone
+from anyo_rl.launch import check_launch
 from anyo_rl.run_folder import resolve, start_run
 from anyo_rl.stages import evaluate_run
 from anyo_rl.star import Star
@@ -51,16 +51,16 @@ def main() -> None:
     with plain_errors(ValueError):
         star = Star(run_dir, task, model_args, teacher_args, star_args, training_args)
         teachers["star"] = star.train(teachers["sft"])
-    if go_on_alone():
-        summary = evaluate_run(
-            run_dir,
-            task,
-            teachers,
-            model_args,
-            teacher_args,
-            baselines=star_args.baselines,
-            seed=training_args.seed,
-        )
+    summary = evaluate_run(
+        run_dir,
+        task,
+        teachers,
+        model_args,
+        teacher_args,
+        baselines=star_args.baselines,
+        seed=training_args.seed,
+    )
+    if summary is not None:
         print(console_table(summary))
         print(f"report: {run_dir / 'report.html'}")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from anyo_rl.ranking.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sample, Sampler
@@ -31,6 +33,28 @@ class Answers:
     ranks_U: np.ndarray
     top_ids_U_K: list[list[str]]
     paths: list[dict[str, Any]]
+
+
+def answer_together(rows: Sequence[dict[str, Any]], *args: Any, **kwargs: Any) -> Answers:
+    """`answer`, by all processes: each asks a share of the users, and all have the answers of one process.
+
+    Draws belong to examples, so that it does not matter who samples them.
+    """
+    state = PartialState()
+    own = answer(rows[state.process_index :: state.num_processes], *args, **kwargs)
+    if state.num_processes == 1:
+        return own
+    shares: list[Answers] = gather_object([own])
+    ranks_U = np.zeros(len(rows), np.int64)
+    top_ids_U_K: list[list[str]] = [[] for _ in rows]
+    paths_U: list[list[dict[str, Any]]] = [[] for _ in rows]
+    for place, share in enumerate(shares):
+        users = range(place, len(rows), len(shares))
+        n_paths = len(share.paths) // max(1, len(users))
+        for at, user in enumerate(users):
+            ranks_U[user], top_ids_U_K[user] = share.ranks_U[at], share.top_ids_U_K[at]
+            paths_U[user] = share.paths[at * n_paths : (at + 1) * n_paths]
+    return Answers(ranks_U, top_ids_U_K, [path for paths in paths_U for path in paths])
 
 
 def answer(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from anyo_rl.catalog.catalog import Catalog
@@ -58,7 +60,13 @@ class Evaluation:
         return self.run_dir / "answers" / f"{stage}.{mode}.parquet"
 
     def keep(
-        self, stage: str, mode: str, make: Callable[[], Answers], made_with: Mapping[str, Any] | None = None
+        self,
+        stage: str,
+        mode: str,
+        make: Callable[[], Answers],
+        made_with: Mapping[str, Any] | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         """Makes and keeps the answers of a stage and mode, with their paths, unless the very same are there.
 
@@ -69,16 +77,23 @@ class Evaluation:
             made_with: what they depend on besides data, users and seed, ready for JSON: the teacher's weights
                 (`weights_of`), the number of paths, the length of a reasoning. Kept with the answers; they are made
                 again where anything differs.
+            together: all processes call this, and `make` with one another; the main process keeps the answers.
         """
         file = self.file(stage, mode)
         record = json.loads(json.dumps(self._record() | {"settings": dict(made_with or {})}))
-        if file.exists():
-            changed = _differing(_read_record(file), record)
-            if not changed:
-                return
+        there = file.exists()
+        changed = _differing(_read_record(file), record) if there else []
+        needed = not there or bool(changed)
+        if together:
+            (needed,) = broadcast_object_list([needed])  # the main process may be the only one that sees its files
+        if not needed:
+            return
+        if changed:
             logger.info("%s was made with another %s: made again", file, ", ".join(changed))
         logger.info("evaluating %s (%s) on %d users", stage, mode, len(self.test))
         answers = make()
+        if together and not PartialState().is_main_process:
+            return
         if answers.paths:
             known = {"policy": stage, "split": "test", "model": stage}
             paths = paths_table([{**path, **known} for path in answers.paths])

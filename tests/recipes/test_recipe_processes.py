@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -80,3 +81,24 @@ def test_both_processes_stop_where_the_folder_is_of_another_run(finished_run, la
     assert done.process.returncode != 0
     assert f"error: {run} was made with learning_rate=0.001, now 0.5" in done.output
     assert not (run / "sft").exists()
+
+
+def test_two_processes_share_an_evaluation(finished_run, launcher, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.folder, run, ignore=shutil.ignore_patterns("answers", "checkpoint-*", "paths"))
+    (run / "evaluation.json").unlink()
+    output = launcher.finish("evaluate", "--run_dir", run, "--baselines", "false", **DDP)
+    assert output.count("evaluating grpo (mixture)") == 1
+    for stage, mode in (("grpo", "greedy"), ("grpo", "mixture"), ("direct", "plain")):
+        of_two, of_one = (
+            pl.read_parquet(f / "answers" / f"{stage}.{mode}.parquet") for f in (run, finished_run.folder)
+        )
+        assert of_two.equals(of_one)
+        if mode != "plain":
+            name = Path("paths") / f"{stage}.{mode}.parquet"
+            columns = ["example_id", "sample_index", "token_ids", "rank"]
+            of_two, of_one = (pl.read_parquet(f / name).select(columns) for f in (run, finished_run.folder))
+            assert of_two.equals(of_one)
+    stages = json.loads((run / "evaluation.json").read_text())["stages"]
+    expected = json.loads((finished_run.folder / "evaluation.json").read_text())["stages"]
+    assert stages == {name: expected[name] for name in stages}
