@@ -81,9 +81,12 @@ def table(arms: dict[str, dict[int, Curve]]) -> str:
         "|---|---:|---|---:|---:|---:|---|---:|---:|",
     ]
     for arm, runs in arms.items():
-        curves = [runs[seed] for seed in seeds if seed in runs]
+        runs = {seed: runs[seed] for seed in seeds if seed in runs}
+        curves = list(runs.values())
+        if not curves:
+            continue
         mean = mean_curve(curves)
-        by_seed = [share(reached(runs[seed], arms[BASE][seed].ndcg[-1], arms[BASE][seed].tokens[-1])) for seed in runs]
+        by_seed = [share(reached(runs[s], arms[BASE][s].ndcg[-1], arms[BASE][s].tokens[-1])) for s in runs]
         cells = [
             arm,
             f"{mean.tokens[-1] / 1e6:.2f}M",
