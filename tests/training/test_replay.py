@@ -56,6 +56,7 @@ def test_two_processes_have_the_losses_of_one(alone, tmp_path):
 
 
 @slow
+@pytest.mark.on_request
 def test_so_has_zero3(alone, tmp_path, deepspeed_ready):
     found = replayed(
         tmp_path, "zero3.yaml", "--mixed_precision no --main_process_port 0", "--ddp_backend gloo --max_grad_norm 1.0"
