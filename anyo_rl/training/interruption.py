@@ -5,7 +5,6 @@ it saves, and a checkpoint says that training is over. Here all processes decide
 """
 
 import errno
-import gc
 import shutil
 import signal
 import sys
@@ -146,7 +145,6 @@ def _leave(trainer: Trainer, message: str) -> None:
     stop_colocated_engine(trainer)
     trainer.accelerator.wait_for_everyone()
     PartialState().destroy_process_group()
-    gc.freeze()  # else Python looks through all objects before it ends, for seconds that may not be there
     sys.exit(STOPPED)
 
 
