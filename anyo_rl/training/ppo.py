@@ -5,12 +5,14 @@ the critic's own loss. The reward of the outcome is given with a completion's la
 end.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from trl import GRPOConfig
 
 from anyo_rl.tokens import Tokens
 from anyo_rl.training.credit import steps_of_tokens
@@ -164,6 +166,17 @@ class Ppo:
         n = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         n = n * trainer.current_gradient_accumulation_steps / trainer.args.steps_per_generation
         return (loss_B_T * mask_B_T).sum() / n
+
+
+def with_critic(args: GRPOConfig) -> GRPOConfig:
+    """A copy of the settings under which DDP waits for the critic's gradients.
+
+    It would look for weights that a forward left out by that forward's outputs, which values are none of.
+    """
+    args = copy.copy(args)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+    return args
 
 
 def completion_values(values: Sequence[torch.Tensor], n_completion: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ from anyo_rl.training.critic import recorded_values, split_critic, without_criti
 from anyo_rl.training.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.objectives import ItemLoss, item_weights
-from anyo_rl.training.ppo import CRITIC_FACTOR, Ppo, completion_values
+from anyo_rl.training.ppo import CRITIC_FACTOR, Ppo, completion_values, with_critic
 from anyo_rl.training.probes import Probes
 from anyo_rl.training.reward_check import DeferredErrors, raise_together
 from anyo_rl.training.throughput import Clock
@@ -115,6 +115,8 @@ class ReasonerTrainer(GRPOTrainer):
                 )
             kwargs["rollout_func"] = self._write
         kwargs["args"] = stop_vllm_at_marker(kwargs["args"], tokens)
+        if ppo is not None:
+            kwargs["args"] = with_critic(kwargs["args"])
         with colocated_engine(kwargs["args"], kwargs["model"]):
             super().__init__(
                 *args,
