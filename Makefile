@@ -44,7 +44,7 @@ format: setup  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-matrix: setup  ## every recipe under every launch that needs no GPU, as a table (half an hour)
+matrix: setup  ## every recipe under every launch that needs no GPU, as a table (over 20 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/launch_matrix.py
 
 clean:  ## remove the environment, the caches and build leftovers; runs/ stays
