@@ -21,7 +21,7 @@ from anyo_rl.run_folder import RunFolderError
 from anyo_rl.training.credit import Credit, StepAdvantages
 from anyo_rl.training.interruption import CheckpointError, disk_is_full
 from anyo_rl.training.objectives import ItemLoss, ProcessReduction
-from anyo_rl.training.ppo import KlPlace, Ppo, StepRewards
+from anyo_rl.training.ppo import CriticKind, KlPlace, Ppo, StepRewards
 from anyo_rl.training.reward_timeout import OnTimeout
 from anyo_rl.training.written import ItemEncoder, RankerKind
 from anyo_rl.values.prm import Prm
@@ -166,7 +166,7 @@ class GrpoArguments(ReasonerArguments):
         default="mean", metadata={"help": "Of the gains of process: mean, or sum, which pays for more steps."}
     )
 
-    def credit(self) -> Credit | None:
+    def method(self) -> Credit | None:
         """What steps are credited with, if not with the outcome.
 
         Raises:
@@ -194,7 +194,7 @@ class PpoArguments(ReasonerArguments):
     kl: KlPlace = field(
         default="reward", metadata={"help": "Where beta times the divergence from the reference goes: reward, loss."}
     )
-    critic: Literal["head", "separate"] = field(
+    critic: CriticKind = field(
         default="head",
         metadata={"help": "A value head on the teacher, or a separate model made from the same weights."},
     )
@@ -207,24 +207,14 @@ class PpoArguments(ReasonerArguments):
     )
     step_reward_weight: float = field(default=1.0, metadata={"help": "Weight of step_rewards."})
 
-    def ppo(self) -> Ppo:
+    def method(self) -> Ppo:
         """The settings of PPO.
 
         Raises:
             ValueError: as `source` and `Ppo`.
         """
-        return Ppo(
-            gamma=self.gamma,
-            lam=self.lam,
-            vf_coef=self.vf_coef,
-            critic_learning_rate=self.critic_learning_rate,
-            cliprange_value=self.cliprange_value,
-            whiten_advantages=self.whiten_advantages,
-            kl=self.kl,
-            step_rewards=self.step_rewards,
-            step_reward_weight=self.step_reward_weight,
-            source=None if self.step_rewards == "none" else self.source(),
-        )
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(Ppo) if item.name != "source"}
+        return Ppo(**own, source=None if self.step_rewards == "none" else self.source())
 
 
 @dataclass

@@ -1,33 +1,107 @@
 """Reinforcement of a teacher's reasoning as a stage of a run: GRPO and PPO."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.config import GrpoArguments, PpoArguments, TeacherArguments
+from anyo_rl.config import GrpoArguments, PpoArguments, ReasonerArguments, TeacherArguments, plain_errors
 from anyo_rl.item_tokens import adapters, load_answering, semantic_ids
-from anyo_rl.launch import whole_weights
+from anyo_rl.launch import check_launch, whole_weights
+from anyo_rl.run_folder import resolve, start_run
+from anyo_rl.sampling.server_http import ServerError
 from anyo_rl.spread import keep_spread
-from anyo_rl.stages import METRICS, finish_stage, teacher_folder, validation
-from anyo_rl.task import Task
+from anyo_rl.stages import METRICS, evaluate_run, finish_stage, teacher_folder, validation
+from anyo_rl.task import DataArguments, Task, load_task
 from anyo_rl.teacher import load_teacher, stop_at_marker
 from anyo_rl.tokens import Tokens
-from anyo_rl.training.callbacks import keep_best, stopping
+from anyo_rl.training.callbacks import check_saves, keep_best, stopping
+from anyo_rl.training.credit import Credit
 from anyo_rl.training.critic import attach_critic, train_critic
 from anyo_rl.training.guard_rails import watching
+from anyo_rl.training.ppo import Ppo
 from anyo_rl.training.prm import load_classifier
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.reward_schedule import RewardSchedules, parse_schedules
-from anyo_rl.training.reward_setup import prepare_rewards
+from anyo_rl.training.reward_setup import check_rewards, prepare_rewards
+from anyo_rl.training.reward_timeout import limit_time
 from anyo_rl.training.written import written_ranker
+from anyo_rl.warm_start import parse_warm_start, train_warm_start
+
+
+def reinforce(
+    data_args: DataArguments,
+    model_args: ModelConfig,
+    teacher_args: TeacherArguments,
+    reasoner_args: GrpoArguments | PpoArguments,
+    training_args: GRPOConfig,
+    config: Path | None,
+    load_rewards: Callable[..., list[Callable[..., Any]]],
+) -> dict[str, Any] | None:
+    """The job of a recipe that reinforces: warm start, GRPO or PPO, comparisons, evaluation; all processes call it.
+
+    Args:
+        data_args: the data.
+        model_args: how the model is loaded, and its adapters.
+        teacher_args: how a teacher is made, validated and evaluated.
+        reasoner_args: what is rewarded, and how: GRPO's or PPO's.
+        training_args: TRL's settings.
+        config: the config file that they came from.
+        load_rewards: makes rewards of their names and parameters (`reward.load.load_rewards`).
+
+    Returns:
+        See `anyo_rl.stages.evaluate_run`.
+
+    Raises:
+        SystemExit: with the message alone: what was asked for cannot be.
+    """
+    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request of a reward
+    check_launch()
+    with plain_errors(ValueError, OSError, ServerError):
+        rewards = load_rewards(reasoner_args.reward_funcs, reasoner_args.reward_kwargs)
+        parse_schedules(reasoner_args.reward_schedules, reasoner_args.reward_funcs)
+        rewards = limit_time(rewards, reasoner_args.reward_timeout_s, reasoner_args.reward_on_timeout)
+        check_rewards(rewards, training_args)
+        check_saves(training_args)
+        method = reasoner_args.method()  # a wrong setting, or no PRM, is said before a warm start
+    with plain_errors(ValueError):
+        warm_start = parse_warm_start(reasoner_args, config, training_args, teacher_args)
+    arguments = resolve(data_args, model_args, teacher_args, reasoner_args, training_args)
+    arguments |= warm_start.arguments() if warm_start else {}
+    task = load_task(data_args)
+    run_dir = Path(training_args.output_dir)
+    start_run(run_dir, arguments, task.report)
+
+    chat_template_kwargs = training_args.chat_template_kwargs
+    teachers = train_warm_start(run_dir, task, model_args, warm_start, chat_template_kwargs=chat_template_kwargs)
+    teachers[stage_name(method)] = train_reasoning(
+        run_dir, task, teachers["sft"], model_args, teacher_args, reasoner_args, training_args, rewards, method
+    )
+    return evaluate_run(
+        run_dir,
+        task,
+        teachers,
+        model_args,
+        teacher_args,
+        baselines=reasoner_args.baselines,
+        seed=training_args.seed,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+
+
+def stage_name(method: Credit | Ppo | None) -> str:
+    """What a stage trained by a method is called, and its folder."""
+    return "ppo" if isinstance(method, Ppo) else "grpo"
 
 
 def train_reasoning(
@@ -36,11 +110,12 @@ def train_reasoning(
     teacher_path: Path | str,
     model_args: ModelConfig,
     teacher_args: TeacherArguments,
-    reasoner_args: GrpoArguments | PpoArguments,
+    reasoner_args: ReasonerArguments,
     training_args: GRPOConfig,
     reward_funcs: Sequence[Callable[..., Any]],
+    method: Credit | Ppo | None,
 ) -> Path:
-    """Trains a teacher's reasoning by GRPO or by PPO, as `reasoner_args` are of the one or the other.
+    """Trains a teacher's reasoning by PPO, or by GRPO with credit for its steps or for the outcome alone (`None`).
 
     Returns:
         The folder of the finished teacher, without a critic; if it is there already nothing is done.
@@ -48,7 +123,8 @@ def train_reasoning(
     Raises:
         ValueError: adapters were asked for beside a separate critic.
     """
-    stage: Literal["grpo", "ppo"] = "ppo" if isinstance(reasoner_args, PpoArguments) else "grpo"
+    ppo = method if isinstance(method, Ppo) else None
+    stage = stage_name(method)
     stage_dir = run_dir / stage
     folder = teacher_folder(stage_dir)
     if folder.exists():
@@ -82,8 +158,8 @@ def train_reasoning(
         ranker = written_ranker(reasoner_args.ranker, catalog, reasoner_args.item_encoder, load)
     stop_at_marker(model, tokens, write_item=ranker is not None)
     peft_config = adapters(model_args, model, tokenizer, ids)
-    if isinstance(reasoner_args, PpoArguments):
-        separate = reasoner_args.critic == "separate"
+    if ppo is not None:
+        separate = ppo.critic == "separate"
         if separate and peft_config is not None:
             raise ValueError("a separate critic is trained whole: set critic to head, or use_peft to false")
         with whole_weights():
@@ -93,7 +169,7 @@ def train_reasoning(
     def start() -> PreTrainedModel:
         """What adapters are put on again, those of the critic among them."""
         whole = load()[0]
-        if trainer.ppo is not None and peft_config is not None:
+        if ppo is not None and peft_config is not None:
             attach_critic(whole)
         return whole
 
@@ -111,8 +187,8 @@ def train_reasoning(
         written_ranker=ranker,
         item_loss=reasoner_args.item_loss,
         item_loss_weight=reasoner_args.item_loss_weight,
-        credit=reasoner_args.credit() if isinstance(reasoner_args, GrpoArguments) else None,
-        ppo=reasoner_args.ppo() if isinstance(reasoner_args, PpoArguments) else None,
+        credit=method if isinstance(method, Credit) else None,
+        ppo=ppo,
         mask_history=task.args.mask_history,
         rank_cap=reasoner_args.rank_cap or None,
         rank_node_budget=reasoner_args.rank_node_budget or None,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CRITIC_FACTOR = 10.0
 StepRewards = Literal["none", "shaping", "scores"]
+CriticKind = Literal["head", "separate"]
 KlPlace = Literal["reward", "loss"]
 
 
@@ -35,6 +36,7 @@ class Ppo:
         gamma: discount of a token, in [0, 1].
         lam: λ of GAE, in [0, 1].
         vf_coef: weight of the critic's loss.
+        critic: what values come from: a `head` on the teacher, or a `separate` model (`anyo_rl.training.critic`).
         critic_learning_rate: of its weights; 10 times the policy's if `None`, for it begins with nothing.
         cliprange_value: how far a value may move from what it was, above 0.
         whiten_advantages: whether advantages are centred and scaled over the batch of all processes.
@@ -52,6 +54,7 @@ class Ppo:
     gamma: float = 1.0
     lam: float = 0.95
     vf_coef: float = 0.1
+    critic: CriticKind = "head"
     critic_learning_rate: float | None = None
     cliprange_value: float = 0.2
     whiten_advantages: bool = True
@@ -61,7 +64,7 @@ class Ppo:
     source: StepSource | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("kl", KlPlace), ("step_rewards", StepRewards)):
+        for name, kind in (("kl", KlPlace), ("critic", CriticKind), ("step_rewards", StepRewards)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
         for name in ("gamma", "lam"):
