@@ -15,12 +15,11 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from anyo_rl.data.prompts import render_prompt
 from anyo_rl.evaluation.table import markdown_table
-from anyo_rl.run_folder import CONFIG, WARM_START, read_arguments, write_whole
+from anyo_rl.run_folder import CONFIG, METRICS, WARM_START, read_arguments, write_whole
 from anyo_rl.task import Task
 from anyo_rl.tokens import Tokens
 
 CARD = "README.md"
-METRICS = "metrics.jsonl"
 DIRECT = "direct"  # the stage that answers without reasoning
 HOW = {
     "sft": "supervised fine-tuning on rationales",
@@ -28,12 +27,14 @@ HOW = {
     "star": "STaR: rounds of fine-tuning on its own reasonings that led to the target",
     "dpo": "DPO on its own reasonings, the best of an example against the worst",
     "grpo": "GRPO on the rank that it gives to the item the user really chose",
+    "ppo": "PPO on the rank that it gives to the item the user really chose",
 }
 SCRATCH = "a small Qwen3 made from scratch for this data"
 SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16"),
     *("num_generations", "temperature", "beta", "loss_type", "scale_rewards", "reward_funcs", "reward_weights"),
     *("ranker", "item_loss", "item_loss_weight", "advantages", "step_values", "rounds", "n_samples", "least_gain"),
+    *("gamma", "lam", "kl", "critic", "step_rewards", "step_reward_weight"),
     *("start_from", "pair_gain", "least_gap", "seed"),
 )
 # Settings of these are told in words, or belong to the stages before.

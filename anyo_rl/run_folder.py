@@ -20,6 +20,7 @@ from anyo_rl.rank_logs import hide_progress_bars, log_to_file
 from anyo_rl.redact import redact
 
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
 WARM_START = "WarmStart"  # the section of the warm start's trainer settings and patience
 PACKAGES = ("anyo-rl", "accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
 

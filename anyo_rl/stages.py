@@ -33,7 +33,7 @@ from anyo_rl.item_tokens import adapters, load_answering, semantic_ids, teacher_
 from anyo_rl.launch import go_on_alone, whole_weights
 from anyo_rl.model_card import write_cards
 from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.run_folder import write_whole
+from anyo_rl.run_folder import METRICS, write_whole
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.task import Task
 from anyo_rl.teacher import load_teacher, make_tiny_teacher, save_teacher, show_bias, stop_at_marker, train_tokenizer
@@ -47,7 +47,6 @@ from anyo_rl.training.weights import unquantised
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 TEACHER = "teacher"
 
 

@@ -18,9 +18,10 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.config import TeacherArguments
 from anyo_rl.data.schema import DataError
 from anyo_rl.item_tokens import adapters, load_answering, semantic_ids
+from anyo_rl.run_folder import METRICS
 from anyo_rl.sampling.paths import PATHS_SCHEMA, write_table
 from anyo_rl.sampling.shards import JobError, read_paths
-from anyo_rl.stages import METRICS, finish_stage, teacher_folder, validation
+from anyo_rl.stages import finish_stage, teacher_folder, validation
 from anyo_rl.task import Row, Task
 from anyo_rl.teacher import load_teacher, stop_at_marker
 from anyo_rl.tokens import Tokens

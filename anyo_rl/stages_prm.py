@@ -30,12 +30,12 @@ from anyo_rl.evaluation.prm_quality import calibration_svg, markdown, quality
 from anyo_rl.evaluation.true_value import truth
 from anyo_rl.launch import whole_weights
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.run_folder import write_whole
+from anyo_rl.run_folder import METRICS, write_whole
 from anyo_rl.sample_job import JobEngine, path_ranker, sample_in_shards
 from anyo_rl.sampling.paths import write_table
 from anyo_rl.sampling.shards import partition, read_paths
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.stages import METRICS, OpenTeacher, load_checkpoint, open_teacher
+from anyo_rl.stages import OpenTeacher, load_checkpoint, open_teacher
 from anyo_rl.stages_dpo import load_paths
 from anyo_rl.task import Row, Task
 from anyo_rl.teacher import load_tokenizer, save_teacher

@@ -17,10 +17,10 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.config import GrpoArguments, PpoArguments, ReasonerArguments, TeacherArguments, plain_errors
 from anyo_rl.item_tokens import adapters, load_answering, semantic_ids
 from anyo_rl.launch import check_launch, whole_weights
-from anyo_rl.run_folder import resolve, start_run
+from anyo_rl.run_folder import METRICS, resolve, start_run
 from anyo_rl.sampling.server_http import ServerError
 from anyo_rl.spread import keep_spread
-from anyo_rl.stages import METRICS, evaluate_run, finish_stage, teacher_folder, validation
+from anyo_rl.stages import evaluate_run, finish_stage, teacher_folder, validation
 from anyo_rl.task import DataArguments, Task, load_task
 from anyo_rl.teacher import load_teacher, stop_at_marker
 from anyo_rl.tokens import Tokens

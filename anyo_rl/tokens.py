@@ -186,6 +186,13 @@ class Tokens:
         n_steps = len(split_steps(self._text(ids)))
         return ends + [len(ids)] * (n_steps - len(ends))
 
+    def answered_now(self, context_ids: Sequence[int], step_ids: Sequence[int]) -> list[int]:
+        """Context, steps and marker: where the teacher answers if its reasoning ends after these steps.
+
+        The marker follows the last step's last word, as where a reasoning ends, and not its line break.
+        """
+        return [*context_ids, *self.without_break(step_ids), self.marker_id]
+
     def without_break(self, ids: Sequence[int]) -> list[int]:
         """Token ids of steps without the white space behind the last one, as far as it has tokens of its own."""
         ids = list(ids)

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from anyo_rl.model_card import hub_id, plain, write_cards
+from anyo_rl.evaluation.table import RANK_TRAINED
+from anyo_rl.model_card import HOW, hub_id, plain, write_cards
 from anyo_rl.task import DataArguments, load_task
 
 VALUE = {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 4}
@@ -114,3 +115,7 @@ def test_a_title_with_backticks_does_not_leave_its_block(run_dir, task, small_to
     card = cards(run_dir, odd, small_tokens)["grpo"]
     assert "\n````text\n" in card
     assert "\n````\n" in card
+
+
+def test_every_stage_is_told_in_words():
+    assert set(HOW) == {"sft", "direct", *RANK_TRAINED}

@@ -63,9 +63,7 @@ def state_contexts(prompt_ids: Sequence[int], completion_ids: Sequence[int], tok
     """Where each state of a path is answered, T + 1 contexts; the last is `None` where the path has no marker."""
     ends = tokens.step_ends(completion_ids)
     contexts: list[list[int] | None] = [
-        # As forced answers do it: the marker follows a step's last word.
-        [*prompt_ids, *tokens.without_break(completion_ids[:end]), tokens.marker_id]
-        for end in [0, *ends][: max(1, len(ends))]
+        tokens.answered_now(prompt_ids, completion_ids[:end]) for end in [0, *ends][: max(1, len(ends))]
     ]
     if ends:
         finished = tokens.marker_id in completion_ids

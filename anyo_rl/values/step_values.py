@@ -52,8 +52,7 @@ def forced_answer_values(
 
     def value(states: list[State]) -> np.ndarray:
         ranking = ranker.rank(
-            # The marker follows a step's last word, as where a reasoning ends, and not its line break.
-            [[*state.context, *tokens.without_break(state.steps), tokens.marker_id] for state in states],
+            [tokens.answered_now(state.context, state.steps) for state in states],
             [rows[state.row]["target_id"] for state in states],
             top_k=0,
             excluded_B=[rows[state.row]["history"] for state in states] if mask_history else None,

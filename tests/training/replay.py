@@ -43,8 +43,7 @@ def replay(prompts: list[str], tokens: Tokens) -> dict[str, Any]:
     for prompt in prompts:
         copy = copies[prompt] = copies.get(prompt, -1) + 1
         draw = torch.Generator().manual_seed(zlib.crc32(f"{prompt}{copy}".encode()))
-        lines = ["\n".join(TITLES[int(i)] for i in torch.randint(len(TITLES), (1 + copy,), generator=draw))]
-        ids = tokens.reasoning_ids(lines[0].split("\n"))
+        ids = tokens.reasoning_ids(TITLES[int(i)] for i in torch.randint(len(TITLES), (1 + copy,), generator=draw))
         prompt_ids.append(tokens.context_ids(prompt))
         completion_ids.append(ids[:-1] if copy == 2 else ids)  # one of a group never gets to the marker
     return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
