@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from anyo_rl.evaluation.table import markdown_table, read_value, split_difference, stage_value
-from anyo_rl.redact import redact_command
+from anyo_rl.run.redact import redact_command
 
 SAME = ("dataset", "split", "mask_history", "ranker")  # seeds that differ in these must not be averaged
 TAIL_LINES = 15

@@ -22,8 +22,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree, build_tree
-from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.sampling.constrained import decode_items
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.sampling.constrained.decode import decode_items
 
 VOCAB_SIZE, CONTEXT = 256, 20
 POLICIES = {"peaked": 3.0, "flat": 0.05}  # scale of the head

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from report import report
 
-from anyo_rl.ranking.grounding import Found, Search
-from anyo_rl.ranking.item_space import ItemSpace
+from anyo_rl.ranking.embedding.grounding import Found, Search
+from anyo_rl.ranking.embedding.item_space import ItemSpace
 
 GAMMA = 1.0
 

@@ -13,11 +13,13 @@ from report import report
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.ranking.likelihood import HALF_TIE_BAND
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import load_teacher, make_tiny_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.ranking.engine.likelihood import HALF_TIE_BAND
+from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 
 
 def main() -> None:
@@ -31,11 +33,11 @@ def main() -> None:
     if args.model_name_or_path:
         model, tokenizer = load_teacher(ModelConfig(model_name_or_path=args.model_name_or_path, dtype="float32"))
     else:
-        tokenizer = train_tokenizer(task.texts(), 4000)
+        tokenizer = train_tokenizer(sample_texts(task), 4000)
         model = make_tiny_teacher(tokenizer, hidden_size=96, n_layers=3)
     tokens = Tokens.of(tokenizer, args.marker_token)
     catalog = build_catalog(task.interactions.items, tokens)
-    rows = task.rows(task.split("test", args.contexts), catalog, tokens)
+    rows = make_rows(task, task.split("test", args.contexts), catalog, tokens)
     contexts = [[*tokens.context_ids(row["prompt"]), tokens.marker_id] for row in rows]
     model = model.bfloat16().float()  # the rounding of the weights is no noise of the forward
     full = DistributionRanker(catalog, model).log_probs(contexts).double().numpy()

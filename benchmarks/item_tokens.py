@@ -20,19 +20,20 @@ from report import report
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.semantic_ids import SemanticIds, published_ids
+from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
-from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.task import DataArguments, Task, load_task
-from anyo_rl.teacher import make_tiny_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens, add_codes
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens, add_codes
 
 TOLERANCE = 1e-4  # of a log-probability, fp32, between the two forms of the engine
 
 
 def measure(task: Task, ids: SemanticIds | None, args: Any, seed: int) -> tuple[dict[str, float], float]:
     """Trains and asks one teacher: its numbers, and the greatest difference between search and whole distribution."""
-    tokenizer = train_tokenizer(task.texts(), 4000)
+    tokenizer = train_tokenizer(sample_texts(task), 4000)
     add_codes(tokenizer, [] if ids is None else ids.tokens())
     model = make_tiny_teacher(tokenizer, hidden_size=args.hidden_size, n_layers=args.layers, seed=seed)
     tokens = Tokens.of(tokenizer)
@@ -40,7 +41,7 @@ def measure(task: Task, ids: SemanticIds | None, args: Any, seed: int) -> tuple[
     began = time.perf_counter()
     train(model, task, catalog, tokens, args.train_steps, args.lr)
     train_seconds = time.perf_counter() - began
-    rows = task.rows(task.split("test", args.users), catalog, tokens)
+    rows = make_rows(task, task.split("test", args.users), catalog, tokens)
     contexts = [[*tokens.context_ids(row["prompt"]), tokens.marker_id] for row in rows]
     targets = [row["target_id"] for row in rows]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from anyo_rl.evaluation.plots import line_plot, standalone
+from anyo_rl.evaluation.report.plots import line_plot, standalone
 from anyo_rl.evaluation.table import stage_value
 from anyo_rl.repeat import t_interval
 

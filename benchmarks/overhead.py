@@ -25,12 +25,14 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import make_tiny_teacher, stop_at_marker, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.loop.throughput import Clock, Throughput
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.reasoner import ReasonerTrainer
-from anyo_rl.training.throughput import Clock, Throughput
-from anyo_rl.training.validation import Validation
 
 WARM_UP = 2
 
@@ -93,9 +95,9 @@ def main() -> None:
     args = parser.parse_args()
 
     task = load_task(DataArguments(toy_users=200))
-    tokens = Tokens.of(train_tokenizer(task.texts(), 600))
+    tokens = Tokens.of(train_tokenizer(sample_texts(task), 600))
     catalog = build_catalog(task.interactions.items, tokens)
-    rows = task.rows(task.split("train"), catalog, tokens)
+    rows = make_rows(task, task.split("train"), catalog, tokens)
     dataset = Dataset.from_list(rows)
     ours_only = {"catalog": catalog, "tokens": tokens, "item_loss": "none"}
     ours_only["validation"] = Validation(rows[:1], catalog, tokens, "greedy")

@@ -38,7 +38,7 @@ def measure(shape: Shape, tokens: int, checkpointing: bool) -> dict[str, float]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from anyo_rl.teacher import train_tokenizer
+    from anyo_rl.teacher.make import train_tokenizer
 
     tokenizer = train_tokenizer([" a b c"], 300)
     length = 256

@@ -23,7 +23,7 @@ from report import report
 from transformers import LogitsProcessor, PrefixConstrainedLogitsProcessor
 
 from anyo_rl.catalog.tree import PrefixTree, build_tree
-from anyo_rl.sampling.constraint import CatalogConstraint
+from anyo_rl.sampling.constrained.constraint import CatalogConstraint
 
 N_TOKENS, EOS, MARKER, FIRST_TITLE_TOKEN = 12, 0, 1, 2
 

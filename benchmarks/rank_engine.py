@@ -25,11 +25,13 @@ from transformers import DynamicCache, PreTrainedModel
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
+from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
-from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.task import DataArguments, Task, load_task
-from anyo_rl.teacher import load_teacher, make_tiny_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 
 TOLERANCE = 1e-3  # of a log-probability, fp32, between engine and peers
 
@@ -37,7 +39,7 @@ TOLERANCE = 1e-3  # of a log-probability, fp32, between engine and peers
 def train(model: PreTrainedModel, task: Task, catalog: Catalog, tokens: Tokens, steps: int, lr: float) -> None:
     """Plain next-token training on the answers of random training users."""
     examples = task.split("train")
-    rows = task.rows(examples.sample(min(len(examples), 16 * steps), seed=0), catalog, tokens)
+    rows = make_rows(task, examples.sample(min(len(examples), 16 * steps), seed=0), catalog, tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
     for start in range(0, 16 * steps, 16):
@@ -186,11 +188,11 @@ def main() -> None:
         config = ModelConfig(model_name_or_path=args.model_name_or_path, dtype="float32")
         model, tokenizer = load_teacher(config)
     else:
-        tokenizer = train_tokenizer(task.texts(), 4000)
+        tokenizer = train_tokenizer(sample_texts(task), 4000)
         model = make_tiny_teacher(tokenizer, hidden_size=96, n_layers=3)
     tokens = Tokens.of(tokenizer, args.marker_token)
     catalog = build_catalog(task.interactions.items, tokens)
-    rows = task.rows(task.split("test", args.contexts), catalog, tokens)
+    rows = make_rows(task, task.split("test", args.contexts), catalog, tokens)
     for row in rows:
         row["context"] = [*tokens.context_ids(row["prompt"]), tokens.marker_id]
     size = sum(parameter.numel() for parameter in model.parameters())

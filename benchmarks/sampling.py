@@ -28,13 +28,16 @@ from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.reasoning.rows import make_rows, sample_texts
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.sampling.vllm_engine import make_engine, stop_engine
-from anyo_rl.sampling.vllm_sampler import VllmSampler
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import load_teacher, make_tiny_teacher, save_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.sampling.vllm.engine import make_engine, stop_engine
+from anyo_rl.sampling.vllm.sampler import VllmSampler
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.save import save_teacher
+from anyo_rl.teacher.tokens import Tokens
 
 
 def load(args: argparse.Namespace, folder: Path) -> tuple[PreTrainedModel, Tokens, str, list[list[int]]]:
@@ -44,12 +47,12 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[PreTrainedModel, Token
     if path:
         model, tokenizer = load_teacher(ModelConfig(model_name_or_path=path, dtype="float32"))
     else:
-        tokenizer = train_tokenizer(task.texts(), 2000)
+        tokenizer = train_tokenizer(sample_texts(task), 2000)
         model = make_tiny_teacher(tokenizer)
         path = str(folder / "teacher")
         save_teacher(model, tokenizer, Path(path))
     tokens = Tokens.of(tokenizer, args.marker_token)
-    rows = task.rows(task.split("test", args.contexts), build_catalog(task.interactions.items, tokens), tokens)
+    rows = make_rows(task, task.split("test", args.contexts), build_catalog(task.interactions.items, tokens), tokens)
     return model.eval(), tokens, path, [tokens.context_ids(row["prompt"]) for row in rows]
 
 

@@ -20,13 +20,15 @@ from scipy.stats import spearmanr
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.data.task import DataArguments, Task, load_task
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
+from anyo_rl.reasoning.rows import make_rows, sample_texts
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.task import DataArguments, Task, load_task
-from anyo_rl.teacher import load_teacher, make_tiny_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.sft import sft_dataset
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
 
@@ -56,7 +58,7 @@ class CountingSampler(TransformersSampler):
 
 def train(model: torch.nn.Module, task: Task, catalog: Catalog, tokens: Tokens, steps: int, lr: float) -> None:
     """Plain next-token training on rationales, half of them answered early too."""
-    rows = task.rows(task.split("train"), catalog, tokens)
+    rows = make_rows(task, task.split("train"), catalog, tokens)
     data = sft_dataset(rows, catalog, tokens, task.rationales, early_share=0.5).to_list()
     rng, optimizer = np.random.default_rng(0), torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
@@ -93,13 +95,13 @@ def main() -> None:
     if args.model_name_or_path:
         model, tokenizer = load_teacher(ModelConfig(args.model_name_or_path, dtype="float32"))
     else:
-        tokenizer = train_tokenizer(task.texts(), 600)
+        tokenizer = train_tokenizer(sample_texts(task), 600)
         model = make_tiny_teacher(tokenizer, hidden_size=96, n_layers=3)
     tokens = Tokens.of(tokenizer, args.marker_token)
     catalog = build_catalog(task.interactions.items, tokens)
     if not args.model_name_or_path:
         train(model, task, catalog, tokens, args.train_steps, args.lr)
-    rows = task.rows(task.split("train", args.examples), catalog, tokens)
+    rows = make_rows(task, task.split("train", args.examples), catalog, tokens)
     contexts = [tokens.context_ids(row["prompt"]) for row in rows]
     samples_B_G = TransformersSampler(model, tokens).sample(
         contexts, n=args.paths, max_new_tokens=args.max_new_tokens, keys_B=[row["example_id"] for row in rows]

@@ -13,14 +13,14 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import DPOConfig, ModelConfig
 
-from anyo_rl.config import TeacherArguments, parse, plain_errors
+from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.launch import check_launch
-from anyo_rl.run_folder import resolve, start_run
-from anyo_rl.stages import evaluate_run
-from anyo_rl.stages_dpo import PairArguments, train_dpo
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.training.callbacks import check_saves
+from anyo_rl.run.folder import resolve, start_run
+from anyo_rl.run.launch import check_launch
+from anyo_rl.stages.arguments import TeacherArguments, parse, plain_errors
+from anyo_rl.stages.dpo import PairArguments, train_dpo
+from anyo_rl.stages.evaluate import evaluate_run
+from anyo_rl.training.loop.callbacks import check_saves
 
 CONFIGS = Path(__file__).parent / "configs"
 

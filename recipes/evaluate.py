@@ -16,12 +16,13 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig
 
-from anyo_rl.config import TeacherArguments, parse, plain_errors
+from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.table import RANK_TRAINED, console_table
-from anyo_rl.launch import check_launch
-from anyo_rl.run_folder import read_arguments
-from anyo_rl.stages import evaluate_run, teacher_folder
-from anyo_rl.task import DataArguments, load_task
+from anyo_rl.run.folder import read_arguments
+from anyo_rl.run.launch import check_launch
+from anyo_rl.stages.arguments import TeacherArguments, parse, plain_errors
+from anyo_rl.stages.evaluate import evaluate_run
+from anyo_rl.stages.finish import teacher_folder
 
 STAGES = ("sft", *RANK_TRAINED, "direct")
 

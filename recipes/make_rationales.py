@@ -15,18 +15,18 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from anyo_rl.config import parse, plain_errors
 from anyo_rl.data.schema import DataError
-from anyo_rl.launch import check_launch, go_on_alone
-from anyo_rl.rationale.filters import FilterArguments
-from anyo_rl.rationale.prompts import Kind, load_prompt
-from anyo_rl.rationale.questions import draw_examples, make_questions
-from anyo_rl.rationale.titles import Titles
-from anyo_rl.rationales import REPORT, generate, report_table
-from anyo_rl.run_folder import resolve, start_run
-from anyo_rl.sampling.server import ServerError
-from anyo_rl.server_arguments import ServerArguments
-from anyo_rl.task import DataArguments, load_task
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.llm.server import ServerError
+from anyo_rl.reasoning.rationales.filters import FilterArguments
+from anyo_rl.reasoning.rationales.prompts import Kind, load_prompt
+from anyo_rl.reasoning.rationales.questions import draw_examples, make_questions
+from anyo_rl.reasoning.rationales.titles import Titles
+from anyo_rl.run.folder import resolve, start_run
+from anyo_rl.run.launch import check_launch, go_on_alone
+from anyo_rl.stages.arguments import parse, plain_errors
+from anyo_rl.stages.rationales import REPORT, generate, report_table
+from anyo_rl.stages.server_arguments import ServerArguments
 
 HERE = Path(__file__).parent
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from trl import GRPOConfig, ModelConfig
 
-from anyo_rl.config import PpoArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.stages_rl import reinforce
-from anyo_rl.task import DataArguments
+from anyo_rl.stages.arguments import PpoArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.stages.reinforce import reinforce
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -16,12 +16,12 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig
 
-from anyo_rl.config import TeacherArguments, parse, plain_errors
 from anyo_rl.data.schema import DataError
-from anyo_rl.launch import LaunchError, check_launch
-from anyo_rl.sample_job import SampleArguments, sample_job
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.run.launch import LaunchError, check_launch
 from anyo_rl.sampling.shards import JobError, read_paths
-from anyo_rl.task import DataArguments, load_task
+from anyo_rl.stages.arguments import TeacherArguments, parse, plain_errors
+from anyo_rl.stages.sample import SampleArguments, sample_job
 
 
 @plain_errors(DataError, LaunchError, JobError)

@@ -16,15 +16,15 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import ModelConfig, SFTConfig
 
-from anyo_rl.config import StarArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.launch import check_launch
-from anyo_rl.run_folder import resolve, start_run
-from anyo_rl.stages import evaluate_run
-from anyo_rl.star import Star
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.training.callbacks import check_saves
-from anyo_rl.warm_start import parse_warm_start, train_warm_start
+from anyo_rl.run.folder import resolve, start_run
+from anyo_rl.run.launch import check_launch
+from anyo_rl.stages.arguments import StarArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.stages.evaluate import evaluate_run
+from anyo_rl.stages.star import Star
+from anyo_rl.stages.warm_start import parse_warm_start, train_warm_start
+from anyo_rl.training.loop.callbacks import check_saves
 
 CONFIGS = Path(__file__).parent / "configs"
 

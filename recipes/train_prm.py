@@ -15,15 +15,15 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from anyo_rl.config import PrmArguments, TeacherArguments, parse, plain_errors
 from anyo_rl.data.schema import DataError
+from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.prm_quality import markdown
-from anyo_rl.launch import check_launch, go_on_alone
-from anyo_rl.run_folder import resolve, start_run
-from anyo_rl.sampling.server import ServerError
-from anyo_rl.stages_prm import measure_prm, train_prm
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.training.callbacks import check_saves
+from anyo_rl.llm.server import ServerError
+from anyo_rl.run.folder import resolve, start_run
+from anyo_rl.run.launch import check_launch, go_on_alone
+from anyo_rl.stages.arguments import PrmArguments, TeacherArguments, parse, plain_errors
+from anyo_rl.stages.prm import measure_prm, train_prm
+from anyo_rl.training.loop.callbacks import check_saves
 
 CONFIGS = Path(__file__).parent / "configs"
 

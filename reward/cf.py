@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.evaluation.baselines import fit_item_knn
-from anyo_rl.evaluation.evaluator import training_sequences
+from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.task import Task
 from anyo_rl.metrics import gains, target_ranks
 from anyo_rl.students import fit_sasrec
 from anyo_rl.students.files import load_student
-from anyo_rl.task import Task
+from anyo_rl.students.item_knn import fit_item_knn
 
 Scale = Literal["percentile", "log"]
 
@@ -54,7 +54,7 @@ class CfReward:
         """Fits the student on the events of the training split, or loads it; recipes call this before training."""
         n, self._mask_history = len(catalog), task.args.mask_history
         if self.student in ("item_knn", "sasrec"):
-            sequences, validation = training_sequences(task, catalog)
+            sequences, validation = training_sequences(task, catalog.index)
             fit_student = functools.partial(
                 fit_sasrec, validation=validation, mask_history=self._mask_history, seed=seed
             )

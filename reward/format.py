@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyo_rl.completion import Completion, completion_text, parse
+from anyo_rl.data.completion import Completion, completion_text, parse
 
 
 class FormatReward:

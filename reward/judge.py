@@ -1,7 +1,7 @@
 """An LLM's judgement of the reasoning, from any OpenAI-compatible server.
 
 What it is told is in `judge.txt` beside this file; a file of your own goes into `prompt_file`. The key is read from
-the environment. What comes from data or from the teacher is shown as `anyo_rl.sampling.judge` has it; a judge may
+the environment. What comes from data or from the teacher is shown as `anyo_rl.llm.judge` has it; a judge may
 still be talked round by a teacher that learns to, which is why its score should stand next to a reward from ranks.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx2
 
-from anyo_rl.completion import completion_text, parse
-from anyo_rl.sampling.journal import Answer, Journal
-from anyo_rl.sampling.judge import judge_messages, read_score
-from anyo_rl.sampling.server_http import AttemptError, Server, ServerError, attempt, fingerprint
+from anyo_rl.data.completion import completion_text, parse
+from anyo_rl.llm.http import AttemptError, Server, ServerError, attempt, fingerprint
+from anyo_rl.llm.journal import Answer, Journal
+from anyo_rl.llm.judge import judge_messages, read_score
 
 PROMPT = Path(__file__).with_name("judge.txt")
 EXAMPLE = "judge"  # what a journal knows an answer by is the fingerprint alone

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from trl.rewards import get_soft_overlong_punishment
 
-from anyo_rl.completion import completion_text, parse
+from anyo_rl.data.completion import completion_text, parse
 
 Unit = Literal["tokens", "words", "steps"]
 

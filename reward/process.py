@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from accelerate import PartialState
 
-from anyo_rl.completion import parse
-from anyo_rl.launch import whole_weights
+from anyo_rl.data.completion import parse
+from anyo_rl.run.launch import whole_weights
 from anyo_rl.values.prm import PRM_FILE, Prm
 from anyo_rl.values.prm_vllm import VllmPrm
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl.rewards import get_repetition_penalty_reward
 
-from anyo_rl.completion import completion_text, parse
+from anyo_rl.data.completion import completion_text, parse
 
 
 class RepetitionReward:

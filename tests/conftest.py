@@ -40,8 +40,8 @@ from hypothesis import settings  # noqa: E402
 from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog  # noqa: E402
-from anyo_rl.teacher import make_tiny_teacher, train_tokenizer  # noqa: E402
-from anyo_rl.tokens import Tokens  # noqa: E402
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer  # noqa: E402
+from anyo_rl.teacher.tokens import Tokens  # noqa: E402
 
 torch.set_num_threads(1)
 # Deadlines would measure how busy the machine is.
@@ -210,7 +210,7 @@ def vllm_engine(tmp_path_factory: pytest.TempPathFactory, vllm_environment: dict
             enforce_eager=True,
             enable_chunked_prefill=False,
             disable_log_stats=True,
-            logits_processors=["anyo_rl.sampling.vllm_constrained:CatalogLogitsProcessor"],
+            logits_processors=["anyo_rl.sampling.vllm.constrained:CatalogLogitsProcessor"],
         )
         yield VllmEngine(llm, model.eval(), tokens)
         llm.llm_engine.engine_core.shutdown()

@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 from transformers import Trainer, TrainingArguments
 
-from anyo_rl.launch import check_launch
+from anyo_rl.run.launch import check_launch
 
 
 class Line(torch.nn.Module):

@@ -13,7 +13,7 @@ import polars as pl
 
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.catalog.tree import PrefixTree, build_tree
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ Departures: the codebooks are those of residual k-means (faiss), each trained on
 and not of a trained autoencoder (RQ-VAE); and only items that do share their codes get the number, where TIGER's
 experiments give one to every item: a code that is always 0 would be trained for nothing.
 
-A code is written `<a_12>`: a letter for the level, then the centroid. `anyo_rl.tokens` makes it one token.
+A code is written `<a_12>`: a letter for the level, then the centroid. `anyo_rl.teacher.tokens` makes it one token.
 """
 
 import json

@@ -9,7 +9,7 @@ import html
 import re
 import unicodedata
 
-from anyo_rl.completion import MARKER
+from anyo_rl.data.completion import MARKER
 
 MAX_TITLE_CHARS = 300
 MARKER_STAND_IN = "→"

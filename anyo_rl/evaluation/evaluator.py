@@ -17,17 +17,20 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.data.splits import train_events
-from anyo_rl.data.toy import parse_intent
-from anyo_rl.data.toy_oracle import break_ties
-from anyo_rl.evaluation.answers import Answers, Mode
-from anyo_rl.evaluation.baselines import KNN_GRID, choose_on_validation, fit_item_knn, fit_popularity
+from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.task import Task
+from anyo_rl.data.toy.oracle import break_ties
+from anyo_rl.data.toy.world import parse_intent
 from anyo_rl.evaluation.table import RANK_TRAINED
 from anyo_rl.metrics.intervals import bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, per_user_metrics, target_ranks, top_items
-from anyo_rl.sampling.paths import paths_table, write_table
+from anyo_rl.run.files import write_table
+from anyo_rl.sampling.paths import paths_table
+from anyo_rl.search.answers import Answers, Mode
+from anyo_rl.students.choice import choose_on_validation
+from anyo_rl.students.item_knn import KNN_GRID, fit_item_knn
+from anyo_rl.students.popularity import fit_popularity
 from anyo_rl.students.sasrec import fit_sasrec
-from anyo_rl.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +142,7 @@ class Evaluation:
         `intent_oracle` knows the user's routine and favourite style instead, and leaves the history alone.
         """
         n = len(self.catalog)
-        sequences, validation = training_sequences(self.task, self.catalog)
+        sequences, validation = training_sequences(self.task, self.catalog.index)
         popular = fit_popularity(sequences, n)
         self.keep("popularity", "plain", lambda: self.score_answers(lambda histories, _: popular.scores(histories)))
 
@@ -238,7 +241,7 @@ class Evaluation:
 
     def _slices(self, values: dict[str, dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
         """NDCG@10 and HR@10 by cold item, thirds of the target's popularity, and length of the history."""
-        counts = fit_popularity(training_sequences(self.task, self.catalog)[0], len(self.catalog)).counts
+        counts = fit_popularity(training_sequences(self.task, self.catalog.index)[0], len(self.catalog)).counts
         target_counts = counts[self.catalog.indices(self.test["target_id"].to_list())]
         edges = np.quantile(target_counts, [1 / 3, 2 / 3])
         lengths = self.test["history"].list.len().to_numpy()
@@ -288,26 +291,6 @@ def weights_of(teacher: Path | str) -> dict[str, Any]:
     files = sorted(Path(teacher).glob("*.safetensors")) if Path(teacher).is_dir() else []
     stats = [(file.name, file.stat()) for file in files]
     return {"teacher": str(teacher), "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
-
-
-def training_sequences(task: Task, catalog: Catalog) -> tuple[list[list[int]], tuple[list[list[int]], list[int]]]:
-    """What baselines and students train on: each user's train events in order; and validation histories and targets.
-
-    All train events count, those too early to be a train target too. Pre-made examples (`given`) have no log behind
-    them: there it is the history of a user's last train example and its target.
-    """
-    args = task.args
-    if args.split == "given":
-        last = task.split("train").group_by("user_id", maintain_order=True).last()
-        rows = [[*history, target] for history, target in last.select("history", "target_id").iter_rows()]
-    else:
-        mask = train_events(task.interactions, args.split, task.ratios, args.split_seed)
-        events = task.interactions.frame.filter(pl.Series(mask)).group_by("user_id", maintain_order=True)
-        rows = events.agg("item_id")["item_id"].to_list()
-    validation = task.split("validation", task.args.max_validation)
-    histories = [catalog.indices(history).tolist() for history in validation["history"].to_list()]
-    targets = catalog.indices(validation["target_id"].to_list()).tolist()
-    return [catalog.indices(items).tolist() for items in rows], (histories, targets)
 
 
 def _read_record(file: Path) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata, spearmanr
 
-from anyo_rl.evaluation.plots import line_plot, standalone
+from anyo_rl.data.task import Task
+from anyo_rl.evaluation.report.plots import line_plot, standalone
 from anyo_rl.evaluation.true_value import Truth, first_intent
 from anyo_rl.metrics.intervals import bootstrap_interval
-from anyo_rl.task import Task
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 
 N_BINS = 10
 INTENT_LINES = ("next:", "grade:", "style:")

@@ -2,7 +2,7 @@
 
 The label of a state knows the item that the user really chose. That is one draw from what the user might choose next,
 so a scorer that knows no target cannot follow it far. The toy world knows the distribution p(item | history) of that
-draw (`anyo_rl.data.toy_oracle`), and the engine ranks every item by the policy after the state. Hence
+draw (`anyo_rl.data.toy.oracle`), and the engine ranks every item by the policy after the state. Hence
 
     true value = sum over all items of p(item | history) * NDCG(rank of the item, if the teacher answered now)
 
@@ -18,11 +18,11 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.toy import StatedIntent, ToyWorld, parse_intent
+from anyo_rl.data.task import Task
+from anyo_rl.data.toy.world import StatedIntent, ToyWorld, parse_intent
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.task import Task
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 
 CONTEXTS_AT_ONCE = 256  # bounds the memory of their distributions
 

@@ -7,7 +7,7 @@ evaluated, all of them in a few forwards that share the context's key-value cach
 and to its own ancestors.
 
 Every branching node is evaluated, and the whole distribution comes out. For ranks and top items alone
-`anyo_rl.ranking.likelihood` says the same from fewer nodes.
+`anyo_rl.ranking.engine.likelihood` says the same from fewer nodes.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,9 +20,9 @@ from torch import nn
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.metrics.ranking import target_ranks, top_items
-from anyo_rl.ranking.context import ContextCache, check_catalog, check_contexts
-from anyo_rl.ranking.policy import causal_lm, inference, row_logits
+from anyo_rl.ranking.engine.context import ContextCache, check_catalog, check_contexts
 from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
+from anyo_rl.teacher.policy import causal_lm, inference, row_logits
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.completion import parse
+from anyo_rl.data.completion import parse
 from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
 
 

@@ -1,8 +1,6 @@
 """The paths table: its columns, and writing it so that a file is there complete or not at all."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -51,31 +49,3 @@ def paths_table(paths: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
                 f"unknown to the paths table; expected of {list(PATHS_SCHEMA)}"
             )
     return pl.DataFrame([dict(path) for path in paths], schema=PATHS_SCHEMA, orient="row")
-
-
-def write_table(
-    frame: pl.DataFrame, file: Path, metadata: dict[str, str] | None = None, partial: Path | None = None
-) -> None:
-    """Writes a parquet file complete or not at all, also where the machine goes down.
-
-    Args:
-        frame: what to write.
-        file: where to.
-        metadata: the file's own notes.
-        partial: where it is written first, in the same folder; by default its name with `.partial` for `.parquet`.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial or file.with_suffix(".partial")
-    frame.write_parquet(partial, metadata=metadata)
-    sync(partial)
-    partial.replace(file)
-    sync(file.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

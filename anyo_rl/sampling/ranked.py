@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.completion import parse
+from anyo_rl.data.completion import parse
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.sampling.protocol import Sample, Sampler
 from anyo_rl.sampling.seeds import request_seed
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 
 ROWS_AT_ONCE = 256
 Rows = Sequence[Mapping[str, Any]]
@@ -30,7 +30,7 @@ def path_rows(
     """Paths as rows of the paths table, without what the caller knows better: policy, split and model.
 
     Args:
-        rows: B examples (`anyo_rl.task.Task.rows`).
+        rows: B examples (`anyo_rl.reasoning.rows.make_rows`).
         samples_B_G: what was sampled for each.
         ranking: where each sample puts the target, B·G in a row, with the best item at least; `None` leaves that out.
         tokens: the teacher's tokenizer and marker.
@@ -93,8 +93,8 @@ def ranked_paths(
     """Samples n reasonings of each example and ranks its target after each: what `run_shards` makes shards of.
 
     Args:
-        rows: examples (`anyo_rl.task.Task.rows`), with a `hinted_prompt` where they are sampled from another prompt
-            than they are ranked under and kept with.
+        rows: examples (`anyo_rl.reasoning.rows.make_rows`), with a `hinted_prompt` where they are sampled from another
+            prompt than they are ranked under and kept with.
         sampler: a sampler of the teacher.
         ranker: the engine on the same weights; a catalog alone leaves items and ranks out.
         tokens: its tokenizer and marker.

@@ -27,7 +27,8 @@ from typing import Any
 
 import polars as pl
 
-from anyo_rl.sampling.paths import KEY, PATHS_SCHEMA, paths_table, sync, write_table
+from anyo_rl.run.files import sync, write_table
+from anyo_rl.sampling.paths import KEY, PATHS_SCHEMA, paths_table
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def run_shards(
         n_samples: paths of each example.
         policy: revision of the weights; written into each path.
         arguments: what paths depend on besides: sampling parameters, seed, model. Ready for JSON and without secrets,
-            as `anyo_rl.run_folder.resolve` gives them.
+            as `anyo_rl.run.folder.resolve` gives them.
         make_paths: gets the rows of a shard and gives their paths as rows of the paths table, `policy` aside. They
             must not depend on which rows come together: seeds belong to examples (`VllmSampler.sample` with `keys_B`).
         begin: is told, before the first shard is made, the rows of all shards that are not done: for what works ahead.

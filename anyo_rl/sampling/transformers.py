@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from anyo_rl.catalog.tree import PrefixTree
-from anyo_rl.ranking.policy import causal_lm, inference
-from anyo_rl.sampling.constraint import CatalogConstraint, constrained_log_probs
+from anyo_rl.sampling.constrained.constraint import CatalogConstraint, constrained_log_probs
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.policy import causal_lm, inference
+from anyo_rl.teacher.tokens import Tokens
 
 LOGITS_AT_ONCE = 2**26  # logits held at once for log-probabilities: 256 MB in fp32
 

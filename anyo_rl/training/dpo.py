@@ -15,9 +15,10 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.tokens import Prompt, Tokens
+from anyo_rl.data.completion import Prompt
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.item_loss import item_log_prob
-from anyo_rl.training.validation import Validation, run_validation
+from anyo_rl.training.loop.validation import Validation, run_validation
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # what TRL's collator reads
 
@@ -27,7 +28,7 @@ def check_paths(paths: pl.DataFrame, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         paths: a paths table.
-        rows: the training examples (`anyo_rl.task.Task.rows`).
+        rows: the training examples (`anyo_rl.reasoning.rows.make_rows`).
 
     Raises:
         ValueError: a path is of another split or example, or its prompt or target is another; says how many.
@@ -65,7 +66,7 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Mapping[str, Any]], tokens: 
 
     Args:
         pairs: preference pairs (`anyo_rl.training.pairs.preference_pairs`).
-        rows: the training examples (`anyo_rl.task.Task.rows`), those of the pairs among them.
+        rows: the training examples (`anyo_rl.reasoning.rows.make_rows`), those of the pairs among them.
         tokens: the teacher's tokenizer and marker.
 
     Returns:
@@ -172,7 +173,7 @@ class TeacherDPOTrainer(DPOTrainer):
         self._signature_columns = [*IDS, "ref_chosen_logps", "ref_rejected_logps", "target_id"]
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """See `anyo_rl.training.validation.run_validation`."""
+        """See `anyo_rl.training.loop.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)
 
     def _compute_loss(self, model, inputs, return_outputs):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_quantization_config
 
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.prm import IGNORED, inputs_of, labelled_example, padded
 
 LOSS = "eval_loss"  # chooses the checkpoint

@@ -20,23 +20,23 @@ from trl import GRPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranker, Ranking
-from anyo_rl.sampling.constraint import constrained_log_probs
+from anyo_rl.sampling.constrained.constraint import constrained_log_probs
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.tokens import Tokens
-from anyo_rl.training.credit import Credit
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.advantages.credit import Credit
+from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Ppo, completion_values, with_critic
 from anyo_rl.training.critic import recorded_values, split_critic, without_critic
-from anyo_rl.training.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.item_loss import item_log_prob
+from anyo_rl.training.loop.guard_rails import FLAT, flat_groups, reward_correlations
+from anyo_rl.training.loop.throughput import Clock
+from anyo_rl.training.loop.validation import Validation, run_validation
+from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker
+from anyo_rl.training.loop.weights import gathered
 from anyo_rl.training.objectives import ItemLoss, item_weights
-from anyo_rl.training.ppo import CRITIC_FACTOR, Ppo, completion_values, with_critic
-from anyo_rl.training.probes import Probes
-from anyo_rl.training.reward_check import DeferredErrors, raise_together
-from anyo_rl.training.throughput import Clock
-from anyo_rl.training.validation import Validation, run_validation
-from anyo_rl.training.vllm import colocated_engine, stop_vllm_at_marker
-from anyo_rl.training.weights import gathered
+from anyo_rl.training.rewards.check import DeferredErrors, raise_together
+from anyo_rl.training.rewards.probes import Probes
 
 LEAST_ITEM_WEIGHT = 1e-3
 SUM_FIRST = "sum_then_normalize"
@@ -47,9 +47,9 @@ class ReasonerTrainer(GRPOTrainer):
 
     Rewards get these columns besides the dataset's own (`None` for a completion without a marker, save `n_items`):
     `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first), `log_prob` (log p(target | path)), `n_items`.
-    Where the item is written `item_id` is that item, and there is no `log_prob`. `anyo_rl.training.probes` has more
-    columns, for the rewards that ask for them.
-    The model must stop at the marker, or after the item: see `anyo_rl.teacher.stop_at_marker`.
+    Where the item is written `item_id` is that item, and there is no `log_prob`. `anyo_rl.training.rewards.probes` has
+    more columns, for the rewards that ask for them.
+    The model must stop at the marker, or after the item: see `anyo_rl.teacher.load.stop_at_marker`.
 
     Args:
         catalog: the catalog.
@@ -152,7 +152,7 @@ class ReasonerTrainer(GRPOTrainer):
         return optimizer
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """See `anyo_rl.training.validation.run_validation`."""
+        """See `anyo_rl.training.loop.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)
 
     @property

@@ -1,4 +1,4 @@
-"""The supervised start: token ids from `anyo_rl.tokens`, TRL's `SFTTrainer`, validation by rank."""
+"""The supervised start: token ids from `anyo_rl.teacher.tokens`, TRL's `SFTTrainer`, validation by rank."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.tokens import Tokens
-from anyo_rl.training.validation import Validation, run_validation
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.loop.validation import Validation, run_validation
 
 IGNORED = -100
 
@@ -26,7 +26,7 @@ def sft_dataset(
     """Examples as token ids with labels on the completion: reasoning, marker and item path.
 
     Args:
-        rows: training examples (`anyo_rl.task.Task.rows`).
+        rows: training examples (`anyo_rl.reasoning.rows.make_rows`).
         catalog: the catalog.
         tokens: the teacher's tokenizer and marker.
         rationales: example id to its reasonings, each of steps; examples without are left out. `None` for the
@@ -79,5 +79,5 @@ class TeacherSFTTrainer(SFTTrainer):
         super().__init__(*args, eval_dataset=kwargs["train_dataset"].select([0]), **kwargs)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """See `anyo_rl.training.validation.run_validation`."""
+        """See `anyo_rl.training.loop.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from anyo_rl.completion import MARKER
+from anyo_rl.data.completion import MARKER
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.rationale.filters import FilterArguments, names_target
+from anyo_rl.reasoning.rationales.filters import FilterArguments, names_target
 from anyo_rl.sampling.seeds import request_seed
 
 REASONS = ("unfinished", "leak", "below", "duplicate", "over_example", "over_item")

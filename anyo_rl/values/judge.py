@@ -3,7 +3,7 @@
 The judge sees the history as the teacher was shown it, and the steps so far: never the target. With it, it would tell
 whether a step names the target, which a forced answer tells exactly and for nothing; without it, its score can be had
 where a PRM's can. What it is told is in `judge.txt` beside this file, or in a file of the user's; history and steps
-are data between tags (`anyo_rl.sampling.judge`), and the score is the last line alone, 0 to 10, over 10.
+are data between tags (`anyo_rl.llm.judge`), and the score is the last line alone, 0 to 10, over 10.
 
 It is paid for by the state. Equal states are asked about once; with a journal that holds over calls, and over kills.
 """
@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from anyo_rl.completion import completion_text
-from anyo_rl.sampling.journal import Answer, Journal
-from anyo_rl.sampling.judge import judge_messages, read_score
-from anyo_rl.sampling.server import Request, ask
-from anyo_rl.sampling.server_http import Server, ServerError
-from anyo_rl.tokens import Tokens
+from anyo_rl.data.completion import completion_text
+from anyo_rl.llm.http import Server, ServerError
+from anyo_rl.llm.journal import Answer, Journal
+from anyo_rl.llm.judge import judge_messages, read_score
+from anyo_rl.llm.server import Request, ask
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.step_values import Rows, State, of_each_state
 
 PROMPT = Path(__file__).with_name("judge.txt")
@@ -57,7 +57,7 @@ class JudgeValues:
         """The scores before each step, at least one each, in [0, 1]; NaN where the judge gave none.
 
         Args:
-            rows: B examples (`anyo_rl.task.Task.rows`), one for each completion.
+            rows: B examples (`anyo_rl.reasoning.rows.make_rows`), one for each completion.
             completion_ids_B: what was sampled.
             tokens: the teacher's tokenizer and marker.
 

@@ -21,10 +21,10 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
 
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.ranking.policy import inference
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.paths import KEY
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.policy import inference
+from anyo_rl.teacher.tokens import Tokens
 
 PRM_FILE = "prm.json"
 IGNORED = -100.0  # the label of a token that has none
@@ -74,7 +74,7 @@ def label_paths(
 
     Args:
         paths: a paths table with ranks by the `likelihood` ranker.
-        rows: examples (`anyo_rl.task.Task.rows`), those of the paths among them.
+        rows: examples (`anyo_rl.reasoning.rows.make_rows`), those of the paths among them.
         tokens: the tokenizer and marker of the teacher that the paths were sampled from.
         values: gives V_0 … V_{T−1} of examples and completions: `anyo_rl.values.step_values`.
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyo_rl.sampling.vllm_engine import check_heads, make_engine, stop_engine
-from anyo_rl.tokens import Tokens
+from anyo_rl.sampling.vllm.engine import check_heads, make_engine, stop_engine
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.prm import check_same_texts, load_tokens, state_positions
 
 

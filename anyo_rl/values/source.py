@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sampler
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.judge import JudgeValues, held
 from anyo_rl.values.prm import Prm
 from anyo_rl.values.prm_vllm import VllmPrm

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sampler
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,7 +40,7 @@ def forced_answer_values(
     """The gain (NDCG of the rank) that the target would have if the teacher answered before each step.
 
     Args:
-        rows: B examples (`anyo_rl.task.Task.rows`), one for each completion.
+        rows: B examples (`anyo_rl.reasoning.rows.make_rows`), one for each completion.
         completion_ids_B: what was sampled.
         ranker: the engine on the weights that are asked.
         tokens: the teacher's tokenizer and marker.
@@ -79,7 +79,7 @@ def monte_carlo_values(
     """The mean gain of the target after n reasonings sampled on from before each step; unfinished ones have gain 0.
 
     Args:
-        rows: B examples (`anyo_rl.task.Task.rows`), one for each completion.
+        rows: B examples (`anyo_rl.reasoning.rows.make_rows`), one for each completion.
         completion_ids_B: what was sampled.
         sampler: a sampler of the teacher.
         ranker: the engine on the same weights.

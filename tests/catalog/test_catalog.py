@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.semantic_ids import SemanticIds, published_ids
-from anyo_rl.completion import parse
-from anyo_rl.teacher import train_tokenizer
-from anyo_rl.tokens import Tokens, add_codes
+from anyo_rl.data.completion import parse
+from anyo_rl.teacher.make import train_tokenizer
+from anyo_rl.teacher.tokens import Tokens, add_codes
 
 
 def catalog_of(tokens: Tokens, titles, ids=None) -> Catalog:

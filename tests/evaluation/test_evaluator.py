@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.data.toy import parse_intent
-from anyo_rl.data.toy_oracle import break_ties
+from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.task import DataArguments, Task, load_task
+from anyo_rl.data.toy.oracle import break_ties
+from anyo_rl.data.toy.world import parse_intent
 from anyo_rl.evaluation import evaluator
-from anyo_rl.evaluation.answers import Answers
-from anyo_rl.evaluation.baselines import Popularity, fit_popularity
-from anyo_rl.evaluation.evaluator import Evaluation, training_sequences, weights_of
+from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.metrics.ranking import target_ranks
 from anyo_rl.sampling.paths import PATHS_SCHEMA
-from anyo_rl.task import DataArguments, Task, load_task
+from anyo_rl.search.answers import Answers
+from anyo_rl.students.popularity import Popularity, fit_popularity
 
 EVENTS = {"u0": "i0 i1 i2 i3 i4", "u1": "i1 i2 i1 i0", "u2": "i3 i4", "u3": "i5 i6 i7"}
 EXAMPLES = [
@@ -64,7 +65,7 @@ def path(example: str, rank: int, steps: str = "likes tea\nwants a mug") -> dict
 
 
 def test_training_sequences_by_hand(task, small_catalog):
-    sequences, (histories, targets) = training_sequences(task, small_catalog)
+    sequences, (histories, targets) = training_sequences(task, small_catalog.index)
     assert sequences == [
         [0, 1, 2],
         [1, 2],
@@ -83,24 +84,24 @@ def test_training_sequences_by_hand(task, small_catalog):
 )
 def test_training_sequences_are_all_train_events(task, small_catalog, split, expected):
     task.args.split, task.args.split_ratios, task.args.split_seed = split, [2, 1, 1], 3
-    assert training_sequences(task, small_catalog)[0] == expected
+    assert training_sequences(task, small_catalog.index)[0] == expected
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "global_time", "users"])
 def test_train_events_are_those_of_the_examples(split):
     args = DataArguments(split=split, toy_users=40, min_history=0)
     made = load_task(args)
-    catalog = SimpleNamespace(indices=lambda ids: np.array(ids, dtype=object))
-    sequences, _ = training_sequences(made, catalog)
+    names = {item_id: item_id for item_id in made.interactions.items["item_id"]}
+    sequences, _ = training_sequences(made, names)
     targets = made.split("train").group_by("user_id", maintain_order=True).agg("target_id")["target_id"].to_list()
     assert sequences == targets  # without a least history, each train event is a train target
     shorter = load_task(dataclasses.replace(args, min_history=13, train_targets=1))
-    assert training_sequences(shorter, catalog)[0] == sequences
+    assert training_sequences(shorter, names)[0] == sequences
 
 
 def test_training_sequences_of_given_examples(task, small_catalog):
     task.args.split = "given"
-    assert training_sequences(task, small_catalog)[0] == [[1, 2, 3], [1, 2]]
+    assert training_sequences(task, small_catalog.index)[0] == [[1, 2, 3], [1, 2]]
 
 
 def test_answers_are_kept_once(evaluation):

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.prm_quality import (
     auc,
     calibration,
@@ -18,9 +19,9 @@ from anyo_rl.evaluation.prm_quality import (
     states,
     within,
 )
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.reasoning.rows import sample_texts
+from anyo_rl.teacher.make import train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_calibration_by_hand():
 
 def test_the_toy_world_knows_which_intents_are_true():
     task = load_task(DataArguments(toy_users=120, toy_categories=5))
-    tokens = Tokens.of(train_tokenizer(task.texts(), 400))
+    tokens = Tokens.of(train_tokenizer(sample_texts(task), 400))
     row = task.split("validation").row(0, named=True)
     true = list(task.world.rationale(row["user_id"], task.position(row["example_id"])))
     wrong = [*true[:-1], "style: coral" if true[-1] != "style: coral" else "style: oak"]

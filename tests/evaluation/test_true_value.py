@@ -9,14 +9,15 @@ from scipy.stats import spearmanr
 
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.toy import StatedIntent
+from anyo_rl.data.task import DataArguments, Task, load_task
+from anyo_rl.data.toy.world import StatedIntent
 from anyo_rl.evaluation.prm_quality import markdown, quality
 from anyo_rl.evaluation.true_value import all_ranks, first_intent, state_contexts, truth
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.task import DataArguments, Task, load_task
-from anyo_rl.teacher import make_tiny_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.step_values import forced_answer_values
 
 N_ITEMS = 3 * 7 * 8
@@ -29,7 +30,7 @@ def task() -> Task:
 
 @pytest.fixture(scope="module")
 def tokens(task) -> Tokens:
-    return Tokens.of(train_tokenizer(task.texts(), 320))
+    return Tokens.of(train_tokenizer(sample_texts(task), 320))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def ranker(task, tokens) -> DistributionRanker:
 def labels(task, tokens, ranker) -> pl.DataFrame:
     """For two users: the truth, the truth with another style, one that never ends, and one without steps."""
     paths = []
-    for row in task.rows(task.split("validation", 2), ranker.catalog, tokens):
+    for row in make_rows(task, task.split("validation", 2), ranker.catalog, tokens):
         true = list(task.world.rationale(row["user_id"], task.position(row["example_id"])))
         other = "style: coral" if true[-1] != "style: coral" else "style: oak"
         ids = [tokens.reasoning_ids(steps) for steps in (true, [*true[:-1], other], true[:2], [])]

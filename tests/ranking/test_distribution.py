@@ -25,8 +25,8 @@ from transformers import (
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
-from anyo_rl.teacher import make_tiny_teacher
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.make import make_tiny_teacher
+from anyo_rl.teacher.tokens import Tokens
 
 TOLERANCE = 1e-4
 SIZE = {

@@ -14,10 +14,11 @@ from torch import nn
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.semantic_ids import published_ids
 from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.match import MatchRanker
-from anyo_rl.teacher import add_item_tokens, make_tiny_teacher, train_item_tokens, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.codes import add_item_tokens, train_item_tokens
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 
 TOLERANCE = 2e-5
 

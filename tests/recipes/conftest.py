@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.task import DataArguments, Task, load_task
-from anyo_rl.teacher import load_teacher
-from anyo_rl.tokens import Tokens
+from anyo_rl.data.task import DataArguments, Task, load_task
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.tokens import Tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).parent / "configs"

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from anyo_rl.task import DataArguments, load_task
+from anyo_rl.data.task import DataArguments, load_task
 
 pytestmark = pytest.mark.slow
 

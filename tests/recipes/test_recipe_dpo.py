@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
+from anyo_rl.reasoning.rows import make_rows
 from anyo_rl.sampling.shards import run_shards
 
 SMOKE = Path(__file__).parent / "configs"
@@ -20,7 +21,7 @@ def job(asked, tmp_path) -> Path:
     """A sampling job of two paths for each of a few training examples: its rationale, and that of another."""
     task, tokens = asked.task, asked.tokens
     train = task.split("train").filter(pl.col("example_id").is_in(list(task.rationales))).head(17)
-    rows = task.rows(train, asked.catalog, tokens)
+    rows = make_rows(task, train, asked.catalog, tokens)
     reasonings = [tokens.reasoning_ids(task.rationales[row["example_id"]][0]) for row in rows]
     other = {row["example_id"]: reasonings[i - 1] for i, row in enumerate(rows)}
     own = {row["example_id"]: reasonings[i] for i, row in enumerate(rows)}

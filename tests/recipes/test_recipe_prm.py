@@ -9,8 +9,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from anyo_rl.ranking.likelihood import LikelihoodRanker
-from anyo_rl.sample_job import JobEngine, sample_in_shards
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import make_rows
+from anyo_rl.stages.sample import JobEngine, sample_in_shards
 from anyo_rl.values.prm import Prm
 
 SMOKE = Path(__file__).parent / "configs"
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def job(asked, tmp_path) -> Path:
     """A sampling job of two paths for each of a few training examples."""
-    rows = asked.task.rows(asked.task.split("train").head(12), asked.catalog, asked.tokens)
+    rows = make_rows(asked.task, asked.task.split("train").head(12), asked.catalog, asked.tokens)
     given = {"n": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16, "seed": 0}
     sample_in_shards(
         rows,

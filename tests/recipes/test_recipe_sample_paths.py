@@ -7,11 +7,13 @@ import time
 import pytest
 from trl import ModelConfig
 
-from anyo_rl.config import TeacherArguments
-from anyo_rl.sample_job import SampleArguments, sample_job
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.reasoning.rows import sample_texts
 from anyo_rl.sampling.shards import read_paths
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import make_tiny_teacher, save_teacher, train_tokenizer
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.sample import SampleArguments, sample_job
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.save import save_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,7 @@ ASKED = (*SMALL, "--n_samples", 4, "--max_reasoning_tokens", 24, "--max_examples
 def teacher(tmp_path_factory):
     """A tiny teacher that was never trained."""
     task = load_task(DataArguments(toy_users=300, toy_categories=5))
-    tokenizer = train_tokenizer(task.texts(), 400)
+    tokenizer = train_tokenizer(sample_texts(task), 400)
     folder = tmp_path_factory.mktemp("teacher") / "teacher"
     save_teacher(make_tiny_teacher(tokenizer, hidden_size=32, n_layers=2, n_heads=2), tokenizer, folder)
     return folder

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
-from anyo_rl.completion import MARKER
+from anyo_rl.data.completion import MARKER
 from anyo_rl.sampling.shards import read_paths
 from anyo_rl.training.star import REASONS
 

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 
 from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.reasoning.rows import make_rows
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.shards import read_paths
-from anyo_rl.sampling.vllm_sampler import VllmSampler
-from anyo_rl.task import DataArguments, load_task
+from anyo_rl.sampling.vllm.sampler import VllmSampler
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +43,7 @@ def test_engines_agree_and_go_on_with_each_other(sample, vllm_engine, tmp_path):
     task = load_task(DataArguments(toy_users=120, toy_categories=5, history_tokens=60))
     tokens = vllm_engine.tokens
     catalog = build_catalog(task.interactions.items, tokens)
-    rows = task.rows(task.split("train", 30), catalog, tokens)
+    rows = make_rows(task, task.split("train", 30), catalog, tokens)
     sampler = VllmSampler(vllm_engine.llm, tokens)
     in_hand = pl.DataFrame(ranked_paths(rows, sampler, catalog, tokens, n=3, max_new_tokens=12))
     columns = ["example_id", "sample_index", "seed", "token_ids", "completion", "finish_reason"]

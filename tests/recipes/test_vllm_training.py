@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import make_tiny_teacher, save_teacher, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.reasoning.rows import sample_texts
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.save import save_teacher
+from anyo_rl.teacher.tokens import Tokens
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +42,7 @@ def teacher(tmp_path):
     """
     settings = yaml.safe_load((CONFIGS / "grpo.yaml").read_text())
     data = {field.name: settings[field.name] for field in dataclasses.fields(DataArguments) if field.name in settings}
-    tokenizer = train_tokenizer(load_task(DataArguments(**data)).texts(), 600)
+    tokenizer = train_tokenizer(sample_texts(load_task(DataArguments(**data))), 600)
     model = make_tiny_teacher(tokenizer, hidden_size=64, n_layers=2, n_heads=2)
     save_teacher(model, tokenizer, tmp_path / "teacher")
     tokens = Tokens.of(tokenizer)

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.reasoning.rows import sample_texts
 from anyo_rl.students import fit_sasrec
 from anyo_rl.students.files import load_student, save_student
-from anyo_rl.task import DataArguments, load_task
-from anyo_rl.teacher import train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.make import train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
 from reward.cf import CfReward
 from reward.load import load_reward
 
@@ -73,7 +74,7 @@ def test_it_is_bounded_and_a_better_score_never_gets_less(scores, scale):
 @pytest.fixture(scope="module")
 def toy():
     task = load_task(DataArguments(toy_users=40, toy_categories=4))
-    tokens = Tokens.of(train_tokenizer(task.texts(), 400))
+    tokens = Tokens.of(train_tokenizer(sample_texts(task), 400))
     return task, build_catalog(task.interactions.items, tokens)
 
 

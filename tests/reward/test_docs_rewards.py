@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anyo_rl.config import GrpoArguments
-from anyo_rl.training.reward_check import RewardError, guard
-from anyo_rl.training.reward_schedule import parse_schedules
+from anyo_rl.stages.arguments import GrpoArguments
+from anyo_rl.training.rewards.check import RewardError, guard
+from anyo_rl.training.rewards.schedule import parse_schedules
 from reward.load import SHORT_NAMES, load_reward, load_rewards
 from reward.rank import RankReward
 

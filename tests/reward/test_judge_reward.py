@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 
-from anyo_rl.sampling.server_http import ServerError
-from anyo_rl.training.reward_check import RewardError, guard
-from anyo_rl.training.reward_timeout import limit_time
+from anyo_rl.llm.http import ServerError
+from anyo_rl.training.rewards.check import RewardError, guard
+from anyo_rl.training.rewards.timeout import limit_time
 from reward.judge import JudgeReward, read_score
 from reward.load import load_reward
 

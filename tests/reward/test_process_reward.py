@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForTokenClassification
 
-from anyo_rl.training.reward_check import guard
+from anyo_rl.training.rewards.check import guard
 from anyo_rl.values.prm import PRM_FILE, Prm
 from reward.load import load_reward
 from reward.process import ProcessReward

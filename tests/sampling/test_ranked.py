@@ -3,7 +3,7 @@ import json
 import pytest
 
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.paths import PATHS_SCHEMA, paths_table
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.seeds import request_seed

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from anyo_rl.sampling.ray_sampler import RaySampler, connect
+from anyo_rl.sampling.ray import RaySampler, connect
 from anyo_rl.sampling.seeds import request_seed
 
 CONTEXTS = [[5, 6], [7], [5, 6, 8]]

@@ -3,7 +3,7 @@ import torch
 
 import anyo_rl.sampling.transformers as sampler_module
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens
 
 
 @pytest.fixture

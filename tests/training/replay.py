@@ -21,14 +21,15 @@ from datasets import Dataset
 from trl import GRPOConfig, TrlParser
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.launch import check_launch, whole_weights
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.teacher import make_tiny_teacher, stop_at_marker, train_tokenizer
-from anyo_rl.tokens import Tokens
+from anyo_rl.run.launch import check_launch, whole_weights
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic
-from anyo_rl.training.ppo import Ppo
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.reasoner import ReasonerTrainer
-from anyo_rl.training.validation import Validation
 from anyo_rl.values.source import StepSource
 
 GLOBAL_BATCH, G = 16, 4

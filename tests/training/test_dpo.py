@@ -9,12 +9,12 @@ from peft import LoraConfig
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.paths import paths_table
-from anyo_rl.training.callbacks import MetricsFile
 from anyo_rl.training.dpo import TeacherDPOTrainer, check_paths, dpo_dataset
+from anyo_rl.training.loop.callbacks import MetricsFile
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.pairs import preference_pairs
-from anyo_rl.training.validation import Validation
 
 ROWS = [
     {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}

@@ -10,14 +10,14 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
-from anyo_rl.teacher import stop_at_marker
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic, train_critic
 from anyo_rl.training.dpo import TeacherDPOTrainer
-from anyo_rl.training.ppo import Ppo
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.prm import PrmTrainer, load_classifier, prm_dataset
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
-from anyo_rl.training.validation import Validation
 
 pytestmark = pytest.mark.slow
 

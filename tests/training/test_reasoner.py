@@ -16,12 +16,13 @@ from trl import GRPOConfig
 
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.teacher import make_tiny_teacher, stop_at_marker, train_tokenizer
-from anyo_rl.tokens import Tokens
-from anyo_rl.training.callbacks import train_to_the_end
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.loop.callbacks import train_to_the_end
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.reasoner import ReasonerTrainer
-from anyo_rl.training.reward_check import RewardError
-from anyo_rl.training.validation import Validation
+from anyo_rl.training.rewards.check import RewardError
 
 G = 4
 QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic
-from anyo_rl.training.ppo import Ppo
 from tests.training.test_reasoner import G, lift, reasoner
 
 ROOT = Path(__file__).resolve().parents[2]

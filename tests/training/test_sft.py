@@ -4,13 +4,13 @@ import pytest
 import torch
 from trl import SFTConfig
 
-from anyo_rl.evaluation.answers import answer
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.training.callbacks import MetricsFile
+from anyo_rl.search.answers import answer
+from anyo_rl.training.loop.callbacks import MetricsFile
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
-from anyo_rl.training.validation import Validation
 
 ROWS = [
     {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}

@@ -6,15 +6,15 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
-from anyo_rl.completion import parse
+from anyo_rl.data.completion import parse
+from anyo_rl.encoders.hidden_states import MINILM, minilm_encoder, teacher_encoder
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.ranking.encoders import MINILM, minilm_encoder, teacher_encoder
 from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking
-from anyo_rl.teacher import stop_at_marker
+from anyo_rl.ranking.written import written_ranker
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.reasoner import ReasonerTrainer
-from anyo_rl.training.validation import Validation
-from anyo_rl.training.written import written_ranker
 from reward.valid_item import ValidItemReward
 
 G = 4

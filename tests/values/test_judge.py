@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from anyo_rl.sampling.server_http import Server, ServerError
+from anyo_rl.llm.http import Server, ServerError
 from anyo_rl.values.judge import PROMPT, JudgeValues, held
 from anyo_rl.values.source import StepSource
 

@@ -3,7 +3,7 @@ import pytest
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.ranking.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.protocol import Sample
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values

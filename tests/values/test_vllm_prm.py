@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from anyo_rl.teacher import make_tiny_teacher
+from anyo_rl.teacher.make import make_tiny_teacher
 from anyo_rl.values.prm import PRM_FILE, Prm
 from anyo_rl.values.prm_vllm import VllmPrm
 from anyo_rl.values.source import StepSource

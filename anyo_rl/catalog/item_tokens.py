@@ -1,0 +1,147 @@
+"""What a teacher answers with: titles, or semantic ids, which it keeps in its folder.
+
+Semantic ids are made once, by the first stage that needs them: published ones are read from a column of the item
+table, others are quantised from vectors of the titles (`anyo_rl.catalog.semantic_ids`). They lie in the run folder, so
+that a run that is started again has the same, and in the folder of every teacher that was trained on them: computed
+from its new vectors they would be others, and its tokens would mean something else.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, get_peft_config
+
+from anyo_rl.catalog.semantic_ids import (
+    SemanticIds,
+    codebook_size,
+    computed_ids,
+    published_ids,
+    quantise,
+    read_ids,
+    write_ids,
+)
+from anyo_rl.data.schema import DataError
+from anyo_rl.data.task import Task
+from anyo_rl.encoders.titles import title_vectors
+from anyo_rl.run.files import write_whole
+from anyo_rl.run.launch import whole_weights
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.teacher.codes import add_item_tokens, train_item_tokens
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.tokens import Tokens, add_codes
+
+logger = logging.getLogger(__name__)
+
+SEMANTIC_IDS = "semantic_ids.json"
+
+
+def semantic_ids(
+    run_dir: Path,
+    task: Task,
+    teacher_args: TeacherArguments,
+    teacher: Path | str | None,
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    seed: int,
+) -> SemanticIds | None:
+    """The semantic ids that a teacher answers with; `None` where it answers with titles.
+
+    All processes call this; the main one computes the ids where there are none.
+
+    Args:
+        run_dir: the run folder.
+        task: the data.
+        teacher_args: `item_tokens` and what goes with it.
+        teacher: the teacher's folder or name; `None` for one made from scratch.
+        load: gives the teacher, for the vectors of titles. Not called where ids are there or in a column.
+        seed: of the codebooks.
+
+    Raises:
+        DataError: the ids cannot be made, the teacher was trained on others, or it answers with something else.
+    """
+    column = teacher_args.semantic_id_column
+    own = Path(teacher) / SEMANTIC_IDS if teacher is not None else None
+    if own is not None and not own.is_file():
+        own = None
+    if teacher_args.item_tokens == "title":
+        if own is not None:
+            raise DataError(f"the teacher {teacher} answers with semantic ids ({own}): set item_tokens to semantic_id")
+        if column:
+            raise DataError(
+                f"semantic_id_column is {column!r} but item_tokens is title: set item_tokens to semantic_id"
+            )
+        return None
+    try:
+        ids = _made(run_dir, task, teacher_args, load, seed) if own is None else read_ids(own)
+        if own is not None and column:
+            _check_column(task, ids, column, own)
+    except (ValueError, ImportError) as error:
+        raise DataError(str(error)) from error
+    return ids
+
+
+def load_answering(
+    model_args: ModelConfig, ids: SemanticIds | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a teacher and its tokenizer, with the codes of semantic ids added where it was not trained on them."""
+    if ids is None or (Path(model_args.model_name_or_path) / SEMANTIC_IDS).is_file():
+        return load_teacher(model_args)
+    with whole_weights():  # rows cannot be added to weights that are shared out
+        model, tokenizer = load_teacher(model_args)
+        add_item_tokens(model, tokenizer, ids.tokens())
+    return model, tokenizer
+
+
+def adapters(
+    model_args: ModelConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: SemanticIds | None
+) -> PeftConfig | None:
+    """The LoRA adapters that `ModelConfig` asks for, which train the codes of semantic ids too."""
+    codes = [] if ids is None else add_codes(tokenizer, ids.tokens())
+    return train_item_tokens(get_peft_config(model_args), model, codes)
+
+
+def teacher_files(ids: SemanticIds | None) -> dict[str, str]:
+    """What a teacher keeps in its folder beside its weights."""
+    return {} if ids is None else {SEMANTIC_IDS: write_ids(ids)}
+
+
+def _check_column(task: Task, ids: SemanticIds, column: str, file: Path) -> None:
+    published = published_ids(task.interactions.items, column).codes
+    other = [item_id for item_id, codes in published.items() if ids.codes.get(item_id) != codes]
+    if other:
+        raise ValueError(
+            f"item {other[0]!r} is {''.join(published[other[0]])} by column {column!r} and "
+            f"{''.join(ids.codes.get(other[0], ('unknown',)))} in {file}, which the teacher was trained on "
+            f"({len(other)} of {len(published)} items): leave semantic_id_column out, or take another teacher"
+        )
+
+
+def _made(
+    run_dir: Path,
+    task: Task,
+    teacher_args: TeacherArguments,
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    seed: int,
+) -> SemanticIds:
+    """Published or computed ids, by way of the run folder."""
+    items, file = task.interactions.items, run_dir / SEMANTIC_IDS
+    if teacher_args.semantic_id_column:
+        return published_ids(items, teacher_args.semantic_id_column)
+    if PartialState().is_main_process and not file.is_file():
+        with whole_weights():
+            model, tokenizer = load()
+        tokens = Tokens.of(tokenizer, teacher_args.marker_token)
+        n_codes = teacher_args.semantic_id_codes or codebook_size(len(items))
+        vectors_N_D = title_vectors(model, tokens, items["title"].to_list())
+        codes_N_L = quantise(vectors_N_D, n_levels=teacher_args.semantic_id_levels, n_codes=n_codes, seed=seed)
+        ids = computed_ids(items["item_id"].to_list(), codes_N_L)
+        logger.info("semantic ids: %d levels of %d codes from title vectors", codes_N_L.shape[1], n_codes)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(file, write_ids(ids))
+    if torch.distributed.is_initialized():  # not after training, when the main process goes on alone
+        PartialState().wait_for_everyone()
+    return read_ids(file)

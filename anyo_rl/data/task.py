@@ -1,0 +1,276 @@
+"""The task at hand: a data set, its examples and its rationales, before any tokenizer.
+
+`anyo_rl.reasoning.rows` turns its examples into what a teacher reads.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from anyo_rl.data.attributes import attribute_steps, item_attributes
+from anyo_rl.data.load import load_interactions
+from anyo_rl.data.rationales import read_rationales
+from anyo_rl.data.schema import SPLITS, DataError, Interactions
+from anyo_rl.data.splits import k_core as keep_k_core
+from anyo_rl.data.splits import make_examples
+from anyo_rl.data.toy.routines import LONGEST_LAP
+from anyo_rl.data.toy.world import ToyConfig, ToyWorld, make_toy_world
+
+TOY = "toy"
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """Which data, how it is split, and how it is shown to the teacher.
+
+    Attributes:
+        dataset: `toy` (the embedded world), `ml-100k`, `office`, or the path of an interaction log.
+    """
+
+    dataset: str = field(default=TOY, metadata={"help": "toy, ml-100k, office, or the path of an interaction log."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of named data sets (ANYO_RL_DATA if unset)."})
+    items_path: str | None = field(default=None, metadata={"help": "Item file of a plain log."})
+    columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "Our column names to a plain log's: a mapping in YAML, JSON as a flag."}
+    )
+    item_columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "Our column names (item_id, title) to the item file's; like columns."}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "Between the fields of a plain log; a comma if unset, a tab in .tsv."}
+    )
+    split: Literal["users", "leave_one_out", "global_time", "given"] = field(
+        default="users", metadata={"help": "How examples are held out."}
+    )
+    split_ratios: list[int] | None = field(
+        default=None, metadata={"help": "Train : validation : test. 8 1 1 if unset; 2 1 1 on the toy world."}
+    )
+    k_core: int = field(default=0, metadata={"help": "Keep users and items with at least this many events."})
+    min_history: int | None = field(
+        default=None,
+        metadata={"help": f"Shortest history of an example, in events. 1 if unset; {LONGEST_LAP} on the toy world."},
+    )
+    max_history: int = field(default=50, metadata={"help": "Longest history of an example, in events."})
+    train_targets: int | None = field(
+        default=None, metadata={"help": "Most (latest) training examples of a user; all if unset."}
+    )
+    history_tokens: int = field(default=256, metadata={"help": "Token budget of a history; the newest items stay."})
+    prompt_style: Literal["text", "chat"] = field(default="text", metadata={"help": "Plain text or chat messages."})
+    mask_history: bool = field(default=False, metadata={"help": "Leave items of the history out of rankings."})
+    max_validation: int = field(default=300, metadata={"help": "Most validation examples used while training."})
+    max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset."})
+    rationale_share: float = field(
+        default=ToyConfig.rationale_share, metadata={"help": "Share of training users who have rationales."}
+    )
+    rationale_attributes: list[str] = field(
+        default_factory=lambda: ["keywords"], metadata={"help": "Item attributes that rationales speak of."}
+    )
+    rationales_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rationales from here, not from attributes or the toy world, and of all their examples: a run "
+            "folder of make_rationales, its paths table, or its data set."
+        },
+    )
+    toy_users: int = field(default=ToyConfig.n_users, metadata={"help": "Users of the toy world."})
+    toy_categories: int = field(default=ToyConfig.n_categories, metadata={"help": "Categories of the toy world."})
+    toy_noise: float = field(default=ToyConfig.noise, metadata={"help": "Share of random events in the toy world."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, examples and rationales, before any tokenizer.
+
+    Attributes:
+        interactions: the cleaned log.
+        examples: the examples frame of `anyo_rl.data.splits.make_examples`.
+        rationales: example id to one reasoning or more, each of steps, for those training examples that have them.
+        args: the arguments it was made from, with defaults filled in (`split_ratios`, `min_history`).
+        world: the toy world, where the data is that.
+    """
+
+    interactions: Interactions
+    examples: pl.DataFrame
+    rationales: dict[str, list[tuple[str, ...]]]
+    args: DataArguments
+    world: ToyWorld | None
+
+    @property
+    def report(self) -> dict[str, int]:
+        """What cleaning found (`anyo_rl.data.clean`), examples of each split, and users who gave no example.
+
+        Pre-made examples (split `given`) say nothing of the users who gave none.
+        """
+        examples = {f"{split}_examples": len(self.split(split)) for split in SPLITS}
+        if self.args.split != "given":
+            users = self.interactions.frame["user_id"].n_unique()
+            examples["users_without_example"] = users - self.examples["user_id"].n_unique()
+        return {**self.interactions.report, **examples}
+
+    @property
+    def ratios(self) -> tuple[int, int, int]:
+        """Train : validation : test, as the examples were split."""
+        return _ratios(self.args)
+
+    def split(self, name: str, limit: int | None = None) -> pl.DataFrame:
+        """The examples of a split; with a limit, that many drawn by the data seed, in their order."""
+        frame = self.examples.filter(pl.col("split") == name)
+        if limit is None or limit >= len(frame):
+            return frame
+        chosen = np.random.default_rng(self.args.split_seed).choice(len(frame), limit, replace=False)
+        return frame[np.sort(chosen)]
+
+    def position(self, example_id: str) -> int:
+        """How many events of the user came before the target; with split `given`, how many of the user's rows."""
+        return int(example_id.rsplit(":", 1)[1])
+
+
+def load_task(args: DataArguments) -> Task:
+    """Loads the data, splits it and gives a share of the training users their rationales.
+
+    On the toy world these are the world's own, of the hidden intent; elsewhere they come from item attributes. With
+    `rationales_path` they are those of the file, whoever the user is.
+
+    Raises:
+        DataError: the data or an argument cannot be used, or a split has no examples; says why and what to do.
+    """
+    args = _resolve(args)
+    world = _toy_world(args) if args.dataset == TOY else None
+    interactions = world.interactions if world is not None else _load(args)
+    if args.k_core:
+        interactions = keep_k_core(interactions, args.k_core)
+    assert args.min_history is not None, "filled in by _resolve"
+    examples = make_examples(
+        interactions,
+        args.split,
+        ratios=_ratios(args),
+        min_history=args.min_history,
+        max_history=args.max_history,
+        train_targets="all" if args.train_targets is None else args.train_targets,
+        seed=args.split_seed,
+    )
+    task = Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)
+    report = task.report
+    n_train, n_validation, n_test = (report[f"{split}_examples"] for split in SPLITS)
+    if not (n_train and n_validation and n_test):
+        raise DataError(
+            f"{interactions.name}: split {args.split} gives {n_train} train, {n_validation} validation and {n_test} "
+            f"test examples, expected at least one of each: take another split or other split_ratios, lower "
+            f"min_history ({args.min_history}), or take a longer log"
+        )
+    found = ", ".join(f"{name} {count}" for name, count in report.items() if count)
+    logger.info("%s: %s", interactions.name, found)
+    return task
+
+
+def _ratios(args: DataArguments) -> tuple[int, int, int]:
+    if args.split_ratios is None:
+        return (2, 1, 1) if args.dataset == TOY else (8, 1, 1)
+    train, validation, test = args.split_ratios
+    return train, validation, test
+
+
+def _toy_world(args: DataArguments) -> ToyWorld:
+    try:
+        config = ToyConfig(
+            n_users=args.toy_users,
+            n_categories=args.toy_categories,
+            noise=args.toy_noise,
+            rationale_share=args.rationale_share,
+            seed=args.split_seed,
+        )
+    except ValueError as error:  # says which is out of its range
+        raise DataError(str(error)) from None
+    return make_toy_world(config)
+
+
+def _load(args: DataArguments) -> Interactions:
+    return load_interactions(
+        args.dataset,
+        data_dir=args.data_dir,
+        columns=_mapping("columns", args.columns),
+        items_path=args.items_path,
+        item_columns=_mapping("item_columns", args.item_columns),
+        separator=args.separator,
+    )
+
+
+def _mapping(name: str, value: dict[str, str] | str | None) -> dict[str, str] | None:
+    """A mapping from YAML as it is, one from the command line out of its JSON."""
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    if value is not None and not isinstance(value, dict):
+        raise DataError(
+            f'{name} is {value!r}: expected a mapping in YAML, or JSON on the command line: {{"item_id": "asin"}}'
+        )
+    return value
+
+
+def _resolve(args: DataArguments) -> DataArguments:
+    """The arguments with defaults filled in.
+
+    Raises:
+        DataError: one is out of its range, or does not go with the toy world.
+    """
+    toy = args.dataset == TOY
+    if args.split_ratios is None:
+        args = dataclasses.replace(args, split_ratios=list(_ratios(args)))
+    if args.min_history is None:
+        args = dataclasses.replace(args, min_history=LONGEST_LAP if toy else 1)
+    ratios = args.split_ratios or []
+    if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0:
+        raise DataError(
+            f"split_ratios is {ratios}: expected three numbers, for train, validation and test, none negative and the "
+            "first above 0"
+        )
+    least = {"k_core": 0, "min_history": 0, "max_history": 1, "train_targets": 1, "history_tokens": 1}
+    for name, low in {**least, "max_validation": 1, "max_test": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise DataError(f"{name} is {value}: expected {low} or more, or leave it out")
+    if not 0 <= args.rationale_share <= 1:
+        raise DataError(f"rationale_share is {args.rationale_share}: expected 0 to 1, a share of the training users")
+    if toy and args.k_core:
+        raise DataError(
+            f"k_core is {args.k_core}, but the toy world's rationales and oracles count every event: leave k_core out"
+        )
+    return args
+
+
+def _rationales(
+    interactions: Interactions, examples: pl.DataFrame, args: DataArguments, world: ToyWorld | None
+) -> dict[str, list[tuple[str, ...]]]:
+    train = examples.filter(pl.col("split") == "train")
+    if args.rationales_path is not None:
+        targets = dict(train.select("example_id", "target_id").iter_rows())
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for example_id, steps in read_rationales(Path(args.rationales_path), targets):
+            found.setdefault(example_id, []).append(steps)
+        return found
+    rows = train.select("example_id", "user_id", "history", "target_id").iter_rows(named=True)
+    if world is not None:
+        return {
+            row["example_id"]: [world.rationale(row["user_id"], position)]
+            for row in rows
+            if world.has_rationale(row["user_id"])
+            and (position := int(row["example_id"].rsplit(":", 1)[1])) >= LONGEST_LAP
+        }
+    users = np.array(train["user_id"].unique(maintain_order=True).to_list())
+    drawn = np.random.default_rng(args.split_seed).permutation(users)[: round(args.rationale_share * len(users))]
+    chosen = set(drawn.tolist())
+    attributes = item_attributes(interactions.items, args.rationale_attributes)
+    return {
+        row["example_id"]: [attribute_steps(attributes, row["history"], row["target_id"])]
+        for row in rows
+        if row["user_id"] in chosen
+    }

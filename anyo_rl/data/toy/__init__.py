@@ -1,0 +1,1 @@
+"""The embedded toy world: a data set whose best recommender is known."""

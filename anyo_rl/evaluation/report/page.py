@@ -1,0 +1,344 @@
+"""The report of a run: one HTML file that needs nothing else, made from what the run folder has.
+
+It can be opened from a disk, sent by mail and read without a network. Text from the data (titles, steps, names) is
+never trusted: it is escaped in the HTML, and in the browser of paths it is inserted as text only.
+
+    python -m anyo_rl.evaluation.report.page runs/toy
+"""
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from anyo_rl.evaluation import table
+from anyo_rl.evaluation.report import paths as report_paths
+from anyo_rl.evaluation.report import plots
+from anyo_rl.evaluation.report import rounds as report_rounds
+from anyo_rl.evaluation.report.plots import Plot
+
+# What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
+GUARD_RAILS = (
+    ("entropy", "Entropy", "near 0: the policy no longer explores"),
+    ("guard/flat_groups", "Groups without spread", "near 1: no signal left in the batch"),
+    ("parsed_share", "Completions that parse", "should be near 1"),
+    ("ungrounded_share", "Without an item of the catalog", "no marker, or an item that can't be recommended"),
+    ("completions/clipped_ratio", "Cut at the length limit", "should be near 0"),
+    ("completions/mean_length", "Tokens per completion", "sudden growth or collapse is a warning"),
+    ("guard/length_ratio", "Drift of the length", "mean length over that of the first steps"),
+    ("guard/reward_gap", "Reward less validation NDCG@10", "growth: the reward is learned, and not to recommend"),
+    ("rank/mean", "Mean rank of the target", "over sampled completions"),
+    ("reward_std", "Spread of the reward", "within groups"),
+    ("kl", "KL to the start", "distance from the reference policy"),
+    ("grad_norm", "Gradient norm", "spikes are a warning"),
+    ("item_loss", "Item loss", "−log p(target)"),
+    ("loss", "Loss", "of the stage's objective"),
+)
+
+PAIR_NOTE = "correlation of two rewards: near 1 they ask for one thing, below 0 they pull apart"
+CORRELATION = "rewards/corr/"  # and the names of two rewards
+WARNINGS = "warnings.txt"  # what guard rails said in words while training: a name, then the words
+
+ACCENTED = table.RANK_TRAINED  # what was trained on the rank stands out
+
+
+@dataclass
+class Run:
+    """What a run folder has; what is missing or broken is empty, and said in `notes`."""
+
+    name: str
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    config: str = ""
+    versions: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `report.html` into a run folder and returns its path.
+
+    Never fails for what is missing: a section without data is one sentence.
+
+    Args:
+        run_dir: a run folder; may have `evaluation.json`, `metrics.jsonl`, `star/rounds.json`, `paths/*.parquet`,
+            `config.yaml`.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise NotADirectoryError(f"no run folder at {run_dir}: give the --output_dir of a recipe that has run")
+    html = render(read_run(run_dir), run_dir)
+    target = run_dir / "report.html"
+    partial = target.with_suffix(".html.partial")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def read_run(run_dir: Path) -> Run:
+    """Reads what there is; a broken file is noted, not raised."""
+    run = Run(run_dir.resolve().name)
+    file = run_dir / "evaluation.json"
+    if file.exists():
+        try:
+            evaluation = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(evaluation, dict):
+                raise ValueError(f"found {type(evaluation).__name__}, expected an object")
+            run.evaluation = evaluation
+        except ValueError as error:
+            run.notes.append(f"evaluation.json could not be read ({error}).")
+    file = run_dir / "metrics.jsonl"
+    if file.exists():
+        lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                run.metrics.append(row)
+        if broken := len(lines) - len(run.metrics):
+            run.notes.append(f"{broken} of {len(lines)} lines of metrics.jsonl could not be read and are left out.")
+    if (run_dir / WARNINGS).exists():
+        told = (run_dir / WARNINGS).read_text(encoding="utf-8", errors="replace").splitlines()
+        run.notes += [f"Warning while training: {line.split(' ', 1)[-1]}." for line in told if line.strip()]
+    try:
+        run.rounds = report_rounds.read_rounds(run_dir)
+    except ValueError as error:
+        run.notes.append(f"star/rounds.json could not be read ({error}).")
+    for name, attribute in (("config.yaml", "config"), ("versions.json", "versions")):
+        if (run_dir / name).exists():
+            setattr(run, attribute, (run_dir / name).read_text(encoding="utf-8", errors="replace").strip())
+    return run
+
+
+def render(run: Run, run_dir: Path) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    split = str(run.evaluation.get("split", "test")).split(" ")[0]  # the name may go on with how it was split
+    keys, files, unreadable = report_paths.read_keys(run_dir, split)
+    if unreadable:
+        run.notes.append(f"{len(unreadable)} shards of paths could not be read: {', '.join(unreadable[:5])}.")
+    examples = report_paths.load_examples(run_dir, keys, files)
+    folder = Path(__file__).parent
+    script = (folder / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    browser = {"before": report_paths.BEFORE, "after": report_paths.after(keys), "examples": examples}
+    header, body = table.result_cells(run.evaluation)
+    difference_header, difference_body = table.difference_cells(run.evaluation)
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        script=script,
+        script_hash=f"sha256-{digest}",
+        style=(folder / "report.css").read_text(encoding="utf-8"),
+        facts=table.facts(run.evaluation),
+        interval_note=table.interval_note(run.evaluation),
+        headlines=headlines(run.evaluation),
+        accented=ACCENTED,
+        header=header,
+        body=body,
+        difference_header=difference_header,
+        difference_body=difference_body,
+        sections=[
+            ("Results", "plots-results", result_plots(run.evaluation, keys), "No evaluation to plot."),
+            ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
+        ],
+        round_header=report_rounds.HEADER,
+        rounds=report_rounds.round_cells(run.rounds),
+        round_plots=report_rounds.round_plots(run.rounds),
+        guard_rails=guard_rail_plots(run.metrics),
+        slices=slice_rows(run.evaluation),
+        examples=examples,
+        n_paths=sum(len(example["paths"]) for example in examples),
+        n_all_paths=keys.height,
+        paths_json=report_paths.safe_json(browser),
+    )
+
+
+def headlines(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """The few numbers that a reader wants first: label, value, note, and `tone` (good, bad or none)."""
+    stages = evaluation.get("stages", {})
+    stage = next((stage for stage in (*report_paths.AFTER, "sft", "direct") if stage in stages), None)
+    if stage is None:
+        return []
+    mode = table.best_mode(evaluation, stage) or ""
+    found = []
+    value = table.stage_value(evaluation, stage, mode)
+    if value is not None:
+        interval = f"[{value.low:.4f}, {value.high:.4f}]" if value.low is not None and value.high is not None else ""
+        found.append(_headline(f"NDCG@10, {stage} ({mode})", f"{value.mean:.4f}", interval))
+    for other in ("sft", "direct"):
+        name = f"{stage}-{other}"
+        raw = evaluation.get("differences", {}).get(name, {}).get(mode, {}).get(table.MAIN_METRIC)
+        difference = table.read_value(raw)
+        if difference is None:
+            continue
+        lift = table.lift_percent(evaluation, name, mode)
+        text = table.format_percent(lift, signed=True) if lift is not None else f"{difference.mean:+.4f}"
+        note, tone = f"difference {table.format_value(difference, interval=True, signed=True)}", ""
+        if difference.low is not None and difference.high is not None:
+            tone = "good" if difference.low > 0 else "bad" if difference.high < 0 else ""
+            note += "" if tone else ": no clear difference"
+        found.append(_headline(f"{stage} over {other}", text, note, tone))
+    row = next((row for row in table.rows(evaluation) if (row.stage, row.mode) == (stage, mode)), None)
+    if row is not None and row.share_of_oracle is not None:
+        found.append(
+            _headline("Share of the oracle", f"{100 * row.share_of_oracle:.1f}%", "of the best NDCG@10 possible")
+        )
+    true = table.read_value(evaluation.get("true_intent", {}).get(stage))
+    if true is not None:
+        before = table.read_value(evaluation["true_intent"].get("sft")) if stage != "sft" else None
+        notes = [f"{100 * before.mean:.1f}% after sft"] if before is not None else []
+        stated = table.read_value(evaluation.get("stated_intent", {}).get(stage))
+        notes += [f"{100 * stated.mean:.1f}% of the reasonings state one"] if stated is not None else []
+        found.append(_headline("Stated intents that are true", f"{100 * true.mean:.1f}%", "; ".join(notes)))
+    return found
+
+
+def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
+    """NDCG by stage, share of the oracle, ranks before and after, true intents: those that there are data for."""
+    found = []
+    rows = [row for row in table.rows(evaluation) if table.MAIN_METRIC in row.metrics]
+    accents = [row.stage in ACCENTED for row in rows]
+    labels = [row.stage if row.mode == "plain" else f"{row.stage} · {row.mode}" for row in rows]
+    if rows:
+        values = [row.metrics[table.MAIN_METRIC] for row in rows]
+        svg = plots.interval_plot(
+            labels,
+            [v.mean for v in values],
+            [v.low for v in values],
+            [v.high for v in values],
+            accents,
+            "p-ndcg",
+            "NDCG@10",
+        )
+        found.append(Plot("NDCG@10 by stage", "Held-out users, whole catalog, with 95% intervals.", svg))
+    shares = [
+        (label, row.share_of_oracle, accent)
+        for label, row, accent in zip(labels, rows, accents, strict=True)
+        if row.share_of_oracle is not None and "oracle" not in row.stage
+    ]
+    if shares:
+        names, numbers, marks = zip(*shares, strict=True)
+        svg = plots.bar_plot(names, numbers, marks, "p-oracle", "% of the oracle's NDCG@10")
+        found.append(Plot("Share of the oracle", "100% is the best that the visible history allows.", svg))
+    one_each = keys.filter(pl.col("mode") == "greedy")
+    if one_each["policy"].n_unique() == keys["policy"].n_unique():
+        keys = one_each
+    ranks = {
+        policy: keys.filter((pl.col("policy") == policy) & (pl.col("rank") >= 1))["rank"].to_numpy()
+        for policy in (report_paths.BEFORE, report_paths.after(keys))
+    }
+    ranks = {policy: values for policy, values in ranks.items() if len(values)}
+    if ranks:
+        kind = "greedy paths" if keys is one_each else "paths"
+        note = f"Share of {kind}; each bin is twice as wide as the one before."
+        found.append(Plot("Rank of the target, before and after", note, plots.rank_plot(ranks, "p-ranks")))
+    true = {name: table.read_value(raw) for name, raw in evaluation.get("true_intent", {}).items()}
+    known = [(name, value.mean, name in ACCENTED) for name, value in true.items() if value is not None]
+    if known:
+        names, numbers, marks = zip(*known, strict=True)
+        svg = plots.bar_plot(names, numbers, marks, "p-intent", "% of stated intents")
+        found.append(Plot("Stated intents that are true", "The toy world knows what each user really wanted.", svg))
+    return found
+
+
+def training_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
+    """Reward and validation NDCG over steps."""
+    found = []
+    stages = sorted(_stages(metrics), key=lambda stage: stage in ACCENTED)  # the last line has the accent
+    reward = {stage: points for stage in stages if (points := _points(metrics, stage, ["reward"]))}
+    if reward:
+        svg = plots.line_plot(reward, "p-reward", "mean reward", smooth=True)
+        found.append(Plot("Reward over steps", "Each batch (faint) and its running mean.", svg))
+    names = sorted({key for row in metrics for key in row if "ndcg@10" in key and ("val" in key or "eval" in key)})
+    series = {}
+    for stage in stages:
+        for key in names:
+            if points := _points(metrics, stage, [key]):
+                series[stage if len(names) == 1 else f"{stage} · {key}"] = points
+    if series:
+        svg = plots.line_plot(series, "p-validation", "NDCG@10", smooth=False)
+        found.append(Plot("Validation NDCG@10 over steps", "Checkpoints are chosen by this, never by the test.", svg))
+    return found
+
+
+def guard_rail_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
+    """Small plots of what tells whether the reinforcement learning is healthy."""
+    stages = _stages(row for row in metrics if any(key.rsplit("/", 1)[-1] == "reward" for key in row))
+    if not stages:
+        return []
+    found = []
+    pairs = sorted({key for row in metrics for key in row if key.startswith(CORRELATION)})
+    rails = [*GUARD_RAILS, *((key, key.removeprefix(CORRELATION).replace("~", " and "), PAIR_NOTE) for key in pairs)]
+    for place, (key, title, note) in enumerate(rails):
+        points = _points(metrics, stages[-1], [key, f"train/{key}"])
+        if points and len(points[0]) > 1:
+            found.append(Plot(title, note, plots.small_plot(*points, f"p-guard{place}")))
+    return found
+
+
+def slice_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """One row for each stage, mode and slice: stage, mode, slice, users, NDCG@10 and HR@10 with intervals."""
+    found = []
+    for stage, modes in evaluation.get("slices", {}).items():
+        for mode, slices in modes.items():
+            for name, metrics in slices.items():
+                main = table.read_value(metrics.get(table.MAIN_METRIC))
+                n = metrics.get("n", main.n if main is not None else None)
+                cells = [stage, mode, name.replace("=", ": ").replace("_", " "), table.NONE if n is None else f"{n:,}"]
+                hit = table.read_value(metrics.get("hr@10"))
+                found.append([*cells, table.format_value(main, interval=True), table.format_value(hit, interval=True)])
+    return found
+
+
+def _headline(label: str, value: str, note: str = "", tone: str = "") -> dict[str, str]:
+    return {"label": label, "value": value, "note": note, "tone": tone}
+
+
+def _stages(metrics: Iterable[dict[str, Any]]) -> list[str]:
+    """Stages in the order in which they first come."""
+    return list(dict.fromkeys(str(row.get("stage", "run")) for row in metrics))
+
+
+def _points(metrics: list[dict[str, Any]], stage: str, keys: list[str]) -> tuple[list[float], list[float]] | None:
+    """Steps and values of the first key that has any; of a step logged twice (a resumed run) the last counts."""
+    for key in keys:
+        values = {}
+        for row in metrics:
+            step, value = table.finite(row.get("step")), table.finite(row.get(key))
+            if str(row.get("stage", "run")) == stage and step is not None and value is not None:
+                values[step] = value
+        if values:
+            steps = sorted(values)
+            return steps, [values[step] for step in steps]
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the report of each run folder given."""
+    folders = sys.argv[1:] if arguments is None else arguments
+    if not folders:
+        print("usage: python -m anyo_rl.evaluation.report.page RUN_DIR...", file=sys.stderr)
+        return 2
+    for folder in folders:
+        print(write_report(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

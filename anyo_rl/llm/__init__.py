@@ -1,0 +1,1 @@
+"""Somebody's LLM server: asked under a budget, with a journal, and its answers read."""

@@ -1,0 +1,1 @@
+"""Ranks by the distance of embeddings, as in BIGRec."""

@@ -1,0 +1,1 @@
+"""Exact ranks under the policy: a bounded search of the tree of items."""

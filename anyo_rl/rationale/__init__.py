@@ -1,1 +1,0 @@
-"""Reasons: where the first rationales come from."""

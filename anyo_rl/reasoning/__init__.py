@@ -1,0 +1,1 @@
+"""What a teacher reads and learns to write: prompts, rows, rationales."""

@@ -1,0 +1,1 @@
+"""Decoding that is held to the items of a catalog."""

@@ -1,0 +1,1 @@
+"""Asking a teacher: one answer for each example, with its ranks."""

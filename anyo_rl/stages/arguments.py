@@ -1,0 +1,383 @@
+"""What recipes are told, beside TRL's own arguments, and how it is parsed: YAML with flags on top, strictly."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from accelerate import PartialState
+from trl import TrlParser
+
+from anyo_rl.data.schema import DataError
+from anyo_rl.ranking.written import ItemEncoder, RankerKind
+from anyo_rl.run.folder import RunFolderError
+from anyo_rl.run.launch import LaunchError, whole_weights
+from anyo_rl.search.answers import Mode
+from anyo_rl.stages.judge_arguments import JudgeArguments
+from anyo_rl.teacher.policy import TREE_ATTENTION
+from anyo_rl.training.advantages.credit import Credit, StepAdvantages
+from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepRewards
+from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
+from anyo_rl.training.objectives import ItemLoss, ProcessReduction
+from anyo_rl.training.rewards.timeout import OnTimeout
+from anyo_rl.values.prm import Prm
+from anyo_rl.values.source import StepSource, StepValueKind
+
+
+@dataclass
+class TeacherArguments:
+    """How the teacher is made (where no path is given), validated and evaluated."""
+
+    tiny_hidden_size: int = field(default=128, metadata={"help": "Width of a teacher made from scratch."})
+    tiny_layers: int = field(default=4, metadata={"help": "Layers of a teacher made from scratch."})
+    tiny_vocab_size: int = field(default=600, metadata={"help": "Tokens of a tokenizer made from scratch."})
+    marker_token: str | None = field(
+        default=None, metadata={"help": "The added token that serves as the marker; `->` or `</think>` if unset."}
+    )
+    item_tokens: Literal["title", "semantic_id"] = field(
+        default="title", metadata={"help": "What the teacher answers with: titles, or semantic ids as added tokens."}
+    )
+    semantic_id_column: str | None = field(
+        default=None, metadata={"help": "Column of published semantic ids; computed from titles if unset."}
+    )
+    semantic_id_levels: int = field(default=3, metadata={"help": "Codes of a computed semantic id."})
+    semantic_id_codes: int | None = field(
+        default=None,
+        metadata={"help": "Codes of a level, a power of two; if unset 256, or fewer below 2,048 items."},
+    )
+    max_reasoning_tokens: int = field(
+        default=64, metadata={"help": "Longest reasoning, the marker included (GRPO's max_completion_length)."}
+    )
+    early_answer_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the rationales that SFT also answers early: what forced answers need to mean much."
+        },
+    )
+    eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
+    n_paths: int = field(default=8, metadata={"help": "Paths of the mixture."})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Stop after this many validations without a gain; 0 trains to the end."}
+    )
+
+
+@dataclass
+class RankArguments:
+    """How far the ranks of sampled paths are told apart."""
+
+    rank_cap: int = field(
+        default=1000, metadata={"help": "Ranks beyond it count as the last while training; 0 for no cap."}
+    )
+    rank_node_budget: int = field(
+        default=4096,
+        metadata={"help": "Tree nodes evaluated for the rank of one completion while training; 0 for no budget."},
+    )
+
+
+@dataclass
+class ComparisonArguments:
+    """What a run starts from, and what stands beside its teacher."""
+
+    sft_config: str | None = field(
+        default=None, metadata={"help": "SFT recipe config of the warm start, beside this config or from here."}
+    )
+    train_direct: bool = field(
+        default=True, metadata={"help": "Also train the same teacher without reasoning, to compare with."}
+    )
+    baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+
+
+@dataclass
+class ReasonerArguments(RankArguments, ComparisonArguments):
+    """What reinforcement rewards and what trains the answer."""
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["ndcg"],
+        metadata={"help": "Short names, dotted paths or path/to/file.py:name; docs/rewards.md lists what there is."},
+    )
+    reward_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Parameters of rewards: name to a mapping (in YAML)."}
+    )
+    reward_schedules: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights that change: name to {from: 0.0, to: 1.0, steps: 100}, in optimiser steps (in YAML)."
+        },
+    )
+    reward_timeout_s: float | None = field(
+        default=None,
+        metadata={"help": "Longest wait for one completion's reward, of rewards that call out; no limit if unset."},
+    )
+    reward_on_timeout: OnTimeout = field(
+        default="none",
+        metadata={"help": "What a completion gets then: none (no reward), floor, or raise, which stops the run."},
+    )
+    ranker: RankerKind = field(
+        default="likelihood",
+        metadata={
+            "help": "likelihood reads the answer off; with match or embedding the item is sampled too, and ranked by "
+            "itself (item_loss none)."
+        },
+    )
+    item_encoder: ItemEncoder = field(
+        default="teacher", metadata={"help": "What embeds titles for the embedding ranker: teacher, minilm."}
+    )
+    item_loss: ItemLoss = field(
+        default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
+    )
+    item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
+    step_values: StepValueKind = field(
+        default="forced_answer",
+        metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo, prm."},
+    )
+    prm: str | None = field(default=None, metadata={"help": "Folder of the PRM (prm/model of its run)."})
+    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    min_gain_spread: float = field(
+        default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
+    )
+
+    def source(self) -> StepSource:
+        """What states between steps are worth; a PRM is loaded whole, on this process's device.
+
+        Raises:
+            ValueError: a setting is unknown or out of its range, or there is no PRM.
+        """
+        with whole_weights():
+            prm = Prm.load(self.prm, device=PartialState().device) if self.prm else None
+        return StepSource(self.step_values, self.n_continuations, prm)
+
+
+@dataclass
+class GrpoArguments(ReasonerArguments):
+    """What GRPO credits a step with."""
+
+    advantages: Literal["outcome", StepAdvantages] = field(
+        default="outcome",
+        metadata={
+            "help": "What a step is credited with: the path's outcome; progress: the outcome less what was gained "
+            "before the step; process: its own gain and those after it (docs/process.md)."
+        },
+    )
+    process_reduction: ProcessReduction = field(
+        default="mean", metadata={"help": "Of the gains of process: mean, or sum, which pays for more steps."}
+    )
+
+    def method(self) -> Credit | None:
+        """What steps are credited with, if not with the outcome.
+
+        Raises:
+            ValueError: as `source`.
+        """
+        if self.advantages == "outcome":
+            return None
+        return Credit(self.advantages, self.source(), self.process_reduction)
+
+
+@dataclass
+class PpoArguments(ReasonerArguments):
+    """How PPO estimates what an action was worth."""
+
+    gamma: float = field(default=1.0, metadata={"help": "Discount of a token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the critic; 10 times the policy's if unset."}
+    )
+    cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move from the one before."})
+    whiten_advantages: bool = field(
+        default=True, metadata={"help": "Centre and scale advantages over the batch of all processes."}
+    )
+    kl: KlPlace = field(
+        default="reward", metadata={"help": "Where beta times the divergence from the reference goes: reward, loss."}
+    )
+    critic: CriticKind = field(
+        default="head",
+        metadata={"help": "A value head on the teacher, or a separate model made from the same weights."},
+    )
+    step_rewards: StepRewards = field(
+        default="none",
+        metadata={
+            "help": "What a step is rewarded with besides the outcome: none; shaping: the difference its step_values "
+            "make; scores: its step_value over the number of steps."
+        },
+    )
+    step_reward_weight: float = field(default=1.0, metadata={"help": "Weight of step_rewards."})
+
+    def method(self) -> Ppo:
+        """The settings of PPO.
+
+        Raises:
+            ValueError: as `source` and `Ppo`.
+        """
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(Ppo) if item.name != "source"}
+        return Ppo(**own, source=None if self.step_rewards == "none" else self.source())
+
+
+@dataclass
+class StarArguments(RankArguments, ComparisonArguments):
+    """How a teacher makes its own training data, round by round."""
+
+    rounds: int = field(default=3, metadata={"help": "Most rounds; 1 without rationalise is rejection sampling."})
+    n_samples: int = field(default=4, metadata={"help": "Paths sampled of each example in a round."})
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Most training examples of a round, drawn anew for each; all if unset."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "At which paths are sampled."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
+    n_shards: int = field(default=16, metadata={"help": "Parts that a round's sampling comes in; a kill costs one."})
+    engine: Literal["hf", "vllm"] = field(
+        default="hf", metadata={"help": "Samples with transformers, or with a vLLM engine that each round starts."}
+    )
+    gpu_memory_utilization: float = field(
+        default=0.6, metadata={"help": "Share of a GPU's memory for the vLLM engine, beside the model that ranks."}
+    )
+    least_gain: float = field(default=0.5, metadata={"help": "NDCG of the target that a path needs: .5 is rank 3."})
+    most_per_example: int = field(default=2, metadata={"help": "Most paths kept of an example."})
+    most_per_item: int = field(
+        default=0, metadata={"help": "Most paths kept of a target item, against popular ones; 0 for no limit."}
+    )
+    rationalise: bool = field(
+        default=True, metadata={"help": "Sample again, with the target as a hint, where no path was kept."}
+    )
+    n_hinted: int = field(default=2, metadata={"help": "Paths sampled with a hint of each such example."})
+    hint_share: float = field(
+        default=0.0, metadata={"help": "Share of the rationales that SFT also shows with the target as a hint."}
+    )
+    start_from: Literal["base", "last"] = field(
+        default="base", metadata={"help": "Each round trains the teacher STaR began with, or the last round's."}
+    )
+    mix_rationales: bool = field(default=True, metadata={"help": "Train on the rationales too in each round."})
+    patience: int = field(default=1, metadata={"help": "Stop after this many rounds without a gain on validation."})
+
+
+@dataclass
+class PrmArguments(RankArguments, JudgeArguments):
+    """What a process reward model is trained on, and how its labels are made."""
+
+    paths: str | None = field(
+        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
+    )
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Most training examples whose paths are labelled; all if unset."}
+    )
+    step_values: Literal["forced_answer", "monte_carlo", "judge"] = field(
+        default="forced_answer",
+        metadata={"help": "What labels a state between steps: forced_answer, monte_carlo, judge."},
+    )
+    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    n_validation_continuations: int | None = field(
+        default=None,
+        metadata={"help": "The same for validation users, whose labels quality is measured with; as many if unset."},
+    )
+    n_validation_paths: int = field(default=4, metadata={"help": "Paths sampled of each validation example."})
+    temperature: float = field(default=1.0, metadata={"help": "At which reasonings are sampled."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
+    n_shards: int = field(
+        default=16, metadata={"help": "Parts that sampling and labelling come in; a kill costs one."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+    )
+
+    def __post_init__(self) -> None:
+        counts = ("n_continuations", "n_validation_continuations", "n_validation_paths", "n_shards", "max_examples")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more")
+        if (self.step_values == "judge") != (self.judge is not None):
+            raise ValueError("step_values judge and the settings of a judge go together: set both, or neither")
+
+
+def parse(
+    dataclass_types: Sequence[type],
+    default_config: Path | None = None,
+    args: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Parses flags on top of the YAML file of `--config`, or on top of the default file where none is named.
+
+    Args:
+        dataclass_types: what to parse.
+        default_config: the YAML file where `--config` names none.
+        args: flags; those of the command line if `None`.
+        defaults: values below those of the YAML file, in place of the dataclasses' own; others are ignored.
+
+    Returns:
+        One instance of each dataclass, then the path of the config file (`None` where there is none).
+
+    Raises:
+        SystemExit: an unknown key or flag, a value of the wrong kind, or a file that is not there; says which.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if args[-1:] == ["--config"]:
+        sys.exit("--config has no path after it; the shipped configs are in recipes/configs")
+    if "--config" not in args and default_config is not None:
+        args = ["--config", str(default_config), *args]
+    config = Path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
+    if config is not None and not config.is_file():
+        sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
+    try:
+        parser = TrlParser(list(dataclass_types))
+        parser.set_defaults_with_config(**(defaults or {}))
+        parsed = parser.parse_args_and_config(args)
+        for instance in parsed:
+            _check_choices(instance)
+            _check_attention(instance)
+            if getattr(instance, "hub_token", None):
+                raise ValueError(
+                    "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
+                )
+        return (*parsed, config)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        sys.exit(f"{config or 'command line'}: {error}")
+
+
+@contextmanager
+def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the program with the message alone where the user can mend the cause, as on a full disk; also a decorator.
+
+    Everything else keeps its traceback: it is a bug, ours or a reward's.
+
+    Args:
+        *kinds: errors whose message says all there is to say; those of data, launches, run folders and checkpoints if
+            none is named.
+
+    Raises:
+        SystemExit: in place of such an error, with its message and exit status 1.
+    """
+    caught = kinds or (DataError, LaunchError, RunFolderError, CheckpointError)
+    try:
+        yield
+    except caught as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        sys.exit(
+            f"error: no room to write ({error}). What was finished is whole: make room, and the same command goes on"
+        )
+
+
+def _check_attention(instance: Any) -> None:
+    """Refuses at the start what ranking would refuse at the first validation."""
+    attention = getattr(instance, "attn_implementation", None)
+    if attention not in (None, *TREE_ATTENTION):
+        raise ValueError(
+            f"attn_implementation is {attention!r}; expected one of {', '.join(TREE_ATTENTION)}: ranks are read with "
+            f"a mask over the tree of items, which others do not take"
+        )
+
+
+def _check_choices(instance: Any) -> None:
+    """Checks values against `Literal` types: argparse does so for flags, but not for what comes from YAML."""
+    for item in dataclasses.fields(instance):
+        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
+        value = getattr(instance, item.name)
+        if choices and value not in choices:
+            raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(map(str, choices))}")

@@ -1,0 +1,152 @@
+"""A sequence-aware item-kNN, the baseline that tables are measured against.
+
+It is fitted on training sequences of item indices (0..N-1, oldest first, repeats allowed) and scores whole histories.
+The similarity is sparse; the only dense array is the (B, N) float32 block of scores that is asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from anyo_rl.students.protocol import Histories, Scores, event_arrays, user_counts
+
+# What `choose_on_validation` tries for item-kNN: 27 fits.
+KNN_GRID: Mapping[str, Sequence[float]] = {
+    "history_decay": (0.3, 0.6, 0.9),
+    "backward": (0.0, 0.5, 1.0),
+    "target_power": (0.0, 0.3, 0.6),
+}
+
+
+@dataclass(frozen=True)
+class ItemKNN:
+    """A fitted item-kNN: `similarity[i, j]` is what item i in a history says for item j as the next one.
+
+    Attributes:
+        similarity: (N, N) sparse, at most `neighbours` entries a row.
+        popularity: (N,) number of training users of each item; breaks ties, far below any similarity.
+        history_decay: Weight of an item in the history, per item that came after it.
+    """
+
+    similarity: sparse.csr_array
+    popularity: NDArray[np.float64]
+    history_decay: float
+
+    def scores(self, histories: Histories) -> Scores:
+        """Scores (B, N) float32 after each history; an item that is there twice counts once, where it was last.
+
+        An empty history, and all items that no neighbour speaks for, are ordered by popularity.
+
+        Raises:
+            ValueError: If an item index is outside the catalog.
+        """
+        n_items = self.similarity.shape[0]
+        items, lengths = event_arrays(histories, n_items, "histories")
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        ages = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(items)) - 1
+        # The first of each (row, item) from the end of the array is where the item was last.
+        _, last = np.unique((rows * n_items + items)[::-1], return_index=True)
+        kept = len(items) - 1 - last
+        weights = np.power(self.history_decay, ages[kept].astype(np.float64))
+        weights_B_N = sparse.csr_array((weights, (rows[kept], items[kept])), shape=(len(lengths), n_items))
+        scores: Scores = (weights_B_N @ self.similarity).toarray().astype(np.float32)
+        scores += _tie_break(self.similarity, self.popularity)
+        return scores
+
+
+def _tie_break(similarity: sparse.csr_array, counts: NDArray[np.float64]) -> Scores:
+    """Popularity, scaled to less than a thousandth of the smallest similarity."""
+    smallest = float(similarity.data.min()) if similarity.nnz else 1.0
+    return (counts / max(float(counts.max(initial=0.0)), 1.0) * smallest * 1e-3).astype(np.float32)
+
+
+def _co_occurrence(
+    items: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    n_items: int,
+    *,
+    gap_decay: float,
+    backward: float,
+    window: int,
+) -> sparse.csr_array:
+    """C[i, j]: over each user's pairs of i before j in the window, the sum of gap_decay**(items between them).
+
+    And `backward` times the same for j before i.
+    """
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    counts = sparse.csr_array((n_items, n_items), dtype=np.float64)
+    for gap in range(1, min(window, int(lengths.max(initial=1)) - 1) + 1):
+        weight = gap_decay ** (gap - 1)
+        if weight < 1e-4:
+            break
+        same_user = users[:-gap] == users[gap:]
+        pairs = (items[:-gap][same_user], items[gap:][same_user])
+        # One gap at a time: the pairs held at once are never more than the events.
+        counts = counts + sparse.csr_array((np.full(len(pairs[0]), weight), pairs), shape=(n_items, n_items))
+    return sparse.csr_array(counts + backward * counts.T) if backward else counts
+
+
+def _keep_largest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
+    """The `k` largest entries of each row; of equal ones, those of the lower column."""
+    matrix.sort_indices()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    place = np.arange(len(order)) - matrix.indptr[:-1].repeat(np.diff(matrix.indptr))
+    kept = order[place < k]
+    return sparse.csr_array((matrix.data[kept], (rows[kept], matrix.indices[kept])), shape=matrix.shape)
+
+
+def fit_item_knn(
+    sequences: Histories,
+    n_items: int,
+    *,
+    neighbours: int = 200,
+    history_decay: float = 0.8,
+    gap_decay: float = 0.8,
+    backward: float = 0.5,
+    source_power: float = 0.5,
+    target_power: float = 0.0,
+    shrinkage: float = 0.0,
+    window: int = 50,
+) -> ItemKNN:
+    """Item-kNN on decayed, directed co-occurrence, normalised by item counts.
+
+    similarity[i, j] = C[i, j] / ((n_i + shrinkage)**source_power * (n_j + shrinkage)**target_power), where n is how
+    many users have an item and C counts pairs of one user's events, those close together more. Both powers at 0.5,
+    `gap_decay` 1 and `backward` 1 give the cosine; `source_power` 1 gives the conditional probability, and
+    `target_power` what it holds against popular items (Deshpande & Karypis 2004). Direction and decay are those of
+    sequential rules (Ludewig & Jannach 2018). An item bought again is its own neighbour.
+
+    Args:
+        sequences: Training sequences of item indices, one per user, oldest first.
+        n_items: Size of the catalog N.
+        neighbours: Most entries kept per item.
+        history_decay: Weight in (0, 1] of a history's item, per item after it; near 0 only the last item counts.
+        gap_decay: Weight in (0, 1] of a pair, per item between the two.
+        backward: Weight in [0, 1] of "j before i" as a reason for j after i; 0 counts in the order of time only.
+        source_power: Exponent in [0, 1] on the count of the item in the history.
+        target_power: Exponent in [0, 1] on the count of the item that is scored.
+        shrinkage: Added to the counts, so that rare items need more than one witness.
+        window: Most positions between the two items of a pair: bounds time and memory on long histories.
+
+    Raises:
+        ValueError: If a setting is out of range or an item index is outside the catalog.
+    """
+    shares = {"backward": backward, "source_power": source_power, "target_power": target_power}
+    decays = {"history_decay": history_decay, "gap_decay": gap_decay}
+    wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value <= 1]
+    wrong += [f"{name}={value}" for name, value in decays.items() if not 0 < value <= 1]
+    if wrong or neighbours < 1 or window < 1 or shrinkage < 0:
+        raise ValueError(
+            f"found {', '.join(wrong) or f'neighbours={neighbours}, window={window}, shrinkage={shrinkage}'}, "
+            "expected powers and `backward` in [0, 1], decays in (0, 1], neighbours and window >= 1, shrinkage >= 0"
+        )
+    items, lengths = event_arrays(sequences, n_items, "sequences")
+    counts = user_counts(items, lengths, n_items)
+    similarity = _co_occurrence(items, lengths, n_items, gap_decay=gap_decay, backward=backward, window=window)
+    scale = np.maximum(counts, 1.0) + shrinkage  # an item without events has no pairs: its scale is never used
+    similarity = sparse.diags_array(scale**-source_power) @ similarity @ sparse.diags_array(scale**-target_power)
+    return ItemKNN(_keep_largest(sparse.csr_array(similarity), neighbours), counts, history_decay)

@@ -1,0 +1,38 @@
+"""What every student and baseline has: fitted on sequences of item indices, it scores all items after histories."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Histories = Sequence[Sequence[int]]
+Scores = NDArray[np.float32]
+
+
+class Scorer(Protocol):
+    """Whatever scores every item after a history, such as [`ItemKNN`] or a student."""
+
+    def scores(self, histories: Histories) -> Any:
+        """(B, N) float scores, numpy or torch."""
+
+
+def event_arrays(sequences: Histories, n_items: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The items of all sequences in one array, and the length of each sequence."""
+    lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    items = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
+    wrong = (items < 0) | (items >= n_items)
+    if wrong.any():
+        raise ValueError(
+            f"found item index {items[wrong][0]} in `{name}`, expected 0 to {n_items - 1}: "
+            "give indices of the catalog, and drop or add the items that it lacks"
+        )
+    return items, lengths
+
+
+def user_counts(items: NDArray[np.int64], lengths: NDArray[np.int64], n_items: int) -> NDArray[np.float64]:
+    """Number of users who have each item, (N,): a user who buys an item ten times is one user."""
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    pairs = np.unique(users * n_items + items)
+    return np.bincount(pairs % n_items, minlength=n_items).astype(np.float64)

@@ -1,0 +1,1 @@
+"""The LLM that recommends: its tokens and its weights, before any catalog."""

@@ -1,0 +1,259 @@
+"""The only place where context, marker and item become token ids, for SFT, RL, the engine and vLLM alike.
+
+A sequence is `context + reasoning + marker + item path`. The context comes from the prompt exactly as TRL tokenises
+it, so that ids agree inside and outside the trainer; reasoning and path are tokenised apart and joined at the marker,
+which is one token that no text is merged across. An item path ends with the end-of-sequence token, so that no path is
+the beginning of another ("Alien" and "Alien 3"). What comes before is the item's title, or the codes of its semantic
+id, an added token each.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from anyo_rl.data.completion import MARKER, Prompt, render, split_steps
+
+THINK_END = "</think>"
+
+
+def add_codes(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str]) -> list[int]:
+    """Makes each code of semantic ids (`<a_12>`) one token, where it is not; do this before `Tokens.of`.
+
+    Returns:
+        The ids of the codes, in their order.
+    """
+    codes = list(codes)
+    known = tokenizer.get_added_vocab()
+    # Not special: people see them in a decoded answer, and `skip_special_tokens` would take them out.
+    tokenizer.add_tokens([AddedToken(code, normalized=False) for code in codes if code not in known])
+    return [int(token_id) for token_id in tokenizer.convert_tokens_to_ids(codes)]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer together with its marker.
+
+    Attributes:
+        tokenizer: any Hugging Face tokenizer with an end-of-sequence token.
+        marker_id: id of the one existing token that stands for `->`.
+        chat_template_kwargs: what chat templates are told besides the messages (`enable_thinking`, …): the same that
+            TRL's trainers are given, or ranks and samples are read off different prompts.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    marker_id: int
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        marker_token: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> "Tokens":
+        """Finds the marker's token: the one named, else `->`, else `</think>`.
+
+        Raises:
+            ValueError: there is no such token, it is not one token, or there is no end-of-sequence token.
+        """
+        names = [marker_token] if marker_token else [MARKER, THINK_END]
+        # Only added tokens are safe: text is never merged across them, and they are never produced by merging text.
+        added = tokenizer.get_added_vocab()
+        found = next((added[name] for name in names if name in added), None)
+        if found is None:
+            raise ValueError(
+                f"the tokenizer has no added token {' or '.join(map(repr, names))} to serve as the marker; set "
+                f"marker_token to an unused one of {sorted(added)[:20]}"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token; item paths need one to end on")
+        if found == tokenizer.eos_token_id:
+            raise ValueError(f"marker_token {names[0]!r} is the end-of-sequence token; take another one")
+        return cls(tokenizer, found, chat_template_kwargs)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Everything in a text that the tokenizer would read as a control token, and the marker people see."""
+        # An added token of letters alone ("ü" in a small vocabulary) is text: to take it out would mutilate titles.
+        added = self.tokenizer.added_tokens_decoder.values()
+        control = {token.content for token in added if token.special or not token.content.strip().isalnum()}
+        control |= {MARKER, self._marker, *self.tokenizer.all_special_tokens}
+        return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        return self.tokenizer.get_added_vocab()
+
+    @property
+    def _marker(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.marker_id)
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
+    def _breaks(self) -> dict[int, bool]:
+        return {}
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end-of-sequence token, which ends every item path."""
+        return self.tokenizer.eos_token_id
+
+    def safe_text(self, text: str) -> str:
+        """Takes control tokens and markers out of text that comes from data: it must never act as one."""
+        return " ".join(self._control.sub(" ", text).split())
+
+    def context_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt (plain text or chat messages), as TRL's trainers make them.
+
+        Raises:
+            ValueError: chat messages, but the tokenizer has no chat template.
+        """
+        if isinstance(prompt, str):
+            return list(self.tokenizer(text=prompt)["input_ids"])
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "the prompt is a chat, but the teacher's tokenizer has no chat template; set prompt_style to text, or "
+                "take a chat model"
+            )
+        encoded = self.tokenizer.apply_chat_template(
+            prompt,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(self.chat_template_kwargs or {}),
+        )
+        return list(encoded["input_ids"])
+
+    def marked_context(self, context_ids: Sequence[int], completion_ids: Sequence[int]) -> list[int]:
+        """Context, reasoning and marker: where the answer to a completion is read off.
+
+        Args:
+            context_ids: the prompt.
+            completion_ids: what was written. Only what comes before the first marker counts, without end-of-sequence;
+                a reasoning that never reached the marker is made to answer where it ends.
+        """
+        reasoning: list[int] = []
+        for token in completion_ids:
+            if token == self.marker_id:
+                break
+            if token != self.eos_id:
+                reasoning.append(token)
+        return [*context_ids, *reasoning, self.marker_id]
+
+    def n_text_tokens(self, text: str) -> int:
+        """How many tokens a piece of text takes in a prompt; remembered, for titles come again and again."""
+        counts = self._counts
+        if text not in counts:
+            counts[text] = len(self.tokenizer.encode(text, add_special_tokens=False))
+        return counts[text]
+
+    def reasoning_ids(self, steps: Iterable[str]) -> list[int]:
+        """Token ids of the steps, the marker included; without steps the marker alone.
+
+        Raises:
+            ValueError: a step holds the marker or a control token.
+        """
+        steps = list(steps)
+        render(steps)
+        ids = self.tokenizer.encode("\n".join(steps), add_special_tokens=False) if steps else []
+        if self.marker_id in ids or self.eos_id in ids:
+            raise ValueError(f"a step of {steps!r} holds a control token; clean steps with Tokens.safe_text")
+        return [*ids, self.marker_id]
+
+    def step_ends(self, completion_ids: Sequence[int]) -> list[int]:
+        """Where each step of a completion ends: the number of tokens up to its line break, or the reasoning's end.
+
+        The steps are those of `anyo_rl.data.completion.split_steps`; a token belongs to the step that it ends.
+        """
+        cut = next((i for i, token in enumerate(completion_ids) if token in (self.marker_id, self.eos_id)), None)
+        ids = list(completion_ids[:cut])
+        ends: list[int] = []
+        for end, token in enumerate(ids, 1):
+            if self._may_break(token):
+                # `|` stands for what comes next: lines before its own have ended.
+                n_ended = len(split_steps(f"{self._text(ids[:end])}|")) - 1
+                ends += [end] * (n_ended - len(ends))
+        n_steps = len(split_steps(self._text(ids)))
+        return ends + [len(ids)] * (n_steps - len(ends))
+
+    def answered_now(self, context_ids: Sequence[int], step_ids: Sequence[int]) -> list[int]:
+        """Context, steps and marker: where the teacher answers if its reasoning ends after these steps.
+
+        The marker follows the last step's last word, as where a reasoning ends, and not its line break.
+        """
+        return [*context_ids, *self.without_break(step_ids), self.marker_id]
+
+    def without_break(self, ids: Sequence[int]) -> list[int]:
+        """Token ids of steps without the white space behind the last one, as far as it has tokens of its own."""
+        ids = list(ids)
+        while ids and not self._text(ids[-1:]).strip():
+            ids.pop()
+        return ids
+
+    def _may_break(self, token: int) -> bool:
+        """Whether a token may end a line: it holds a line break, or is a part of a character."""
+        known = self._breaks
+        if token not in known:
+            piece = self._text([token])
+            known[token] = len(f"|{piece}|".splitlines()) > 1 or "\N{REPLACEMENT CHARACTER}" in piece
+        return known[token]
+
+    def item_ids(self, title: str) -> list[int]:
+        """An item path: tok(marker + " " + title) minus the marker, then the end-of-sequence token.
+
+        Raises:
+            ValueError: the title has no token, or the tokenizer merges text into the marker.
+        """
+        first, *ids = self.tokenizer.encode(f"{self._marker} {title}", add_special_tokens=False)
+        if first != self.marker_id:
+            raise ValueError(f"the tokenizer does not keep the marker apart before {title!r}")
+        if not title.strip() or self.marker_id in ids or self.eos_id in ids:
+            raise ValueError(f"title {title!r} is empty or holds a control token; clean titles with Tokens.safe_text")
+        return [*ids, self.eos_id]
+
+    def code_ids(self, codes: Sequence[str]) -> list[int]:
+        """An item path of a semantic id: its codes, then the end-of-sequence token.
+
+        Nothing stands between the marker and the first code: added tokens are never merged with their neighbours.
+
+        Raises:
+            ValueError: there is no code, or one is not an added token (see `add_codes`).
+        """
+        missing = [code for code in codes if code not in self._added]
+        if missing or not codes:
+            raise ValueError(
+                f"{missing[0] if missing else 'an empty semantic id'!r} is no added token of the tokenizer: add the "
+                f"codes of semantic ids to teacher and tokenizer first"
+            )
+        return [*(self._added[code] for code in codes), self.eos_id]
+
+    def item_titles(self, paths: Sequence[Sequence[int]]) -> list[str]:
+        """What item paths spell, white space folded: the inverse of `item_ids`, and of `code_ids`."""
+        return [" ".join(self._text(path).split()) for path in paths]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of completion ids as people see it: the marker as ` -> `, control tokens left out.
+
+        Only the marker's token ends a reasoning: the characters `->` spelled out by other tokens are shown as `→`, so
+        that `anyo_rl.data.completion.parse` agrees with the ids.
+        """
+        ids = list(ids)
+        if self.marker_id not in ids:
+            return self._text(ids).replace(MARKER, "→").strip()
+        cut = ids.index(self.marker_id)
+        # The marker's own text may be anything (`</think>`): it is left out of the item and shown as `->` once.
+        answer = [token for token in ids[cut + 1 :] if token != self.marker_id]
+        reasoning = self._text(ids[:cut]).replace(MARKER, "→").strip()
+        item = self._text(answer).strip()
+        return f"{reasoning} {MARKER} {item}".strip()

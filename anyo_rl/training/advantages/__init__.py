@@ -1,0 +1,1 @@
+"""What the tokens of a sampled reasoning are credited with: one file a method."""

@@ -1,0 +1,1 @@
+"""Rewards around a trainer: checked, set up, scheduled, limited in time."""

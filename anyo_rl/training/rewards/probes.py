@@ -1,0 +1,156 @@
+"""Columns that the engine makes for rewards beside the rank, once per batch, and only where a reward asks for them.
+
+- `direct_log_prob`: log p(target | no reasoning), the marker right after the prompt; one context per prompt.
+- `swapped_gain`: the target's gain when the reasoning is another user's; one more ranking per completion.
+
+A reward asks by a parameter without a default, or by an attribute `columns`. A group may lie on several processes, and
+a process may hold a single group, so reasonings are swapped over all of them.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from anyo_rl.metrics.gains import ndcg
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.rewards.check import wanted_columns
+
+DIRECT, SWAPPED = "direct_log_prob", "swapped_gain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What another process has to know of a completion.
+
+    Attributes:
+        user_id: whose it is.
+        ids: its token ids.
+        marked: whether it has the marker.
+    """
+
+    user_id: Any
+    ids: list[int]
+    marked: bool
+
+
+def swap_partners(written_N: Sequence[Written], group_size: int) -> list[int | None]:
+    """For each completion one of another user, with a marker: that of the same place in the next group, or the next.
+
+    Args:
+        written_N: those of all processes, groups of `group_size` in a row.
+        group_size: completions of each prompt.
+
+    Returns:
+        Positions; `None` where no other user has a completion with a marker.
+
+    >>> written = [Written(user, [], marked) for user, marked in (("a", True), ("a", True), ("b", False), ("b", True))]
+    >>> swap_partners(written, 2)
+    [3, 3, 0, 1]
+    """
+    n = len(written_N)
+    return [
+        next(
+            (
+                j
+                for step in range(n)
+                if written_N[j := (i + group_size + step) % n].marked and written_N[j].user_id != own.user_id
+            ),
+            None,
+        )
+        for i, own in enumerate(written_N)
+    ]
+
+
+class Probes:
+    """What rewards ask of the engine.
+
+    Args:
+        reward_funcs: the rewards, as they were loaded.
+        written: whether the teacher writes its item: there is no answer to read off then.
+
+    Raises:
+        ValueError: a reward asks for a column, and items are written.
+    """
+
+    def __init__(self, reward_funcs: Sequence[Callable[..., Any]], written: bool = False) -> None:
+        self.wanted = wanted_columns(reward_funcs) & {DIRECT, SWAPPED}
+        if self.wanted and written:
+            raise ValueError(
+                f"a reward asks for {', '.join(sorted(self.wanted))}, and an item that is written has none: set "
+                f"ranker to likelihood, or leave the reward out"
+            )
+        self._reasonings_B: list[list[int] | None] = []
+        self._columns: dict[str, list[float | None]] = {}
+
+    def swap(
+        self, rows: Sequence[dict], completion_ids: list[list[int]], marker_id: int, group_size: int, accelerator: Any
+    ) -> None:
+        """Shares reasonings out, where they are wanted; all processes call this, before anything can fail on one."""
+        if SWAPPED not in self.wanted:
+            return
+        mine = [Written(row["user_id"], ids, marker_id in ids) for row, ids in zip(rows, completion_ids, strict=True)]
+        everyone = _gather(mine, accelerator)
+        start = accelerator.process_index * len(mine)
+        partners = swap_partners(everyone, group_size)[start : start + len(mine)]
+        self._reasonings_B = [None if partner is None else everyone[partner].ids for partner in partners]
+
+    def measure(
+        self,
+        rows: Sequence[dict],
+        completion_ids: list[list[int]],
+        ranker: LikelihoodRanker,
+        tokens: Tokens,
+        log_metric: Callable[[str, float], None],
+        excluded_B: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """Asks the engine; the weights are whole, so processes need not wait for one another.
+
+        Args:
+            rows: of the batch, with `prompt` and `target_id`.
+            completion_ids: what was written.
+            ranker: the engine, with the cap and budget of the ranks.
+            tokens: the teacher's tokenizer and marker.
+            log_metric: gets the seconds.
+            excluded_B: items taken out of each ranking.
+        """
+        if not self.wanted:
+            return
+        began = time.perf_counter()
+        prompts = [tokens.context_ids(row["prompt"]) for row in rows]
+        targets = [row["target_id"] for row in rows]
+        if DIRECT in self.wanted:
+            # The target's own path gives its probability; its rank would cost a search.
+            path = LikelihoodRanker(ranker.catalog, ranker.model, cap=1, node_budget=1, tie_band=0.0)
+            found = path.rank([tokens.marked_context(prompt, []) for prompt in prompts], targets, top_k=0)
+            assert found.log_probs_B is not None
+            self._columns[DIRECT] = found.log_probs_B.tolist()
+        if SWAPPED in self.wanted:
+            there = [
+                i
+                for i, (ids, other) in enumerate(zip(completion_ids, self._reasonings_B, strict=True))
+                if other is not None and tokens.marker_id in ids
+            ]
+            swapped = ranker.rank(
+                [tokens.marked_context(prompts[i], self._reasonings_B[i] or []) for i in there],
+                [targets[i] for i in there],
+                top_k=0,
+                excluded_B=None if excluded_B is None else [excluded_B[i] for i in there],
+            )
+            column: list[float | None] = [None] * len(rows)
+            for i, gain in zip(there, ndcg(swapped.ranks_B).tolist(), strict=True):
+                column[i] = gain
+            self._columns[SWAPPED] = column
+        log_metric("probes/seconds", time.perf_counter() - began)
+
+    def row(self, i: int) -> dict[str, float | None]:
+        """The columns of one completion."""
+        return {name: column[i] for name, column in self._columns.items()}
+
+
+def _gather(mine: list[Written], accelerator: Accelerator) -> list[Written]:
+    return gather_object(mine) if accelerator.num_processes > 1 else mine

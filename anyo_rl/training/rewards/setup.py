@@ -1,0 +1,91 @@
+"""What rewards need before training starts: settings they make sense under, columns from the training split, a fit.
+
+A reward says so by attributes, none of which it needs to have:
+
+- `columns`: columns to be made for it. `propensity` comes from here, what the engine makes from
+  `anyo_rl.training.rewards.probes`;
+- `weighs_groups`: whether it multiplies by a factor that is the same for all completions of a prompt;
+- `fit(task, catalog, seed)`: called once, on every process, before training.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.task import Task
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.students.popularity import fit_popularity
+from anyo_rl.training.rewards.check import inner_reward, wanted_columns
+
+PROPENSITY = "propensity"
+
+
+class Scaling(Protocol):
+    """The two of TRL's settings that say how rewards become advantages."""
+
+    scale_rewards: Any
+    multi_objective_aggregation: str
+
+
+def check_rewards(reward_funcs: Sequence[Callable[..., Any]], settings: Scaling) -> None:
+    """Refuses rewards that do nothing under the settings.
+
+    Raises:
+        ValueError: a factor that is constant within a group would be divided out again.
+    """
+    by_group = (
+        "scale_rewards: group"
+        if settings.scale_rewards in ("group", True)
+        else "multi_objective_aggregation: normalize_then_sum"
+        if settings.multi_objective_aggregation == "normalize_then_sum"
+        else None
+    )
+    for reward in reward_funcs:
+        if by_group and getattr(inner_reward(reward), "weighs_groups", False):
+            raise ValueError(
+                f"reward {getattr(reward, '__name__', reward)!r} weighs each prompt (propensity_power), and with "
+                f"{by_group} rewards are divided by the spread of their group, where that weight cancels: set "
+                f"scale_rewards to batch or none (and sum_then_normalize), or propensity_power to 0"
+            )
+
+
+def prepare_rewards(
+    reward_funcs: Sequence[Callable[..., Any]], rows: list[Row], task: Task, catalog: Catalog, seed: int
+) -> list[Row]:
+    """Fits the rewards that want it, and gives the rows with the columns that rewards ask for.
+
+    Args:
+        reward_funcs: the rewards, as they were loaded.
+        rows: training examples.
+        task: the data.
+        catalog: the catalog.
+        seed: of fits.
+    """
+    for reward in reward_funcs:
+        fit = getattr(inner_reward(reward), "fit", None)
+        if fit is not None:
+            fit(task, catalog, seed)
+    if PROPENSITY not in wanted_columns(reward_funcs):
+        return rows
+    counts_N = fit_popularity(training_sequences(task, catalog.index)[0], len(catalog)).counts
+    of_item = dict(zip(catalog.item_ids, propensities(counts_N).tolist(), strict=True))
+    return [{**row, PROPENSITY: of_item[row["target_id"]]} for row in rows]
+
+
+def propensities(counts_N: np.ndarray) -> np.ndarray:
+    """Users of each item over those of the most popular one; an item without users counts as one with a single one.
+
+    Args:
+        counts_N: (N,) training users of each item.
+
+    Returns:
+        (N,) in (0, 1].
+
+    >>> propensities(np.array([4.0, 1.0, 0.0])).tolist()
+    [1.0, 0.25, 0.25]
+    """
+    least_one_N = np.maximum(counts_N, 1.0)
+    return least_one_N / least_one_N.max(initial=1.0)

@@ -1,0 +1,147 @@
+import copy
+import dataclasses
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+import torch
+from trl import ModelConfig, SFTConfig
+
+from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.catalog.item_tokens import SEMANTIC_IDS, adapters, load_answering, semantic_ids, teacher_files
+from anyo_rl.catalog.semantic_ids import read_ids
+from anyo_rl.data.schema import DataError
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.finish import finish_stage, load_checkpoint, teacher_folder
+from anyo_rl.teacher.codes import add_item_tokens
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.save import save_teacher
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.loop.callbacks import keep_best
+from anyo_rl.training.loop.validation import Validation
+from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
+
+TITLES = [f"{kind} {style} {grade}" for kind in ("lamp", "tea") for style in ("oak", "moss") for grade in (1, 2, 3, 4)]
+ITEMS = pl.DataFrame(
+    {
+        "item_id": [f"i{index}" for index in range(16)],
+        "title": TITLES,
+        "sid": [f"<a_{index // 4}><b_{index // 2}>" for index in range(16)],  # in pairs
+    }
+)
+TASK = SimpleNamespace(interactions=SimpleNamespace(items=ITEMS))
+COMPUTED = TeacherArguments(item_tokens="semantic_id")
+PUBLISHED = TeacherArguments(item_tokens="semantic_id", semantic_id_column="sid")
+
+
+def fresh(seed: int = 0):
+    tokenizer = train_tokenizer(TITLES, vocab_size=300)
+    return make_tiny_teacher(tokenizer, hidden_size=16, n_layers=1, n_heads=2, seed=seed), tokenizer
+
+
+def never():
+    pytest.fail("no vectors are needed")
+
+
+def test_titles_need_no_semantic_ids(tmp_path):
+    assert semantic_ids(tmp_path, TASK, TeacherArguments(), None, never, 0) is None
+    assert semantic_ids(tmp_path, TASK, TeacherArguments(), tmp_path, never, 0) is None
+    assert teacher_files(None) == {}
+    with pytest.raises(DataError, match="semantic_id_column is 'sid' but item_tokens is title"):
+        semantic_ids(tmp_path, TASK, dataclasses.replace(PUBLISHED, item_tokens="title"), None, never, 0)
+
+
+def test_published_ids_need_no_vectors(tmp_path):
+    ids = semantic_ids(tmp_path, TASK, PUBLISHED, "some/model", never, 0)
+    assert ids.n_collisions == 8
+    assert ids.codes["i5"] == ("<a_1>", "<b_2>", "<c_1>")
+    with pytest.raises(DataError, match="no column 'codes'"):
+        semantic_ids(tmp_path, TASK, dataclasses.replace(PUBLISHED, semantic_id_column="codes"), None, never, 0)
+
+
+def test_computed_ids_are_made_once_and_stay(tmp_path):
+    pytest.importorskip("faiss", reason="needs the `semantic` extra")
+    arguments = dataclasses.replace(COMPUTED, semantic_id_levels=2, semantic_id_codes=4)
+    ids = semantic_ids(tmp_path / "run", TASK, arguments, None, fresh, 0)
+    assert {len(codes) for codes in ids.codes.values()} <= {2, 3}
+    assert read_ids(tmp_path / "run" / SEMANTIC_IDS) == ids
+    assert semantic_ids(tmp_path / "run", TASK, arguments, None, never, 0) == ids  # as after a kill
+    assert semantic_ids(tmp_path / "other", TASK, arguments, None, fresh, 0) == ids
+    assert semantic_ids(tmp_path / "third", TASK, arguments, None, lambda: fresh(1), 0) != ids
+    with pytest.raises(DataError, match="n_codes is 3: expected a power of two"):
+        semantic_ids(tmp_path / "bad", TASK, dataclasses.replace(COMPUTED, semantic_id_codes=3), None, fresh, 0)
+
+
+def test_a_trained_teacher_keeps_its_own_ids(tmp_path):
+    ids = semantic_ids(tmp_path, TASK, PUBLISHED, None, never, 0)
+    model, tokenizer = fresh()
+    add_item_tokens(model, tokenizer, ids.tokens())
+    folder = tmp_path / "teacher"
+    save_teacher(model, tokenizer, folder, teacher_files(ids))
+    for arguments in (COMPUTED, PUBLISHED):
+        assert semantic_ids(tmp_path / "run", TASK, arguments, folder, never, 0) == ids
+    again, _ = load_answering(ModelConfig(model_name_or_path=str(folder), dtype="float32"), ids)
+    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    with pytest.raises(DataError, match=r"answers with semantic ids .*set item_tokens to semantic_id"):
+        semantic_ids(tmp_path, TASK, TeacherArguments(), folder, never, 0)
+    moved = ITEMS.with_columns(sid=pl.col("sid").reverse())
+    other = SimpleNamespace(interactions=SimpleNamespace(items=moved))
+    with pytest.raises(
+        DataError, match=r"item 'i0' is <a_3><b_7><c_0> by column 'sid' and <a_0><b_0><c_0> in .*16 of"
+    ):
+        semantic_ids(tmp_path, other, PUBLISHED, folder, never, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [True, False])
+def test_training_moves_the_rows_of_codes_and_saves_them(lora, tmp_path):
+    ids = semantic_ids(tmp_path, TASK, PUBLISHED, None, never, 0)
+    save_teacher(*fresh(), tmp_path / "base")
+    base = ModelConfig(model_name_or_path=str(tmp_path / "base"), dtype="float32")
+    model_args = dataclasses.replace(base, use_peft=lora, lora_target_modules=["q_proj", "v_proj"])
+    model, tokenizer = load_answering(model_args, ids)
+    start = copy.deepcopy(model)
+    tokens = Tokens.of(tokenizer)
+    catalog = build_catalog(ITEMS, tokens, ids)
+    rows = [
+        {"prompt": f"{TITLES[i]}\n", "example_id": str(i), "target_id": f"i{(i + 1) % 16}", "history": [f"i{i}"]}
+        for i in range(16)
+    ]
+    settings = SFTConfig(
+        output_dir=str(tmp_path / "stage"),
+        max_steps=3,
+        per_device_train_batch_size=8,
+        learning_rate=0.05,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="steps",
+        save_steps=3,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    stop_at_marker(model, tokens)
+    trainer = TeacherSFTTrainer(
+        model=model,
+        args=keep_best(settings, tmp_path / "stage"),
+        train_dataset=sft_dataset(rows, catalog, tokens, None),
+        processing_class=tokenizer,
+        peft_config=adapters(model_args, model, tokenizer, ids),
+        validation=Validation(rows, catalog, tokens, "plain", 1, 4, False),
+    )
+    finish_stage(trainer, tmp_path / "stage", tokens, lambda: load_answering(model_args, ids)[0], ids)
+    found = load_checkpoint(tmp_path / "stage" / "checkpoint-3", lambda: load_answering(model_args, ids)[0])
+    codes = torch.tensor(tokens.code_ids(ids.tokens())[:-1])
+    now, before = (m.get_input_embeddings().weight.detach() for m in (found, start))
+    assert ((now[codes] - before[codes]).abs().amax(1) > 1e-3).all()
+    # Adapters leave the other rows alone; whole training moves those that are read or written.
+    assert torch.equal(now[: codes.min()], before[: codes.min()]) == lora
+    folder = teacher_folder(tmp_path / "stage")
+    assert read_ids(folder / SEMANTIC_IDS) == ids
+    assert semantic_ids(tmp_path, TASK, COMPUTED, folder, never, 0) == ids
+    saved, reread = load_answering(dataclasses.replace(base, model_name_or_path=str(folder)), ids)
+    assert build_catalog(ITEMS, Tokens.of(reread), ids).paths == catalog.paths
+    assert torch.equal(saved.get_input_embeddings().weight, now)

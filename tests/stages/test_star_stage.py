@@ -1,0 +1,60 @@
+"""The parts of STaR that its recipe's tests do not tell apart."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from anyo_rl.sampling.paths import paths_table
+from anyo_rl.stages.arguments import StarArguments
+from anyo_rl.stages.star import Star
+from anyo_rl.training.loop.validation import METRIC
+
+
+@pytest.fixture
+def star(tmp_path):
+    """A run on 20 examples without any rationale."""
+    train = pl.DataFrame({"example_id": [f"u{n}:1" for n in range(20)]})
+    task = SimpleNamespace(split=lambda name: train, rationales={})
+    return Star(tmp_path, task, None, None, StarArguments(), SimpleNamespace(seed=3))
+
+
+def settings(star, **changes):
+    return dataclasses.replace(star, star_args=dataclasses.replace(star.star_args, **changes))
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "goes_on"),
+    [
+        ([0.3], 1, True),
+        ([0.3, 0.4], 1, True),
+        ([0.3, 0.3], 1, False),  # as good as before is no gain
+        ([0.3, 0.4, 0.35], 1, False),
+        ([0.3, 0.4, 0.35], 2, True),
+        ([0.3, 0.4, 0.35, 0.39], 2, False),
+        ([0.3, 0.2, 0.35], 1, True),
+    ],
+)
+def test_rounds_end_when_validation_gains_no_more(star, values, patience, goes_on):
+    rows = [{METRIC: value} for value in values]
+    assert settings(star, patience=patience)._goes_on(rows) is goes_on
+
+
+def test_each_round_draws_its_own_examples(star):
+    assert star.examples(1).equals(star.task.split("train"))
+    few = settings(star, max_examples=8)
+    first, again, second = few.examples(1), few.examples(1), few.examples(2)
+    assert first.equals(again)
+    assert not first.equals(second)
+    for drawn in (first, second):
+        assert drawn["example_id"].is_unique().all()
+        assert len(drawn) == 8
+
+
+def test_a_round_without_a_good_path_says_what_to_do(star, monkeypatch):
+    monkeypatch.setattr(Star, "open", lambda self, teacher: None)
+    monkeypatch.setattr(Star, "_choose", lambda *args: (paths_table([]), {}))
+    with pytest.raises(ValueError, match=r"round 1: no path has a gain of 0\.5 or more: lower least_gain"):
+        star.kept(1, "teacher")
+    assert not (star.run_dir / "star" / "round-1" / "kept.parquet").exists()

@@ -1,0 +1,82 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from trl import GRPOConfig, ModelConfig
+
+from anyo_rl.run.folder import WARM_START
+from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments
+from anyo_rl.stages.warm_start import direct_max_steps, parse_warm_start, sft_config_path, train_warm_start
+
+
+def test_the_warm_starts_config_lies_beside_its_own_or_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "sft.yaml").touch()
+    assert sft_config_path("sft.yaml", None) == Path("sft.yaml")
+    assert sft_config_path("sft.yaml", tmp_path / "a" / "grpo.yaml") == Path("sft.yaml")
+    (tmp_path / "a" / "sft.yaml").touch()
+    assert sft_config_path("sft.yaml", tmp_path / "a" / "grpo.yaml") == tmp_path / "a" / "sft.yaml"
+    with pytest.raises(SystemExit, match=r"no sft_config 'x\.yaml'; looked at"):
+        sft_config_path("x.yaml", None)
+
+
+@pytest.fixture
+def warm_start(tmp_path):
+    """Parses a warm start for a run with the given YAML and flags; both files get a few trainer settings."""
+
+    def parsed(own: str, warm: str, *, train_direct=True, rounds=1, **flags):
+        (tmp_path / "grpo.yaml").write_text(own)
+        (tmp_path / "sft.yaml").write_text(
+            f"{warm}bf16: false\nmax_steps: 5\neval_strategy: steps\nsave_strategy: steps\n"
+        )
+        grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=7, seed=3)
+        comparison = ComparisonArguments(sft_config="sft.yaml", train_direct=train_direct)
+        return parse_warm_start(comparison, tmp_path / "grpo.yaml", grpo, TeacherArguments(**flags), rounds)
+
+    return parsed
+
+
+def test_a_warm_start_has_its_own_trainer_settings_and_patience(warm_start):
+    warm = "tiny_layers: 2\nearly_stopping_patience: 4\nmax_validation: 300\nlora_r: 8\n"
+    found = warm_start("tiny_layers: 2\nlora_r: 8\n", warm, tiny_layers=6, n_paths=2)
+    assert (found.training_args.max_steps, found.training_args.seed, found.training_args.use_cpu) == (5, 3, True)
+    teacher = found.teacher_args  # a flag holds for both
+    assert (teacher.tiny_layers, teacher.n_paths, teacher.early_stopping_patience) == (6, 2, 4)
+    recorded = found.arguments()[WARM_START]
+    assert (recorded["max_steps"], recorded["early_stopping_patience"]) == (5, 4)
+
+
+@pytest.mark.parametrize(("train_direct", "rounds", "expected"), [(True, 1, 12), (True, 3, 26), (False, 3, 0)])
+def test_direct_has_the_updates_of_all_that_it_is_compared_with(warm_start, train_direct, rounds, expected):
+    assert warm_start("", "", train_direct=train_direct, rounds=rounds).direct_max_steps == expected
+
+
+def test_without_a_config_there_is_no_warm_start():
+    assert parse_warm_start(ComparisonArguments(sft_config=None), None, None, TeacherArguments()) is None
+    with pytest.raises(SystemExit, match="no teacher: set model_name_or_path, or sft_config"):
+        train_warm_start(Path("run"), None, ModelConfig(), None)
+    named = ModelConfig(model_name_or_path="teacher")
+    assert train_warm_start(Path("run"), None, named, None) == {"sft": "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("own", "warm", "named"),
+    [
+        ("dataset: toy\n", "dataset: office\n", "dataset is 'office' there and 'toy' in"),
+        ("", "tiny_layers: 2\n", "tiny_layers is 2 there and 4 in"),
+        ("use_peft: true\n", "use_peft: false\n", "use_peft is False there and True in"),
+        ("", "rationale_attributes: [genres]\n", "rationale_attributes"),
+    ],
+)
+def test_a_warm_start_of_other_data_model_or_teacher_is_refused(warm_start, own, warm, named):
+    with pytest.raises(SystemExit, match=r"sft\.yaml: a warm start has the run's data, model and teacher") as refused:
+        warm_start(own, warm)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("steps", [(-1, 7), (5, -1), (-1, -1)])
+def test_a_budget_of_direct_needs_steps(steps):
+    sft, grpo = (SimpleNamespace(max_steps=n) for n in steps)
+    with pytest.raises(ValueError, match="train_direct needs max_steps in both"):
+        direct_max_steps(sft, grpo)

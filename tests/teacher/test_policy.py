@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from anyo_rl.teacher.policy import causal_lm, check_tree_attention, inference, row_logits
+
+SIZE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SIZE))
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "softcap", "other head"])
+def test_row_logits_are_the_models_own(kind):
+    if kind == "softcap":
+        model = Gemma2ForCausalLM(Gemma2Config(**SIZE, final_logit_softcapping=0.05)).eval()
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**SIZE)).eval()
+    if kind == "bias":
+        model.lm_head = nn.Linear(16, 40)
+    if kind == "other head":
+        model.lm_head = nn.Sequential(nn.Linear(16, 40), nn.Tanh())
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    row, tokens = torch.tensor([0, 2, 2, 1]), torch.tensor([5, 0, 39, 5])
+    with torch.no_grad():
+        expected = model(ids).logits
+        found = row_logits(model, model.model(ids).last_hidden_state, row, tokens)
+    assert found.shape == (2, 4)
+    torch.testing.assert_close(found, expected[:, row, tokens], atol=1e-6, rtol=1e-5)
+
+
+def test_row_logits_are_fp32_for_half_weights(llama):
+    model = llama.bfloat16()
+    hidden = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = row_logits(model, hidden, torch.tensor([1]), torch.tensor([7]))
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx((hidden[0, 1].float() @ model.lm_head.weight[7].float()).item(), abs=1e-6)
+
+
+def test_what_is_no_causal_lm_is_refused(llama):
+    assert causal_lm(llama) is llama
+    for other in (nn.Linear(2, 2), LlamaModel(LlamaConfig(**SIZE))):
+        with pytest.raises(TypeError, match="is not a causal language model of transformers"):
+            causal_lm(other)
+
+
+def test_flash_attention_is_refused_and_a_mend_is_named(llama):
+    llama.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"'flash_attention_2' takes no tree mask.*attn_implementation.*sdpa"):
+        check_tree_attention(llama)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_restores_the_mode_even_after_an_error(llama, training):
+    llama.train(training)
+
+    def ask() -> None:
+        with inference(llama):
+            assert not llama.training
+            assert not torch.is_grad_enabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        ask()
+    assert llama.training is training
+    assert torch.is_grad_enabled()

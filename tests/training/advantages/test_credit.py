@@ -1,0 +1,147 @@
+"""Credit for steps, in the trainer: which token gets what, from values that an oracle gives."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from anyo_rl.metrics.gains import ndcg
+from anyo_rl.training.advantages.credit import Credit
+from anyo_rl.training.objectives import process_advantages, progress_advantages
+from anyo_rl.values.source import StepSource
+from tests.training.test_reasoner import G, lift, reasoner
+
+NAN = np.nan
+
+
+@pytest.fixture
+def make(small_teacher, small_catalog, small_tokens, tmp_path):
+    def trainer(**arguments):
+        lift(small_teacher, small_tokens.marker_id, 3.0)
+        lift_break = small_tokens.tokenizer.encode("\n", add_special_tokens=False)[0]
+        small_teacher.lm_head.bias.data[lift_break] = 4.0  # several steps in a few tokens
+        return reasoner(small_teacher, small_catalog, small_tokens, tmp_path, **arguments)
+
+    return trainer
+
+
+def test_each_token_has_the_advantage_of_its_step(small_tokens):
+    encode, marker = small_tokens.tokenizer.encode, small_tokens.marker_id
+    texts = ["mug\nmug\nAlien", "Alien"]
+    ids = [[*encode(text, add_special_tokens=False), marker] for text in texts]
+    pad = small_tokens.tokenizer.pad_token_id
+    width = max(map(len, ids)) + 2
+    padded = torch.tensor([row + [pad] * (width - len(row)) for row in ids])
+    ends = small_tokens.step_ends(ids[0])
+    assert len(ends) == 3
+    found = Credit("progress").token_advantages(
+        [np.array([0.2, 0.5, 0.1]), np.array([0.2])],
+        [1.0, 0.4],
+        torch.tensor([1.0, 0.4]),
+        padded,
+        small_tokens,
+        Accelerator(cpu=True),
+        group_size=2,
+        scale="none",
+    )
+    first = [0.3] * ends[0] + [0.0] * (ends[1] - ends[0]) + [0.4] * (width - ends[1])
+    np.testing.assert_allclose(found, [first, [-0.3] * width], atol=1e-6)
+
+
+@pytest.mark.parametrize("advantages", ["progress", "process"])
+@pytest.mark.parametrize("step_values", ["forced_answer", "monte_carlo"])
+def test_the_trainer_learns_from_steps(make, small_tokens, advantages, step_values):
+    seen = []
+
+    def keep(rank, completion_ids, **_):
+        seen.append((rank, completion_ids))
+        return [0.0 if r is None else ndcg(r) for r in rank]
+
+    credit = Credit(advantages, StepSource(step_values, n_continuations=2))
+    trainer = make(reward=keep, credit=credit, settings={"max_completion_length": 8, "scale_rewards": "group"})
+    outputs, original = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: outputs.append(original(inputs)) or outputs[-1]
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    row = trainer.state.log_history[0]
+    assert {"values/first", "values/last", "values/seconds"} <= row.keys()
+    assert 0 < row["values/first"] <= 1
+    assert len(outputs) == len(seen) == 2
+    n_steps = 0
+    for output, (ranks, completion_ids) in zip(outputs, seen, strict=True):
+        assert output["advantages"].shape == output["completion_ids"].shape
+        assert output["advantages"].isfinite().all()
+        for ids, advantages_T in zip(completion_ids, output["advantages"], strict=True):
+            ends = small_tokens.step_ends(ids)
+            n_steps = max(n_steps, len(ends))
+            for start, end in zip([0, *ends], ends, strict=False):
+                assert len(set(advantages_T[start:end].tolist())) == 1
+        if advantages == "progress":  # equal outcomes of a group begin alike
+            groups = np.array([0 if r is None else r for r in ranks]).reshape(-1, G)
+            first = output["advantages"][:, 0].view(-1, G).numpy()
+            for of_group, at_first in zip(groups, first, strict=True):
+                for rank in set(of_group.tolist()):
+                    assert len(set(at_first[of_group == rank].round(5).tolist())) == 1
+    assert n_steps > 1, "no completion had two steps: the test shows nothing"
+
+
+def test_the_last_step_ends_with_the_outcome(small_tokens):
+    """For `process` gains of steps add up to the outcome less V_0; `progress` has values before steps alone."""
+    ids = torch.tensor(
+        [[*small_tokens.tokenizer.encode("x\ny", add_special_tokens=False), small_tokens.marker_id]] * 2
+    )
+    values, outcomes = [np.array([0.2, 0.5]), np.array([0.2, 0.3])], [0.9, 0.0]
+    given = (torch.tensor(outcomes), ids, small_tokens, Accelerator(cpu=True))
+    asked = {"group_size": 2, "scale": "none"}
+    first, last = small_tokens.step_ends(ids[0].tolist())[0] - 1, ids.shape[1] - 1
+    found = Credit("process", reduction="sum").token_advantages(values, outcomes, *given, **asked)
+    steps = process_advantages(torch.tensor([[0.3, 0.4], [0.1, -0.3]]), 2, "sum")
+    torch.testing.assert_close(found[:, [first, last]], steps)
+    found = Credit("progress").token_advantages(values, outcomes, *given, **asked)
+    steps = progress_advantages(torch.tensor(outcomes), torch.tensor([[0.2, 0.5], [0.2, 0.3]]), 2, "none")
+    torch.testing.assert_close(found[:, [first, last]], steps)
+
+
+def test_a_prm_gives_the_values_before_steps(small_tokens):
+    """Its scores less the one after the last step, which the outcome stands for; one where there is no step."""
+    ids = [small_tokens.tokenizer.encode(text, add_special_tokens=False) for text in ("x\ny", "")]
+    asked = []
+
+    class Fixed:
+        def check_texts(self, completion_ids_B, texts_B):
+            assert texts_B == ["x\ny", ""]
+
+        def scores(self, prompt_ids_B, completion_ids_B):
+            asked.append(prompt_ids_B)
+            return [np.array([0.2, 0.5, 0.9]), np.array([0.3])]
+
+    rows = [{"prompt": "Alien\n"}, {"prompt": "mug\n"}]
+    source = StepSource("prm", prm=Fixed())
+    found = source.values(rows, ids, None, None, small_tokens, mask_history=False)
+    assert [values.tolist() for values in found] == [[0.2, 0.5], [0.3]]
+    assert asked == [[small_tokens.context_ids(row["prompt"]) for row in rows]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "prm"}, "step_values prm and a PRM go together"),
+        ({"kind": "judge"}, "step_values judge and a judge go together"),
+        ({"kind": "guess"}, "step_values is 'guess'"),
+        ({"n_continuations": 0}, "n_continuations is 0: expected 1 or more"),
+    ],
+)
+def test_unknown_sources_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        StepSource(**wrong)
+
+
+def test_unknown_advantages_are_refused():
+    with pytest.raises(ValueError, match="advantages is 'outcome': expected one of progress, process"):
+        Credit(advantages="outcome")
+
+
+def test_rewards_normalised_one_by_one_have_no_scale_for_values(make):
+    with pytest.raises(ValueError, match="set ranker to likelihood and multi_objective_aggregation"):
+        make(credit=Credit(), settings={"multi_objective_aggregation": "normalize_then_sum"})
