@@ -1,7 +1,7 @@
 """GRPO and PPO on completions that are a function of their prompt: what any number of processes must agree on.
 
-    python tests/training/replay.py OUT.json --use_cpu
-    accelerate launch --config_file accelerate_configs/cpu_2.yaml tests/training/replay.py OUT.json --use_cpu
+    python -m tests.training.replay OUT.json --use_cpu
+    accelerate launch --config_file accelerate_configs/cpu_2.yaml -m tests.training.replay OUT.json --use_cpu
 
 OUT.json has the logged numbers of each step by algorithm. Of 16 completions a step each process takes its share.
 """
@@ -17,20 +17,17 @@ import polars as pl
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from datasets import Dataset
 from trl import GRPOConfig, TrlParser
 
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.run.launch import check_launch, whole_weights
-from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic
-from anyo_rl.training.loop.validation import Validation
-from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.values.source import StepSource
+from tests.training.helpers import reasoner
 
 GLOBAL_BATCH, G = 16, 4
 TITLES = ["Alien", "Alien 3", "Aliens", "Toy Story", "Toy Story 2", "Toys", "lamp oak 1", "lamp oak 2", "mug"]
@@ -64,22 +61,16 @@ def train(algorithm: str, args: GRPOConfig, folder: Path) -> list[dict[str, floa
         model = make_tiny_teacher(tokens.tokenizer, hidden_size=32, n_layers=2, n_heads=2, max_length=256, seed=3)
         if algorithm == "ppo":
             attach_critic(model)
-    stop_at_marker(model, tokens)
     rows = [
         {"example_id": f"u{n}:1", "user_id": f"u{n}", "prompt": f"{n} {title}\n", "history": [], "target_id": f"i{n}"}
         for n, title in enumerate(TITLES)
     ]
     args.output_dir = str(folder / algorithm)
     AcceleratorState._reset_state()
-    trainer = ReasonerTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokens.tokenizer,
-        reward_funcs=[by_rank],
-        catalog=catalog,
-        tokens=tokens,
-        validation=Validation(rows, catalog, tokens, "greedy", max_new_tokens=3),
+    trainer = reasoner(
+        *(model, catalog, tokens, args),
+        rows=rows,
+        reward=by_rank,
         item_loss="mixture",
         ppo=Ppo(step_rewards="shaping", source=StepSource()) if algorithm == "ppo" else None,
         rollout_func=lambda prompts, _: replay(prompts, tokens),

@@ -8,16 +8,15 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainingArguments
-from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
+from trl import DPOConfig, ModelConfig, SFTConfig
 
-from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic, train_critic
 from anyo_rl.training.dpo import TeacherDPOTrainer
 from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.prm import PrmTrainer, load_classifier, prm_dataset
-from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
+from tests.training.helpers import QUIET, grpo_config, reasoner
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +24,7 @@ ROWS = [
     {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9")])
 ]
-SETTINGS = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
-SETTINGS |= {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+SETTINGS = {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4, **QUIET}
 
 
 def lora(task_type="CAUSAL_LM"):
@@ -47,18 +45,17 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
         torch.manual_seed(0)
         model, config = copy.deepcopy(small_teacher), lora() if with_lora else None
         settings = {"output_dir": str(tmp_path), "gradient_checkpointing": checkpointing, **SETTINGS}
-        of_items = {"catalog": small_catalog, "tokens": small_tokens, "peft_config": config}
         if kind == "sft":
             data = sft_dataset(ROWS, small_catalog, small_tokens, {row["example_id"]: [("toys",)] for row in ROWS})
             return TeacherSFTTrainer(args=SFTConfig(**settings), peft_config=config, **known(model, data))
         if kind in ("grpo", "ppo"):
-            stop_at_marker(model, small_tokens)
+            more = {"peft_config": config}
             if kind == "ppo":
                 attach_critic(model)
-                of_items |= {"ppo": Ppo(), "peft_config": train_critic(config)}
-            args = GRPOConfig(num_generations=4, max_completion_length=5, **settings)
-            reward = [lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids]]
-            return ReasonerTrainer(args=args, reward_funcs=reward, **known(model, Dataset.from_list(ROWS)), **of_items)
+                more = {"ppo": Ppo(), "peft_config": train_critic(config)}
+            args = grpo_config(tmp_path, **SETTINGS, gradient_checkpointing=checkpointing)
+            more["reward"] = lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids]
+            return reasoner(model, small_catalog, small_tokens, args, rows=ROWS, **more)
         if kind == "dpo":
             sides = {side: small_tokens.reasoning_ids([side]) for side in ("chosen", "rejected")}
             pairs = [
@@ -66,7 +63,8 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
                 | {"prompt_ids": small_tokens.context_ids(row["prompt"]), **dict.fromkeys(sides, "x"), **row}
                 for row in ROWS
             ]
-            more = {"ref_model": None if with_lora else copy.deepcopy(model), "item_loss_weight": 0.1, **of_items}
+            more = {"ref_model": None if with_lora else copy.deepcopy(model), "item_loss_weight": 0.1}
+            more |= {"catalog": small_catalog, "tokens": small_tokens, "peft_config": config}
             return TeacherDPOTrainer(args=DPOConfig(**settings), **known(model, Dataset.from_list(pairs), **more))
         labels = {"prompt_ids": [[5, 6]], "token_ids": [small_tokens.reasoning_ids(["a", "b"])]}
         data = prm_dataset(pl.DataFrame({**labels, "step_values": [[0.5, 0.9, 0.1]]}), small_tokens)

@@ -9,79 +9,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from trl import GRPOConfig
 
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.callbacks import train_to_the_end
-from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.rewards.check import RewardError
-
-G = 4
-QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
-ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": history, "target_id": target}
-    for u, (prompt, history, target) in enumerate(
-        [("Alien\n", ["i0"], "i1"), ("mug\n", ["i9"], "i9"), ("Toys and toys\n", ["i5"], "i4"), ("x\n", [], "i7")]
-    )
-]
+from tests.training.helpers import ROWS, G, lift, reasoner, weights_of
 
 
-def constant(completions, **columns) -> list[float]:
-    return [1.0] * len(completions)
-
-
-def reasoner(model, catalog, tokens, folder, *, rows=ROWS, reward=constant, settings=None, **arguments):
-    """A trainer; the prompts of two groups in a step, unless `settings` say otherwise."""
-    stop_at_marker(model, tokens)
-    args = {"per_device_train_batch_size": 2 * G, "num_generations": G, "max_completion_length": 5, "max_steps": 2}
-    args |= {"learning_rate": 1e-3, "logging_steps": 1, "eval_strategy": "no", **QUIET, **(settings or {})}
-    return ReasonerTrainer(
-        model=model,
-        args=GRPOConfig(output_dir=str(folder), **args),
-        train_dataset=Dataset.from_list(list(rows)),
-        processing_class=tokens.tokenizer,
-        reward_funcs=reward if isinstance(reward, list) else [reward],
-        catalog=catalog,
-        tokens=tokens,
-        validation=Validation(rows, catalog, tokens, "greedy", max_new_tokens=3),
-        **arguments,
-    )
-
-
-@pytest.fixture
-def make(small_teacher, small_catalog, small_tokens, tmp_path):
-    def trainer(**arguments) -> ReasonerTrainer:
-        # Many paths should end with the marker, or there is no answer to train.
-        lift(small_teacher, small_tokens.marker_id)
-        return reasoner(small_teacher, small_catalog, small_tokens, tmp_path, **arguments)
-
-    return trainer
-
-
-def lift(model, token: int, by: float = 4.0) -> None:
-    """Makes a token likely at every position, by a bias of the head."""
-    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
-    head.weight = model.lm_head.weight
-    torch.nn.init.zeros_(head.bias)
-    head.bias.data[token] = by
-    head.bias.requires_grad_(False)
-    model.lm_head = head
-
-
-def weights_of(model) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def test_two_steps_move_the_weights_and_log_what_to_watch(make):
-    trainer = make(reward=lambda rank, **_: [None if r is None else 1 / r for r in rank])
+def test_two_steps_move_the_weights_and_log_what_to_watch(make_reasoner):
+    trainer = make_reasoner(reward=lambda rank, **_: [None if r is None else 1 / r for r in rank])
     before = weights_of(trainer.model)
     trainer.train()
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
@@ -95,8 +37,8 @@ def test_two_steps_move_the_weights_and_log_what_to_watch(make):
         assert 0 < row["parsed_share"] <= 1
 
 
-def test_under_lora_only_adapters_move(make):
-    trainer = make(peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+def test_under_lora_only_adapters_move(make_reasoner):
+    trainer = make_reasoner(peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
     before = weights_of(trainer.model)
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
@@ -165,40 +107,41 @@ def slow_weighted_sum(trainer, inputs) -> torch.Tensor:
     [("best", 2 * G, 1, 1), ("all", G, 2, 2), ("best", G, 2, 4), ("mixture", G, 2, 4)],
 )
 def test_the_item_loss_and_its_gradient_are_those_of_a_slow_computation(
-    make, item_loss, rows, accumulation, steps_per_generation
+    make_reasoner, item_loss, rows, accumulation, steps_per_generation
 ):
     settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
     settings |= {"steps_per_generation": steps_per_generation, "max_grad_norm": 0.0, "learning_rate": 0.0, "beta": 0.0}
-    trainer = make(item_loss=item_loss, item_loss_weight=0.7, settings=settings)  # equal rewards: no policy gradient
+    # Equal rewards: no policy gradient.
+    trainer = make_reasoner(item_loss=item_loss, item_loss_weight=0.7, settings=settings)
     record = Record(trainer)
     trainer.train()
     assert record.steps == 2
 
 
-def test_old_paths_can_be_used_twice(make):
+def test_old_paths_can_be_used_twice(make_reasoner):
     settings = {"per_device_train_batch_size": G, "gradient_accumulation_steps": 1, "steps_per_generation": 2}
-    trainer = make(settings={**settings, "num_iterations": 2, "max_steps": 5}, item_loss="mixture")
+    trainer = make_reasoner(settings={**settings, "num_iterations": 2, "max_steps": 5}, item_loss="mixture")
     trainer.train()
     losses = [row["item_loss"] for row in trainer.state.log_history if "item_loss" in row]
     assert len(losses) == 5
     assert np.isfinite(losses).all()
 
 
-def test_no_item_loss_where_none_is_asked_for(make):
-    trainer = make(item_loss="none", settings={"max_steps": 1})
+def test_no_item_loss_where_none_is_asked_for(make_reasoner):
+    trainer = make_reasoner(item_loss="none", settings={"max_steps": 1})
     trainer._item_loss = lambda *_: pytest.fail("there is no item loss")
     trainer.train()
     assert "item_loss" not in trainer.state.log_history[0]
 
 
-def test_rewards_get_their_columns(make):
+def test_rewards_get_their_columns(make_reasoner):
     calls = []
 
     def recording(prompts, completions, completion_ids, **columns):
         calls.append({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
         return [0.0] * len(prompts)
 
-    trainer = make(reward=recording, settings={"max_steps": 1, "learning_rate": 0.0}, mask_history=True)
+    trainer = make_reasoner(reward=recording, settings={"max_steps": 1, "learning_rate": 0.0}, mask_history=True)
     trainer.train()
     (call,) = calls
     tokens, catalog = trainer.tokens, trainer.catalog
@@ -226,18 +169,17 @@ def test_rewards_get_their_columns(make):
         assert found[3] == pytest.approx(float(ranking.log_probs_B[0]), abs=1e-4)
 
 
-def test_a_reward_that_fails_stops_with_its_name(make):
+def test_a_reward_that_fails_stops_with_its_name(make_reasoner):
     def broken_reward(rank, **columns):
         raise KeyError("no such column")
 
     with pytest.raises(RewardError, match=r"(?s)broken_reward.*no such column"):
-        make(reward=broken_reward).train()
+        make_reasoner(reward=broken_reward).train()
 
 
-def test_a_model_that_does_not_stop_at_the_marker_is_refused(make, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.stop_at_marker", lambda *_: None)
+def test_a_model_that_does_not_stop_at_the_marker_is_refused(make_reasoner):
     with pytest.raises(ValueError, match="call stop_at_marker before making the trainer"):
-        make()
+        make_reasoner(write_item=True)
 
 
 def test_a_catalog_of_one_item(small_teacher, small_tokens, tmp_path):
@@ -284,8 +226,9 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
     assert context in [tokens.context_ids(row["prompt"]) for row in rows]
 
 
-def test_an_evaluation_leaves_the_training_metrics_pending(make, capsys):
-    trainer = make(settings={"log_completions": True, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 2})
+def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys):
+    settings = {"log_completions": True, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 2}
+    trainer = make_reasoner(settings=settings)
     trainer.train()
     history = trainer.state.log_history
     evaluations = [row for row in history if "eval_ndcg@10" in row]
@@ -345,14 +288,14 @@ def test_resumed_within_a_generation_cycle_the_cycles_after_it_are_those_of_the_
 
 
 @pytest.mark.slow
-def test_what_is_rewarded_becomes_likely(make, small_tokens):
+def test_what_is_rewarded_becomes_likely(make_reasoner, small_tokens):
     """The sign of the policy gradient, end to end: a token that pays at the start of the reasoning is written more."""
     paid = small_tokens.tokenizer.encode("A", add_special_tokens=False)[0]
 
     def first_token(completion_ids, **columns):
         return [float(ids[0] == paid) for ids in completion_ids]
 
-    trainer = make(
+    trainer = make_reasoner(
         reward=first_token,
         item_loss="none",
         settings={"max_steps": 12, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "num_generations": 32},

@@ -11,10 +11,10 @@ import pytest
 
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic
-from tests.training.test_reasoner import G, lift, reasoner
+from tests.training.helpers import G, by_rank, lift, reasoner
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("replay.py")
+PROGRAM = ["-m", "tests.training.replay"]
 STEPS = "--max_steps 3 --num_generations 4 --max_completion_length 32 --learning_rate 1e-2 --logging_steps 1"
 QUIET = (
     "--save_strategy no --eval_strategy no --disable_tqdm true --lr_scheduler_type constant --num_generations_eval 1"
@@ -27,8 +27,8 @@ slow = pytest.mark.slow
 def replayed(folder: Path, config: str, launch_flags: str = "", flags: str = "--use_cpu") -> dict:
     out = folder / f"{config}.json"
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    where = ["--config_file", str(ROOT / "accelerate_configs" / config), *launch_flags.split()]
-    command = [*accelerate, *where, str(PROGRAM), str(out), *STEPS.split(), *QUIET.split(), *flags.split()]
+    where = ["--config_file", str(ROOT / "accelerate_configs" / config), *launch_flags.split(), *PROGRAM]
+    command = [*accelerate, *where, str(out), *STEPS.split(), *QUIET.split(), *flags.split()]
     command += WITHOUT_CHECKPOINTING.split()
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
@@ -87,7 +87,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
             small_catalog,
             small_tokens,
             folder,
-            reward=lambda rank, **_: [0.0 if r is None else 1 / r for r in rank],
+            reward=by_rank,
             settings=settings,
             ppo=Ppo() if algorithm == "ppo" else None,
         )

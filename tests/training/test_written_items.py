@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from trl import GRPOConfig
 
 from anyo_rl.data.completion import parse
 from anyo_rl.encoders.hidden_states import MINILM, minilm_encoder, teacher_encoder
@@ -12,12 +10,10 @@ from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.ranking.written import written_ranker
-from anyo_rl.teacher.load import stop_at_marker
-from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.reasoner import ReasonerTrainer
 from reward.valid_item import ValidItemReward
+from tests.training.helpers import G, reasoner
 
-G = 4
 MOST = 5  # tokens of a reasoning, the marker included
 ROWS = [
     {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": ["i0"], "target_id": "i4"}
@@ -32,30 +28,13 @@ def gain_reward(gain, **columns) -> list[float | None]:
 @pytest.fixture
 def make(small_teacher, small_catalog, small_tokens, tmp_path):
     def trainer(reward=gain_reward, *, ranker=None, write_item=True, item_loss="none", **settings) -> ReasonerTrainer:
-        stop_at_marker(small_teacher, small_tokens, write_item)
-        settings = {"max_steps": 1, "learning_rate": 0.0, "temperature": 1.0} | settings
-        args = GRPOConfig(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=2 * G,
-            num_generations=G,
-            max_completion_length=MOST,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            logging_steps=1,
-            **settings,
-        )
-        return ReasonerTrainer(
-            model=small_teacher,
-            args=args,
-            train_dataset=Dataset.from_list(ROWS),
-            processing_class=small_tokens.tokenizer,
-            reward_funcs=[reward],
-            catalog=small_catalog,
-            tokens=small_tokens,
-            validation=Validation(ROWS, small_catalog, small_tokens, "greedy", max_new_tokens=3),
+        settings = {"max_steps": 1, "learning_rate": 0.0, "temperature": 1.0, "max_completion_length": MOST} | settings
+        return reasoner(
+            *(small_teacher, small_catalog, small_tokens, tmp_path),
+            rows=ROWS,
+            reward=reward,
+            settings=settings,
+            write_item=write_item,
             written_ranker=ranker or MatchRanker(small_catalog),
             item_loss=item_loss,
         )

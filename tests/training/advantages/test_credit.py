@@ -9,20 +9,9 @@ from anyo_rl.metrics.gains import ndcg
 from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.objectives import process_advantages, progress_advantages
 from anyo_rl.values.source import StepSource
-from tests.training.test_reasoner import G, lift, reasoner
+from tests.training.helpers import G
 
 NAN = np.nan
-
-
-@pytest.fixture
-def make(small_teacher, small_catalog, small_tokens, tmp_path):
-    def trainer(**arguments):
-        lift(small_teacher, small_tokens.marker_id, 3.0)
-        lift_break = small_tokens.tokenizer.encode("\n", add_special_tokens=False)[0]
-        small_teacher.lm_head.bias.data[lift_break] = 4.0  # several steps in a few tokens
-        return reasoner(small_teacher, small_catalog, small_tokens, tmp_path, **arguments)
-
-    return trainer
 
 
 def test_each_token_has_the_advantage_of_its_step(small_tokens):
@@ -50,7 +39,7 @@ def test_each_token_has_the_advantage_of_its_step(small_tokens):
 
 @pytest.mark.parametrize("advantages", ["progress", "process"])
 @pytest.mark.parametrize("step_values", ["forced_answer", "monte_carlo"])
-def test_the_trainer_learns_from_steps(make, small_tokens, advantages, step_values):
+def test_the_trainer_learns_from_steps(make_stepping, small_tokens, advantages, step_values):
     seen = []
 
     def keep(rank, completion_ids, **_):
@@ -58,7 +47,8 @@ def test_the_trainer_learns_from_steps(make, small_tokens, advantages, step_valu
         return [0.0 if r is None else ndcg(r) for r in rank]
 
     credit = Credit(advantages, StepSource(step_values, n_continuations=2))
-    trainer = make(reward=keep, credit=credit, settings={"max_completion_length": 8, "scale_rewards": "group"})
+    settings = {"max_completion_length": 8, "scale_rewards": "group"}
+    trainer = make_stepping(reward=keep, credit=credit, settings=settings)
     outputs, original = [], trainer._generate_and_score_completions
     trainer._generate_and_score_completions = lambda inputs: outputs.append(original(inputs)) or outputs[-1]
     before = [p.detach().clone() for p in trainer.model.parameters()]
@@ -142,6 +132,6 @@ def test_unknown_advantages_are_refused():
         Credit(advantages="outcome")
 
 
-def test_rewards_normalised_one_by_one_have_no_scale_for_values(make):
+def test_rewards_normalised_one_by_one_have_no_scale_for_values(make_stepping):
     with pytest.raises(ValueError, match="set ranker to likelihood and multi_objective_aggregation"):
-        make(credit=Credit(), settings={"multi_objective_aggregation": "normalize_then_sum"})
+        make_stepping(credit=Credit(), settings={"multi_objective_aggregation": "normalize_then_sum"})

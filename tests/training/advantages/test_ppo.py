@@ -12,34 +12,18 @@ from anyo_rl.training.advantages.ppo import Ppo, completion_values
 from anyo_rl.training.critic import CRITIC, attach_critic, detach_critic, recorded_values, train_critic, without_critic
 from anyo_rl.training.objectives import gae
 from anyo_rl.values.source import StepSource
-from tests.training.test_reasoner import lift, reasoner, weights_of
+from tests.training.helpers import by_rank, weights_of
 
 NAN = float("nan")
 
 
 @pytest.fixture
-def make(small_teacher, small_catalog, small_tokens, tmp_path):
-    def trainer(ppo=None, classifier=None, **arguments):
-        lift(small_teacher, small_tokens.marker_id, 3.0)
-        line_break = small_tokens.tokenizer.encode("\n", add_special_tokens=False)[0]
-        small_teacher.lm_head.bias.data[line_break] = 4.0  # several steps in a few tokens
-        attach_critic(small_teacher, classifier)
-        peft_config = train_critic(arguments.pop("peft_config", None))
-        return reasoner(
-            small_teacher,
-            small_catalog,
-            small_tokens,
-            tmp_path,
-            ppo=ppo or Ppo(),
-            peft_config=peft_config,
-            **arguments,
-        )
+def make(make_stepping, stepping_teacher):
+    def trainer(ppo=None, classifier=None, peft_config=None, **arguments):
+        attach_critic(stepping_teacher, classifier)
+        return make_stepping(ppo=ppo or Ppo(), peft_config=train_critic(peft_config), **arguments)
 
     return trainer
-
-
-def by_rank(rank, **_):
-    return [0.0 if r is None else 1 / r for r in rank]
 
 
 def batches_of(trainer) -> list[dict]:

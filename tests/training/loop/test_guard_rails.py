@@ -17,7 +17,7 @@ from anyo_rl.training.loop.guard_rails import (
     stretches,
     watching,
 )
-from tests.training.test_reasoner import G, lift, reasoner
+from tests.training.helpers import G
 
 NAN = math.nan
 HEALTHY = {"entropy": 2.0, "guard/flat_groups": 0.1, "parsed_share": 0.9, "reward": 0.3}
@@ -138,10 +138,8 @@ def test_other_processes_are_silent(caplog):
     assert warnings(caplog) == []
 
 
-def test_a_trainer_logs_correlations_and_drifts(small_teacher, small_catalog, small_tokens, tmp_path):
-    lift(small_teacher, small_tokens.marker_id)
-    trainer = reasoner(
-        *(small_teacher, small_catalog, small_tokens, tmp_path),
+def test_a_trainer_logs_correlations_and_drifts(make_reasoner, tmp_path):
+    trainer = make_reasoner(
         reward=[
             lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids],
             lambda completion_ids, **_: [-2.0 * len(ids) for ids in completion_ids],

@@ -12,22 +12,13 @@ from anyo_rl.training.rewards.probes import Probes, Written, swap_partners
 from reward.faithful import FaithfulReward
 from reward.lift import LiftReward
 from reward.rank import RankReward
-from tests.training.test_reasoner import ROWS, G, lift, reasoner
+from tests.training.helpers import ROWS, G
 
 PROBES = "anyo_rl.training.rewards.probes"
 
 
 def asks(direct_log_prob, swapped_gain=None, **columns):
     return [0.0] * len(direct_log_prob)
-
-
-@pytest.fixture
-def make(small_teacher, small_catalog, small_tokens, tmp_path):
-    def trainer(**arguments):
-        lift(small_teacher, small_tokens.marker_id)
-        return reasoner(small_teacher, small_catalog, small_tokens, tmp_path, **arguments)
-
-    return trainer
 
 
 def test_a_reward_asks_by_a_parameter_or_an_attribute():
@@ -50,7 +41,7 @@ def test_the_partner_is_another_users_and_has_a_marker():
     assert swap_partners([], 2) == []
 
 
-def test_the_columns_are_those_of_a_slow_computation(make):
+def test_the_columns_are_those_of_a_slow_computation(make_reasoner):
     calls = []
 
     def recording(completions, direct_log_prob, swapped_gain, **columns):
@@ -58,7 +49,7 @@ def test_the_columns_are_those_of_a_slow_computation(make):
         return [0.0] * len(completions)
 
     settings = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4 * G}
-    trainer = make(reward=recording, settings=settings, mask_history=True)
+    trainer = make_reasoner(reward=recording, settings=settings, mask_history=True)
     trainer.train()
     (call,) = calls
     tokens, slow = trainer.tokens, DistributionRanker(trainer.catalog, trainer.model)
@@ -84,10 +75,10 @@ def test_the_columns_are_those_of_a_slow_computation(make):
     assert trainer.state.log_history[0]["probes/seconds"] > 0
 
 
-def test_nothing_is_computed_that_nobody_asks_for(make, monkeypatch):
+def test_nothing_is_computed_that_nobody_asks_for(make_reasoner, monkeypatch):
     monkeypatch.setattr(f"{PROBES}.LikelihoodRanker", lambda *_: pytest.fail("nothing is measured"))
     monkeypatch.setattr(f"{PROBES}.gather_object", lambda _: pytest.fail("nothing is shared"))
-    trainer = make(settings={"max_steps": 1})
+    trainer = make_reasoner(settings={"max_steps": 1})
     trainer.train()
     assert "probes/seconds" not in trainer.state.log_history[0]
 
@@ -108,8 +99,8 @@ def test_reasonings_are_swapped_over_processes(small_tokens, monkeypatch):
     assert alone._reasonings_B == [None, None]
 
 
-def test_an_error_in_a_probe_stops_together(make, monkeypatch):
-    trainer = make(reward=asks)
+def test_an_error_in_a_probe_stops_together(make_reasoner, monkeypatch):
+    trainer = make_reasoner(reward=asks)
 
     def broken(*args, **kwargs):
         raise ValueError("no engine")
@@ -127,9 +118,9 @@ def test_written_items_have_no_such_columns():
         Probes([FaithfulReward()], written=True)
 
 
-def test_a_column_that_is_not_made_is_named(make):
+def test_a_column_that_is_not_made_is_named(make_reasoner):
     def my_reward(swaped_gain, **columns):
         return [0.0]
 
     with pytest.raises(RewardError, match="asks for column 'swaped_gain'"):
-        make(reward=my_reward).train()
+        make_reasoner(reward=my_reward).train()

@@ -18,7 +18,6 @@ from anyo_rl.training.rewards.schedule import RewardSchedules, Schedule, parse_s
 from anyo_rl.training.rewards.setup import check_rewards, prepare_rewards, propensities
 from reward.cf import CfReward
 from reward.rank import RankReward
-from tests.training.test_reasoner import lift, reasoner
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +100,8 @@ def test_schedules_that_are_none(schedules, message):
         parse_schedules(schedules, ["a", "b"])
 
 
-def test_the_trainer_scores_with_the_scheduled_weight(small_teacher, small_catalog, small_tokens, tmp_path):
-    lift(small_teacher, small_tokens.marker_id)
-    trainer = reasoner(
-        *(small_teacher, small_catalog, small_tokens, tmp_path),
+def test_the_trainer_scores_with_the_scheduled_weight(make_reasoner):
+    trainer = make_reasoner(
         reward=[lambda prompts, **_: [1.0] * len(prompts), lambda prompts, **_: [10.0] * len(prompts)],
         settings={"max_steps": 3, "reward_weights": [1.0, 7.0]},
     )

@@ -1,0 +1,90 @@
+"""How the tests make a reasoner trainer: the one place that knows what its constructor takes."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+from trl import GRPOConfig
+
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.loop.validation import Validation
+from anyo_rl.training.reasoner import ReasonerTrainer
+
+G = 4
+QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+ROWS = [
+    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": history, "target_id": target}
+    for u, (prompt, history, target) in enumerate(
+        [("Alien\n", ["i0"], "i1"), ("mug\n", ["i9"], "i9"), ("Toys and toys\n", ["i5"], "i4"), ("x\n", [], "i7")]
+    )
+]
+
+
+def constant(completions, **columns) -> list[float]:
+    """The same reward for all: no policy gradient."""
+    return [1.0] * len(completions)
+
+
+def by_rank(rank, **columns) -> list[float]:
+    """The inverse of the rank, 0 without a marker."""
+    return [0.0 if r is None else 1 / r for r in rank]
+
+
+def grpo_config(folder: Path, **settings) -> GRPOConfig:
+    """Two steps, each with the prompts of two groups, unless `settings` say otherwise."""
+    args = {"per_device_train_batch_size": 2 * G, "num_generations": G, "max_completion_length": 5, "max_steps": 2}
+    args |= {"learning_rate": 1e-3, "logging_steps": 1, "eval_strategy": "no", **QUIET, **settings}
+    return GRPOConfig(output_dir=str(folder), **args)
+
+
+def reasoner(
+    model: PreTrainedModel,
+    catalog: Catalog,
+    tokens: Tokens,
+    args: GRPOConfig | Path,
+    *,
+    rows=ROWS,
+    reward=constant,
+    settings=None,
+    write_item: bool = False,
+    **arguments,
+) -> ReasonerTrainer:
+    """A trainer.
+
+    Args:
+        args: TRL's settings; a folder stands for those of `grpo_config`, with `settings` over them.
+        rows: dicts of the examples, which training and validation share.
+        reward: one reward, or a list of them.
+        write_item: whether the model stops after the item in place of the marker.
+        **arguments: as the trainer's.
+    """
+    stop_at_marker(model, tokens, write_item)
+    return ReasonerTrainer(
+        model=model,
+        args=grpo_config(args, **(settings or {})) if isinstance(args, Path) else args,
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokens.tokenizer,
+        reward_funcs=reward if isinstance(reward, list) else [reward],
+        catalog=catalog,
+        tokens=tokens,
+        validation=Validation(rows, catalog, tokens, "greedy", max_new_tokens=3),
+        **arguments,
+    )
+
+
+def lift(model: PreTrainedModel, token: int, by: float = 4.0) -> None:
+    """Makes a token likely at every position, by a bias of the head."""
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    head.weight = model.lm_head.weight
+    torch.nn.init.zeros_(head.bias)
+    head.bias.data[token] = by
+    head.bias.requires_grad_(False)
+    model.lm_head = head
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
