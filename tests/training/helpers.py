@@ -1,5 +1,6 @@
 """How the tests make a reasoner trainer: the one place that knows what its constructor takes."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.validation import Validation
@@ -88,3 +90,21 @@ def lift(model: PreTrainedModel, token: int, by: float = 4.0) -> None:
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the parameters, by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def trained_batches(trainer: ReasonerTrainer) -> list[dict]:
+    """Trains, and gives what each generation became: one a step, or a loop over them would check nothing."""
+    batches, original = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(original(inputs)) or batches[-1]
+    trainer.train()
+    assert len(batches) == trainer.state.global_step > 0
+    return batches
+
+
+def slow_step_values(trainer: ReasonerTrainer, prompt: str, ids: list[int], target: str) -> list[float]:
+    """The gain of an answer forced before each step, by the whole distribution."""
+    tokens = trainer.tokens
+    starts = [0, *tokens.step_ends(ids)[:-1]]
+    contexts = [tokens.answered_now(tokens.context_ids(prompt), ids[:start]) for start in starts]
+    ranks = DistributionRanker(trainer.catalog, trainer.model).rank(contexts, [target] * len(contexts)).ranks_B
+    return [1 / math.log2(1 + rank) for rank in ranks]

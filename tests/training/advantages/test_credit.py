@@ -1,5 +1,7 @@
 """Credit for steps, in the trainer: which token gets what, from values that an oracle gives."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from anyo_rl.metrics.gains import ndcg
 from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.objectives import process_advantages, progress_advantages
 from anyo_rl.values.source import StepSource
-from tests.training.helpers import G
+from tests.training.helpers import G, slow_step_values, trained_batches
 
 NAN = np.nan
 
@@ -37,36 +39,59 @@ def test_each_token_has_the_advantage_of_its_step(small_tokens):
     np.testing.assert_allclose(found, [first, [-0.3] * width], atol=1e-6)
 
 
+def slow_advantages(kind: str, outcomes: list[float], values: list[list[float]]) -> list[list[float]]:
+    """Advantages of each completion's steps, from its outcome and the values before its steps."""
+    found = []
+    for start in range(0, len(outcomes), G):
+        group = list(zip(outcomes[start : start + G], values[start : start + G], strict=True))
+        if kind == "progress":
+            mean = sum(outcome for outcome, _ in group) / G
+            steps = [[outcome - mean - (value - before[0]) for value in before] for outcome, before in group]
+            spread = math.sqrt(sum(np.mean(np.square(of_path)) for of_path in steps) / G)
+            found += [[step / (spread + 1e-4) for step in of_path] for of_path in steps]
+        else:
+            gains = [np.diff([*before, outcome]) for outcome, before in group]
+            pooled = np.concatenate(gains)
+            normal = [(of_path - pooled.mean()) / (pooled.std(ddof=1) + 1e-4) for of_path in gains]
+            found += [[float(of_path[step:].mean()) for step in range(len(of_path))] for of_path in normal]
+    return found
+
+
 @pytest.mark.parametrize("advantages", ["progress", "process"])
 @pytest.mark.parametrize("step_values", ["forced_answer", "monte_carlo"])
 def test_the_trainer_learns_from_steps(make_stepping, small_tokens, advantages, step_values):
     seen = []
 
-    def keep(rank, completion_ids, **_):
-        seen.append((rank, completion_ids))
+    def keep(prompts, completion_ids, target_id, rank, **_):
+        of_steps = [
+            slow_step_values(trainer, *asked) for asked in zip(prompts, completion_ids, target_id, strict=True)
+        ]
+        seen.append((rank, completion_ids, of_steps))
         return [0.0 if r is None else ndcg(r) for r in rank]
 
     credit = Credit(advantages, StepSource(step_values, n_continuations=2))
     settings = {"max_completion_length": 8, "scale_rewards": "group"}
     trainer = make_stepping(reward=keep, credit=credit, settings=settings)
-    outputs, original = [], trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: outputs.append(original(inputs)) or outputs[-1]
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    trainer.train()
+    outputs = trained_batches(trainer)
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     row = trainer.state.log_history[0]
     assert {"values/first", "values/last", "values/seconds"} <= row.keys()
     assert 0 < row["values/first"] <= 1
     assert len(outputs) == len(seen) == 2
     n_steps = 0
-    for output, (ranks, completion_ids) in zip(outputs, seen, strict=True):
+    for output, (ranks, completion_ids, values) in zip(outputs, seen, strict=True):
         assert output["advantages"].shape == output["completion_ids"].shape
         assert output["advantages"].isfinite().all()
-        for ids, advantages_T in zip(completion_ids, output["advantages"], strict=True):
+        outcomes = [0.0 if rank is None else ndcg(rank) for rank in ranks]
+        expected = slow_advantages(advantages, outcomes, values)
+        for ids, advantages_T, of_steps in zip(completion_ids, output["advantages"], expected, strict=True):
             ends = small_tokens.step_ends(ids)
             n_steps = max(n_steps, len(ends))
-            for start, end in zip([0, *ends], ends, strict=False):
+            for start, end, of_step in zip([0, *ends], ends, of_steps, strict=False):
                 assert len(set(advantages_T[start:end].tolist())) == 1
+                if step_values == "forced_answer":
+                    assert advantages_T[start].item() == pytest.approx(of_step, abs=1e-4)
         if advantages == "progress":  # equal outcomes of a group begin alike
             groups = np.array([0 if r is None else r for r in ranks]).reshape(-1, G)
             first = output["advantages"][:, 0].view(-1, G).numpy()

@@ -1,5 +1,7 @@
 """PPO in the trainer: the critic's values, what tokens are rewarded with, the loss, adapters and checkpoints."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from anyo_rl.training.advantages.ppo import Ppo, completion_values
 from anyo_rl.training.critic import CRITIC, attach_critic, detach_critic, recorded_values, train_critic, without_critic
 from anyo_rl.training.objectives import gae
 from anyo_rl.values.source import StepSource
-from tests.training.helpers import by_rank, weights_of
+from tests.training.helpers import by_rank, slow_step_values, trained_batches, weights_of
 
 NAN = float("nan")
 
@@ -24,13 +26,6 @@ def make(make_stepping, stepping_teacher):
         return make_stepping(ppo=ppo or Ppo(), peft_config=train_critic(peft_config), **arguments)
 
     return trainer
-
-
-def batches_of(trainer) -> list[dict]:
-    """What each generation gave, from now on."""
-    outputs, original = [], trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: outputs.append(original(inputs)) or outputs[-1]
-    return outputs
 
 
 def test_values_are_of_the_states_before_each_token(small_teacher, small_tokens):
@@ -82,17 +77,33 @@ def test_rewards_are_given_where_they_were_earned(small_tokens):
     torch.testing.assert_close(scored, expected)
 
 
+def slow_token_rewards(kind: str, ends: list[int], n_tokens: int, values: list[float], outcome: float) -> list[float]:
+    """What the tokens of a completion get for its steps, one token at a time; γ is 0.9."""
+    given = [0.0] * n_tokens
+    if kind == "shaping":
+        before = [values[sum(end <= t for end in ends[:-1])] for t in range(n_tokens)]
+        for t in range(n_tokens):
+            given[t] = 0.9 * (before[t + 1] if t + 1 < n_tokens else 0.0) - before[t]
+    if kind == "scores":
+        for end, score in zip(ends, [*values[1:], outcome], strict=False):
+            given[end - 1] += score / len(ends)
+    return given
+
+
 @pytest.mark.parametrize("step_rewards", ["none", "shaping", "scores"])
-def test_advantages_are_those_of_a_slow_loop(make, small_tokens, step_rewards):
+def test_advantages_are_those_of_a_slow_loop(make, step_rewards):
+    seen = []
+
+    def keep(prompts, completion_ids, target_id, rank, **_):
+        seen.append(list(zip(prompts, completion_ids, target_id, rank, strict=True)))
+        return by_rank(rank)
+
     source = None if step_rewards == "none" else StepSource()
     ppo = Ppo(gamma=0.9, lam=0.8, whiten_advantages=False, step_rewards=step_rewards, source=source)
-    trainer = make(ppo, reward=by_rank, settings={"max_completion_length": 8, "learning_rate": 0.0})
+    trainer = make(ppo, reward=keep, settings={"max_completion_length": 8, "learning_rate": 0.0})
     torch.nn.init.normal_(trainer.model.value_head.linear.weight)
-    outputs, steps = batches_of(trainer), []
-    calculate = trainer._calculate_rewards
-    trainer._calculate_rewards = lambda *args: steps.append(calculate(*args)) or steps[-1]
-    trainer.train()
-    for output, rewards in zip(outputs, steps, strict=True):
+    outputs, most_steps, firsts = trained_batches(trainer), 0, []
+    for output, completions in zip(outputs, seen, strict=True):
         mask = output["completion_mask"]
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         attention = torch.cat([output["prompt_mask"], mask], 1)
@@ -100,17 +111,24 @@ def test_advantages_are_those_of_a_slow_loop(make, small_tokens, step_rewards):
             hidden = trainer.model.model(input_ids=ids, attention_mask=attention).last_hidden_state
             values = trainer.model.value_head(hidden)[:, output["prompt_ids"].shape[1] - 1 : -1]
         torch.testing.assert_close(output["old_values"] * mask, values * mask)
-        if step_rewards == "none":
-            given = torch.zeros(mask.shape)
-            for row, of_row, reward in zip(given, mask, rewards[:, 0].tolist(), strict=True):
-                row[int(of_row.sum()) - 1] = reward
-            advantages, returns = gae(given, values, mask, 0.9, 0.8)
-            torch.testing.assert_close(output["advantages"], advantages)
-            torch.testing.assert_close(output["returns"] * mask, returns)
-        assert output["advantages"].shape == mask.shape
-        assert (output["advantages"] * (1 - mask)).abs().sum() == 0
+        given = torch.zeros(mask.shape)
+        for row, (prompt, written, target, rank) in zip(given, completions, strict=True):
+            ends = trainer.tokens.step_ends(written)
+            most_steps = max(most_steps, len(ends))
+            of_steps = slow_step_values(trainer, prompt, written, target)
+            firsts.append(of_steps[0])
+            outcome = 0.0 if rank is None else 1 / math.log2(1 + rank)
+            row[: len(written)] = torch.tensor(slow_token_rewards(step_rewards, ends, len(written), of_steps, outcome))
+            row[len(written) - 1] += 0.0 if rank is None else 1 / rank
+        advantages, returns = gae(given, values, mask, 0.9, 0.8)
+        torch.testing.assert_close(output["advantages"], advantages)
+        torch.testing.assert_close(output["returns"] * mask, returns)
+    assert most_steps > 1, "no completion had two steps: the test shows nothing"
     row = trainer.state.log_history[0]
-    assert ("values/first" in row) == (step_rewards != "none")
+    if step_rewards == "none":
+        assert "values/first" not in row
+    else:
+        assert row["values/first"] == pytest.approx(np.mean(firsts[: len(firsts) // 2]))
     assert row["value/clip_ratio"] == 0  # no step of the optimizer in between
     assert row["value/loss"] > 0
 
@@ -148,24 +166,25 @@ def test_divergence_goes_into_the_reward_or_the_loss(make, small_teacher, tmp_pa
     small_teacher.config._name_or_path = str(tmp_path / "reference")
     ppo = Ppo(kl=kl, lam=1.0, whiten_advantages=False)
     rewards = [float(i) for i in range(8)]
-    trainer = make(ppo, reward=lambda completions, **_: rewards, settings={"beta": 0.3, "learning_rate": 0.0})
-    outputs, losses = batches_of(trainer), []
-    compute = trainer._compute_loss
-    trainer._compute_loss = lambda model, inputs: losses.append(compute(model, inputs)) or losses[-1]
-    trainer.train()
-    output = outputs[0]
+    settings = {"beta": 0.3, "learning_rate": 0.0, "loss_type": "dapo"}
+    trainer = make(ppo, reward=lambda completions, **_: rewards, settings=settings, item_loss="none")
+    output = trained_batches(trainer)[0]
     mask = output["completion_mask"]
     with torch.no_grad():
         log_probs, _ = trainer.log_probs_and_values(output)
-    divergence = ((log_probs - output["ref_per_token_logps"]) * mask).sum(1)
+    of_tokens = (log_probs - output["ref_per_token_logps"]) * mask
+    divergence = of_tokens.sum(1)
     assert divergence.abs().min() > 0.1
     expected = torch.tensor(rewards) - (0.3 * divergence if kl == "reward" else 0)
     torch.testing.assert_close(output["returns"][:, 0], expected, atol=1e-4, rtol=1e-4)
-    row = trainer.state.log_history[0]
-    if kl == "reward":
-        assert row["kl"] == pytest.approx(divergence.sum().item() / mask.sum().item(), rel=1e-3)
-    else:
-        assert row["kl"] > 0
+    # In the loss it is TRL's estimate, which has no negative terms.
+    estimate = (-of_tokens).exp() + of_tokens - 1
+    n, row = mask.sum().item(), trainer.state.log_history[0]
+    assert row["kl"] == pytest.approx((of_tokens if kl == "reward" else estimate).sum().item() / n, rel=1e-3)
+    # The ratio to the old policy is 1, and a head that begins at zero gives the value 0.
+    of_tokens = -output["advantages"] + ppo.vf_coef * 0.5 * output["returns"].square()
+    of_tokens += 0.3 * estimate if kl == "loss" else 0.0
+    assert row["loss"] == pytest.approx((of_tokens * mask).sum().item() / n, abs=1e-3)
     assert trainer.beta == 0.3
 
 
@@ -174,12 +193,11 @@ def test_a_completion_without_a_reward_teaches_nothing(make):
         return [1.0 if i % 4 == 0 else None for i in range(len(completions))]
 
     trainer = make(reward=first_of_each)
-    outputs = batches_of(trainer)
-    trainer.train()
-    for output in outputs:
+    for output in trained_batches(trainer):
         none = torch.arange(len(output["advantages"])) % 4 != 0
         assert output["advantages"][none].abs().sum() == 0
         assert output["value_mask"][none].sum() == 0
+        assert (output["advantages"][~none] != 0).sum() == output["completion_mask"][~none].sum() > 0
         assert output["advantages"].isfinite().all()
 
 
@@ -188,11 +206,13 @@ def test_under_lora_the_head_is_trained_and_kept_and_merges_away(make, small_tea
     trainer = make(reward=by_rank, peft_config=config, settings={"save_strategy": "steps", "save_steps": 2})
     before = weights_of(trainer.model)
     trainer.train()
-    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
-    assert any(CRITIC in name for name in moved)
-    assert all("lora_" in name or CRITIC in name for name in moved)
+    after = weights_of(trainer.model)
+    trained = {name for name in after if "lora_" in name or f"{CRITIC}.modules_to_save" in name}
+    assert {name for name in after if not torch.equal(after[name], before[name])} == trained
     kept = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
-    assert any(CRITIC in name for name in kept)
+    (head,) = (value for name, value in kept.items() if name.endswith(f"{CRITIC}.linear.weight"))
+    (expected,) = (after[name] for name in trained if name.endswith("linear.weight"))
+    torch.testing.assert_close(head, expected)
     whole = trainer.model.merge_and_unload()
     detach_critic(whole)
     assert not any(CRITIC in name for name in whole.state_dict())
@@ -202,9 +222,8 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy(make, small_tea
     small_teacher.save_pretrained(tmp_path / "teacher")
     classifier = AutoModelForTokenClassification.from_pretrained(tmp_path / "teacher", num_labels=1)
     trainer = make(classifier=classifier, reward=by_rank)
-    outputs = batches_of(trainer)
     before = weights_of(trainer.model)
-    trainer.train()
+    outputs = trained_batches(trainer)
     assert outputs[0]["old_values"].abs().sum() == 0  # its head begins at zero
     assert outputs[1]["old_values"].abs().sum() > 0
     after = weights_of(trainer.model)
