@@ -31,15 +31,13 @@ POLICIES = {"peaked": 3.0, "flat": 0.05}  # scale of the head
 
 def make_catalog(n_items: int) -> Catalog:
     """A catalog of made-up token paths."""
-    paths = [tuple(path) for path in make_paths(n_items, VOCAB_SIZE)]
     ids = tuple(map(str, range(n_items)))
     index = {item: i for i, item in enumerate(ids)}
     return Catalog(
         item_ids=ids,
         titles=ids,
         names=ids,
-        paths=tuple(paths),
-        tree=build_tree(paths),
+        tree=build_tree(make_paths(n_items, VOCAB_SIZE)),
         index=index,
         n_collisions=0,
         items=pl.DataFrame({"item_id": ids}),

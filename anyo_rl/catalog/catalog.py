@@ -3,16 +3,24 @@
 A path spells the item's title, or the codes of its semantic id (`anyo_rl.catalog.semantic_ids`).
 """
 
+import fcntl
+import hashlib
+import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
+import tokenizers
 
 from anyo_rl.catalog.semantic_ids import SemanticIds
-from anyo_rl.catalog.tree import PrefixTree, build_tree
+from anyo_rl.catalog.tree import PrefixTree, TokenPaths, build_tree_flat, flatten
+from anyo_rl.catalog.tree_file import load_tree, save_tree
 from anyo_rl.teacher.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -26,8 +34,7 @@ class Catalog:
         item_ids: (N,) ids: ranks, matches and metrics go by these, never by title.
         titles: (N,) titles as they are tokenised and shown in prompts: cleaned of control tokens, and made unique.
         names: (N,) what stands for an item in a completion: its title, or its semantic id as the tokenizer writes it.
-        paths: (N,) token paths of the names, each ending with the end-of-sequence token.
-        tree: the prefix tree over the paths.
+        tree: the prefix tree over the token paths of the names, each of which ends with the end-of-sequence token.
         index: item id to item index.
         n_collisions: how many names had to be made unique.
         items: the item table, in the same order.
@@ -36,7 +43,6 @@ class Catalog:
     item_ids: tuple[str, ...]
     titles: tuple[str, ...]
     names: tuple[str, ...]
-    paths: tuple[tuple[int, ...], ...]
     tree: PrefixTree
     index: dict[str, int]
     n_collisions: int
@@ -45,6 +51,11 @@ class Catalog:
     def __len__(self) -> int:
         """Number of items N."""
         return len(self.item_ids)
+
+    @property
+    def paths(self) -> TokenPaths:
+        """The token path of each item: `paths[3]` is a tuple of token ids."""
+        return self.tree.paths
 
     def find(self, name: str | None) -> str | None:
         """Id of the item that has this name, white space folded; `None` when there is none."""
@@ -84,6 +95,63 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens, semantic_ids: SemanticIds
         ValueError: no item, an id that occurs twice, a title or a code that the tokenizer does not read back, or an
             item without a semantic id.
     """
+    named = _named_items(items, tokens, semantic_ids)
+    return _with_tree(named, _build(named))
+
+
+def open_catalog(
+    items: pl.DataFrame, tokens: Tokens, ids: SemanticIds | None = None, folder: Path | None = None
+) -> Catalog:
+    """The catalog of an item table, its paths and tree mapped from a file that all processes of a machine share.
+
+    The first process to come builds the tree and writes it, the others wait for it; it may be one of another program.
+    A file's name is a fingerprint of all that paths depend on, so that none is ever taken for another catalog.
+
+    Args:
+        items: columns `item_id` and `title`, ids unique.
+        tokens: the tokenizer and its marker.
+        ids: makes the paths out of these semantic ids in place of titles.
+        folder: where the file lies or is to lie; `None` builds the tree in this process's memory.
+
+    Raises:
+        ValueError: what `build_catalog` refuses.
+        OSError: the file cannot be written or read.
+    """
+    if folder is None:
+        return build_catalog(items, tokens, ids)
+    named = _named_items(items, tokens, ids)
+    if not tokens.tokenizer.is_fast:
+        logger.info("%s cannot be fingerprinted: each process builds its own tree", type(tokens.tokenizer).__name__)
+        return _with_tree(named, _build(named))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"tree-{_fingerprint(named)}.npy"
+    if (tree := _saved(file)) is None:
+        with _only_one(folder / ".lock"):
+            if (tree := _saved(file)) is None:
+                save_tree(_build(named), file)
+                tree = load_tree(file)  # the pages that the other processes have, not this one's own
+    return _with_tree(named, tree)
+
+
+@dataclass(frozen=True)
+class _NamedItems:
+    """Items whose titles are unique and clean, and what makes token paths of them."""
+
+    items: pl.DataFrame
+    item_ids: list[str]
+    titles: list[str]
+    n_collisions: int
+    tokens: Tokens
+    semantic_ids: SemanticIds | None
+
+    def path(self, item: int) -> list[int]:
+        """The token path of one item."""
+        if self.semantic_ids is None:
+            return self.tokens.item_ids(self.titles[item])
+        return self.tokens.code_ids(self.semantic_ids.codes[self.item_ids[item]])
+
+
+def _named_items(items: pl.DataFrame, tokens: Tokens, semantic_ids: SemanticIds | None) -> _NamedItems:
     ids = items["item_id"].to_list()
     if not ids:
         raise ValueError("the catalog has no items; expected at least one row with item_id and title")
@@ -108,43 +176,49 @@ def build_catalog(items: pl.DataFrame, tokens: Tokens, semantic_ids: SemanticIds
         titles[title] = None
     if n_collisions:
         logger.info("%d of %d titles were taken and had a number appended", n_collisions, len(ids))
-    if semantic_ids is None:
-        paths = [tuple(tokens.item_ids(title)) for title in titles]
-        names = list(titles)
-        _check_reversible(names, tokens.item_titles(paths))
-    else:
+    if semantic_ids is not None:
+        missing = [item_id for item_id in ids if item_id not in semantic_ids.codes]
+        if missing:
+            raise ValueError(
+                f"item {missing[0]!r} has no semantic id ({len(missing)} of {len(ids)} items; there are ids of "
+                f"{len(semantic_ids.codes)}): take the items that the ids were made for"
+            )
         n_collisions = semantic_ids.n_collisions
-        paths, names = _code_paths(ids, tokens, semantic_ids)
+    return _NamedItems(items, ids, list(titles), n_collisions, tokens, semantic_ids)
+
+
+def _build(named: _NamedItems) -> PrefixTree:
+    """The tree of the items' paths, each of which reads back as its title or its codes."""
+    tokens, offsets = flatten(map(named.path, range(len(named.item_ids))))
+    if named.semantic_ids is None:
+        _check_reversible(named.titles, named.tokens.item_titles(TokenPaths(tokens, offsets)))
+    return build_tree_flat(tokens, offsets)
+
+
+def _with_tree(named: _NamedItems, tree: PrefixTree) -> Catalog:
+    titles = tuple(named.titles)
     return Catalog(
-        item_ids=tuple(ids),
-        titles=tuple(titles),
-        names=tuple(names),
-        paths=tuple(paths),
-        tree=build_tree(paths),
-        index={item_id: i for i, item_id in enumerate(ids)},
-        n_collisions=n_collisions,
-        items=items,
+        item_ids=tuple(named.item_ids),
+        titles=titles,
+        names=titles if named.semantic_ids is None else _code_names(named, named.semantic_ids, tree.paths),
+        tree=tree,
+        index={item_id: i for i, item_id in enumerate(named.item_ids)},
+        n_collisions=named.n_collisions,
+        items=named.items,
     )
 
 
-def _code_paths(ids: list[str], tokens: Tokens, semantic_ids: SemanticIds) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Paths of semantic ids, and how the tokenizer writes them."""
-    missing = [item_id for item_id in ids if item_id not in semantic_ids.codes]
-    if missing:
-        raise ValueError(
-            f"item {missing[0]!r} has no semantic id ({len(missing)} of {len(ids)} items; there are ids of "
-            f"{len(semantic_ids.codes)}): take the items that the ids were made for"
-        )
-    codes = [semantic_ids.codes[item_id] for item_id in ids]
-    paths = [tuple(tokens.code_ids(row)) for row in codes]
-    names = tokens.item_titles(paths)
-    for row, name in zip(codes, names, strict=True):
+def _code_names(named: _NamedItems, semantic_ids: SemanticIds, paths: TokenPaths) -> tuple[str, ...]:
+    """How the tokenizer writes the items' semantic ids."""
+    names = tuple(named.tokens.item_titles(paths))
+    for item_id, name in zip(named.item_ids, names, strict=True):
+        row = semantic_ids.codes[item_id]
         if "".join(row) != "".join(name.split()):
             raise ValueError(
                 f"semantic id {''.join(row)!r} is read back from its tokens as {name!r}: its codes must not be "
                 f"special tokens, nor changed by the tokenizer"
             )
-    return paths, names
+    return names
 
 
 def _check_reversible(titles: list[str], read_back: list[str]) -> None:
@@ -156,3 +230,38 @@ def _check_reversible(titles: list[str], read_back: list[str]) -> None:
             f"titles): the tokenizer cannot spell it; take a teacher with a byte-level tokenizer, or write the titles "
             f"as the tokenizer reads them"
         )
+
+
+def _saved(file: Path) -> PrefixTree | None:
+    try:
+        return load_tree(file)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s", error)
+        return None
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Holds a lock on a file, which a process that dies lets go of."""
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:  # some shared file systems have no locks; each then builds, and writes the same bytes
+            logger.info("%s cannot be locked (%s): processes build the tree side by side", lock, error)
+        yield
+
+
+def _fingerprint(named: _NamedItems) -> str:
+    """Of all that token paths depend on: items in their order, names, tokenizer, marker, and the code that makes them.
+
+    Cutting off and padding, which a tokenizer keeps from its last call, are no part of it.
+    """
+    tokens, codes = named.tokens, {} if named.semantic_ids is None else named.semantic_ids.codes
+    spelling = json.loads(tokens.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    names = [codes.get(item_id, title) for item_id, title in zip(named.item_ids, named.titles, strict=True)]
+    ends = [named.path(0), named.path(len(names) - 1)]  # other code, or other settings, would make them otherwise
+    library = [tokenizers.__version__, type(tokens.tokenizer).__name__]
+    parts = [tokens.marker_id, tokens.eos_id, library, ends, named.item_ids, names, spelling]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -4,18 +4,44 @@ Nodes are numbered level by level, and within a level in the order of the sorted
 one slice and the items below a node are one range of the sorted order. Node 0 is the root: the marker, just before
 the first item token.
 
-Arrays are int32: a million titles of 12 tokens take about 300 MB. `anyo_rl.catalog.tree_file` saves and maps them.
+Arrays are int32: a million titles of 12 tokens take about 365 MB. `anyo_rl.catalog.tree_file` saves and maps them.
 """
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
 INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPaths:
+    """The token paths of N items, one after the other in one array: 4 bytes a token, and 4 an item.
+
+    Attributes:
+        tokens: (T,) int32, the tokens of all paths.
+        offsets: (N + 1,) int32; path n is `tokens[offsets[n] : offsets[n + 1]]`.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of paths N."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, item: int) -> tuple[int, ...]:
+        """The path of an item."""
+        item = range(len(self))[item]
+        return tuple(self.tokens[self.offsets[item] : self.offsets[item + 1]].tolist())
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        """The paths in the order of the items."""
+        return map(self.__getitem__, range(len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +59,7 @@ class PrefixTree:
         leaf_start, leaf_end: (M,) the half-open range of sorted positions below the node.
         order: (N,) the item at each sorted position.
         leaf: (N,) the node at which each item's path ends.
+        paths: the paths, in the items' order.
         fingerprint: of the paths, in the items' order; see `paths_fingerprint`.
     """
 
@@ -45,6 +72,7 @@ class PrefixTree:
     leaf_end: np.ndarray
     order: np.ndarray
     leaf: np.ndarray
+    paths: TokenPaths
     fingerprint: str
 
     @property
@@ -97,11 +125,13 @@ class PrefixTree:
         return np.where((nodes >= 0) & (self.leaf[item] == inside), item, -1)
 
 
-def flatten(paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def flatten(paths: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Paths as flat arrays: all tokens, and (N + 1,) offsets: path n is `tokens[offsets[n] : offsets[n + 1]]`."""
-    offsets = np.zeros(len(paths) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, paths), np.int64, len(paths)), out=offsets[1:])
-    return np.fromiter(chain.from_iterable(paths), np.int64, int(offsets[-1])), offsets
+    tokens, offsets = array("q"), array("q", [0])
+    for path in paths:  # one at a time: as Python's objects a path takes ten times the memory
+        tokens.extend(path)
+        offsets.append(len(tokens))
+    return np.array(tokens, dtype=np.int64), np.array(offsets, dtype=np.int64)
 
 
 def paths_fingerprint(tokens: np.ndarray, offsets: np.ndarray) -> str:
@@ -111,7 +141,7 @@ def paths_fingerprint(tokens: np.ndarray, offsets: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def build_tree(paths: Sequence[Sequence[int]]) -> PrefixTree:
+def build_tree(paths: Iterable[Sequence[int]]) -> PrefixTree:
     """Builds the tree of token paths; see `build_tree_flat`."""
     return build_tree_flat(*flatten(paths))
 
@@ -182,6 +212,7 @@ def build_tree_flat(tokens: np.ndarray, offsets: np.ndarray) -> PrefixTree:
         chain_end=_chain_ends(child_start, starts),
         order=order,
         leaf=leaf,
+        paths=TokenPaths(tokens, offsets.astype(np.int32)),
         fingerprint=paths_fingerprint(tokens, offsets),
     )
 

@@ -1,7 +1,11 @@
 """Writing files so that each is there complete or not at all, whenever the program is killed."""
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 
@@ -11,6 +15,21 @@ def write_whole(file: Path, text: str) -> None:
     partial = file.with_name(f"{file.name}.partial")
     partial.write_text(text)
     partial.replace(file)
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[BinaryIO]:
+    """Opens a file to be written complete or not at all, also where the machine goes down or several write it."""
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("wb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+        partial.replace(file)
+        sync(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_table(

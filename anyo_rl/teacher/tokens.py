@@ -235,7 +235,7 @@ class Tokens:
             )
         return [*(self._added[code] for code in codes), self.eos_id]
 
-    def item_titles(self, paths: Sequence[Sequence[int]]) -> list[str]:
+    def item_titles(self, paths: Iterable[Sequence[int]]) -> list[str]:
         """What item paths spell, white space folded: the inverse of `item_ids`, and of `code_ids`."""
         return [" ".join(self._text(path).split()) for path in paths]
 

@@ -190,6 +190,18 @@ def test_the_fingerprint_tells_paths_orders_and_boundaries_apart():
     assert fingerprints[0] == paths_fingerprint(*flatten(catalogs[0]))
 
 
+def test_paths_come_back_from_flat_arrays():
+    listed = prefix_free([(1, 2), (1,), (), (2, 2, 2)])
+    paths = build_tree(iter(listed)).paths
+    assert list(paths) == listed
+    assert (len(paths), paths[-1], paths[np.int64(0)]) == (4, listed[-1], listed[0])
+    assert all(type(token) is int for path in paths for token in path)
+    assert paths.tokens.dtype == paths.offsets.dtype == np.int32
+    assert paths.tokens.nbytes + paths.offsets.nbytes == 4 * (sum(map(len, listed)) + 5)
+    with pytest.raises(IndexError):
+        paths[4]
+
+
 def _build_a_million() -> tuple[float, float, int]:
     """Seconds of processor time, peak GB of the process, items."""
     random = np.random.default_rng(0)

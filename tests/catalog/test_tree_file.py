@@ -22,6 +22,8 @@ def test_a_tree_comes_back_as_it_was(tmp_path_factory, paths):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(tree, name))
         assert getattr(loaded, name).dtype == np.int32
     assert [loaded.walk(p) for p in paths] == tree.leaf.tolist()
+    assert list(loaded.paths) == paths
+    assert list(load_tree(path).paths) == paths
 
 
 def test_it_is_mapped_and_the_file_stays_as_it_was(tmp_path, recwarn):

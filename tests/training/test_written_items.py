@@ -119,7 +119,7 @@ def test_log_probabilities_are_those_of_reasoning_and_item(make, small_catalog, 
             end = sample.token_ids.index(small_tokens.marker_id) + 1
             marked = [*context, *sample.token_ids[:end]]
             (table,) = DistributionRanker(small_catalog, small_teacher).log_probs([marked])
-            item = small_catalog.paths.index(tuple(sample.token_ids[end:]))
+            item = list(small_catalog.paths).index(tuple(sample.token_ids[end:]))
             assert sum(sample.log_probs[end:]) == pytest.approx(float(table[item]), abs=1e-4)
             with torch.no_grad():
                 logits = small_teacher(torch.tensor([marked])).logits[0, len(context) - 1 : -1]

@@ -96,7 +96,7 @@ def test_greedy_takes_the_best_token_at_each_node(small_tokens, small_catalog, c
             children = tree.children(node)
             node = children.start + int(logits[tree.token[children].tolist()].argmax())
             written.append(int(tree.token[node]))
-        expected.append([small_catalog.item_ids[small_catalog.paths.index(tuple(written))]])
+        expected.append([small_catalog.item_ids[list(small_catalog.paths).index(tuple(written))]])
     assert decode_items(model, small_catalog, small_tokens, contexts, mode="greedy") == expected
     assert len({row[0] for row in expected}) > 1
 
