@@ -164,7 +164,7 @@ class DistributionRanker:
         root_tokens = torch.from_numpy(self.catalog.tree.token[self._root_edges]).to(device)
         if len(root_tokens):
             at_root = torch.zeros_like(root_tokens)
-            logits[:, : len(root_tokens)] = row_logits(policy, cache.states_B_H[:, None], at_root, root_tokens)
+            logits[:, : len(root_tokens)] = row_logits(policy, cache.states_B_D[:, None], at_root, root_tokens)
         for block in self._blocks:
             states = cache.read(block.tokens_M[None], block.depth_M[None], block.mask_M_M[None])
             cache.forget_nodes()

@@ -65,7 +65,7 @@ def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, 
 
     Args:
         model: the causal LM.
-        hidden: (B, M, H) last hidden states.
+        hidden: (B, M, D) last hidden states.
         row: (E,) which of the M states.
         tokens: (E,) which token.
 
@@ -75,7 +75,7 @@ def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, 
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
         weight = head.weight[tokens].float()
-        logits = torch.einsum("beh,eh->be", hidden[:, row].float(), weight)
+        logits = torch.einsum("bed,ed->be", hidden[:, row].float(), weight)
         if head.bias is not None:
             logits = logits + head.bias[tokens].float()
     else:  # an adapted or quantised head: its rows are not plain weights
@@ -88,8 +88,8 @@ def pair_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor,
 
     Args:
         model: the causal LM.
-        hidden: (K, H) last hidden states.
-        row: (E,) which of the K states.
+        hidden: (M, D) last hidden states.
+        row: (E,) which of the M states.
         tokens: (E,) which token.
 
     Returns:

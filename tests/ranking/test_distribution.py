@@ -72,9 +72,9 @@ def brute_force(model: nn.Module, catalog: Catalog, contexts) -> np.ndarray:
         length = max(map(len, catalog.paths))  # what follows a path, a causal model does not see
         ids = torch.tensor([[*context, *path, *[0] * (length - len(path))] for path in catalog.paths])
         with torch.no_grad():
-            logits_N = model(input_ids=ids).logits.double()
+            logits_N_T_V = model(input_ids=ids).logits.double()
         for i, path in enumerate(catalog.paths):
-            logits, node = logits_N[i], 0
+            logits, node = logits_N_T_V[i], 0
             for depth, token in enumerate(path):
                 children = tree.token[tree.children(node)].tolist()
                 at_node = logits[len(context) - 1 + depth][children].log_softmax(0)

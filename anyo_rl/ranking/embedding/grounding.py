@@ -18,7 +18,7 @@ import torch
 
 from anyo_rl.ranking.embedding.item_space import ItemSpace, Queries, Tile, full_precision, where_at_most
 
-# W of a chunk of items before it is normalised, (B, C), or (1, C) where rows share it. Called twice for each chunk.
+# W of a chunk of items before it is normalised, (B, n), or (1, n) where rows share it. Called twice for each chunk.
 Weights = Callable[[slice], torch.Tensor]
 # (rows, items), int64, (P,) each.
 Pairs = tuple[torch.Tensor, torch.Tensor]
@@ -74,22 +74,22 @@ class Scale:
         """A power of two near 2^(γ/2): growth is divided by it and S multiplied, so that float32 holds both."""
         return 2.0 ** round(self.gamma / 2)
 
-    def growth(self, rows: slice, weight_R_C: torch.Tensor | None) -> torch.Tensor:
-        """(1 + W)^γ / half, float32, (R, C), or (1, C) where rows share W, or (1, 1) without reweighting."""
-        if weight_R_C is None:
+    def growth(self, rows: slice, weight_R_n: torch.Tensor | None) -> torch.Tensor:
+        """(1 + W)^γ / half, float32, (R, n), or (1, n) where rows share W, or (1, 1) without reweighting."""
+        if weight_R_n is None:
             return torch.ones(1, 1, device=self.low_B.device)
-        rows = rows if len(weight_R_C) > 1 else slice(rows.start, rows.start + 1)
+        rows = rows if len(weight_R_n) > 1 else slice(rows.start, rows.start + 1)
         # The difference is taken in W's own type: scores with a large common part keep their digits.
-        share_R_C = (weight_R_C - self.weight_low_B[rows, None].to(weight_R_C.dtype)).float()
-        share_R_C = share_R_C.div_(self.weight_spread_B[rows, None].float())
-        return share_R_C.add_(1).pow_(self.gamma).div_(self.half)
+        share_R_n = (weight_R_n - self.weight_low_B[rows, None].to(weight_R_n.dtype)).float()
+        share_R_n = share_R_n.div_(self.weight_spread_B[rows, None].float())
+        return share_R_n.add_(1).pow_(self.gamma).div_(self.half)
 
-    def limits(self, queries: Queries, tile: Tile, score_B: torch.Tensor, growth_R_C: torch.Tensor) -> torch.Tensor:
-        """The thresholds of a tile: S is at most `score_B` where D² − |x|² is at most this, float32 (R, 1 or C)."""
-        rows, room_R_C = tile.rows, tile.spare_2_R_C[0][:, : growth_R_C.shape[1]]
-        limit_R_C = torch.mul(growth_R_C, (score_B[rows, None] * self.half).float(), out=room_R_C)
-        limit_R_C.add_(self.low_B[rows, None].float()).square_().clamp_max_(BEYOND)
-        return limit_R_C.sub_(queries.square_B[rows, None].float())
+    def limits(self, queries: Queries, tile: Tile, score_B: torch.Tensor, growth_R_n: torch.Tensor) -> torch.Tensor:
+        """The thresholds of a tile: S is at most `score_B` where D² − |x|² is at most this, float32 (R, 1 or n)."""
+        rows, room_R_n = tile.rows, tile.spare_2_R_n[0][:, : growth_R_n.shape[1]]
+        limit_R_n = torch.mul(growth_R_n, (score_B[rows, None] * self.half).float(), out=room_R_n)
+        limit_R_n.add_(self.low_B[rows, None].float()).square_().clamp_max_(BEYOND)
+        return limit_R_n.sub_(queries.square_B[rows, None].float())
 
 
 class Best:
@@ -114,21 +114,21 @@ class Best:
 
     def add(self, row_P: torch.Tensor, item_P: torch.Tensor, score_P: torch.Tensor) -> None:
         """Take in pairs that were not there before; `row_P` is in order."""
-        row_U, count_U = torch.unique_consecutive(row_P, return_counts=True)
-        if not len(row_U):
+        row_r, count_r = torch.unique_consecutive(row_P, return_counts=True)
+        if not len(row_r):
             return
-        which_P = torch.repeat_interleave(torch.arange(len(row_U), device=row_P.device), count_U)
-        slot_P = self.k + torch.arange(len(row_P), device=row_P.device) - (count_U.cumsum(0) - count_U)[which_P]
-        width = self.k + int(count_U.max())
-        score_U_M = self.scores_B_K.new_full((len(row_U), width), torch.inf)
-        item_U_M = self.items_B_K.new_full((len(row_U), width), torch.iinfo(torch.int64).max)
-        score_U_M[:, : self.k], item_U_M[:, : self.k] = self.scores_B_K[row_U], self.items_B_K[row_U]
-        score_U_M[which_P, slot_P], item_U_M[which_P, slot_P] = score_P, item_P
+        which_P = torch.repeat_interleave(torch.arange(len(row_r), device=row_P.device), count_r)
+        slot_P = self.k + torch.arange(len(row_P), device=row_P.device) - (count_r.cumsum(0) - count_r)[which_P]
+        width = self.k + int(count_r.max())
+        score_r_W = self.scores_B_K.new_full((len(row_r), width), torch.inf)
+        item_r_W = self.items_B_K.new_full((len(row_r), width), torch.iinfo(torch.int64).max)
+        score_r_W[:, : self.k], item_r_W[:, : self.k] = self.scores_B_K[row_r], self.items_B_K[row_r]
+        score_r_W[which_P, slot_P], item_r_W[which_P, slot_P] = score_P, item_P
         # By item, then stably by score: of equal scores the lower item is first.
-        item_U_M, order = item_U_M.sort(dim=1)
-        score_U_M, by_score = score_U_M.gather(1, order).sort(dim=1, stable=True)
-        self.scores_B_K[row_U] = score_U_M[:, : self.k]
-        self.items_B_K[row_U] = item_U_M.gather(1, by_score)[:, : self.k]
+        item_r_W, order = item_r_W.sort(dim=1)
+        score_r_W, by_score = score_r_W.gather(1, order).sort(dim=1, stable=True)
+        self.scores_B_K[row_r] = score_r_W[:, : self.k]
+        self.items_B_K[row_r] = item_r_W.gather(1, by_score)[:, : self.k]
 
 
 class Search:
@@ -174,18 +174,18 @@ class Search:
             n_near_B = torch.zeros(len(self.target_B), dtype=torch.int64, device=self.device)
             removed_parts = self._by_part(removed)
             for part in self.space.parts:
-                weight_B_C = None if self.weights is None else self._weight(part, self.weights)
+                weight_B_n = None if self.weights is None else self._weight(part, self.weights)
                 removed_P = next(removed_parts)
                 for tile in self.space.tiles(self.queries, part, self.gamma):
                     here_P = (removed_P[0] >= tile.rows.start) & (removed_P[0] < tile.rows.stop)
-                    tile.square_R_C[removed_P[0][here_P] - tile.rows.start, removed_P[1][here_P]] = torch.inf
-                    weight_R_C = weight_B_C
-                    if weight_B_C is not None and len(weight_B_C) > 1:
-                        weight_R_C = weight_B_C[tile.rows]
-                    growth_R_C = self.scale.growth(tile.rows, weight_R_C)
-                    self._count(tile, part, weight_B_C, growth_R_C, n_near_B)
+                    tile.square_R_n[removed_P[0][here_P] - tile.rows.start, removed_P[1][here_P]] = torch.inf
+                    weight_R_n = weight_B_n
+                    if weight_B_n is not None and len(weight_B_n) > 1:
+                        weight_R_n = weight_B_n[tile.rows]
+                    growth_R_n = self.scale.growth(tile.rows, weight_R_n)
+                    self._count(tile, part, weight_B_n, growth_R_n, n_near_B)
                     if k:
-                        self._find(tile, part, weight_B_C, growth_R_C, best)
+                        self._find(tile, part, weight_B_n, growth_R_n, best)
             return self._found(n_near_B, best)
 
     def among_candidates(self, k: int, candidates: Pairs) -> Found:
@@ -195,9 +195,9 @@ class Search:
             n_near_B = torch.zeros(len(self.target_B), dtype=torch.int64, device=self.device)
             candidate_parts = self._by_part(candidates)
             for part in self.space.parts:
-                weight_B_C = None if self.weights is None else self._weight(part, self.weights)
+                weight_B_n = None if self.weights is None else self._weight(part, self.weights)
                 row_P, column_P = next(candidate_parts)
-                score_P = self._score(part, row_P, column_P, weight_B_C)
+                score_P = self._score(part, row_P, column_P, weight_B_n)
                 near_P = score_P <= self.rival_B[row_P]
                 n_near_B += torch.bincount(row_P[near_P], minlength=len(n_near_B))
                 if k:
@@ -219,23 +219,23 @@ class Search:
             row_P, item_P = row_P[count:], item_P[count:]
 
     def _weight(self, part: slice, weights: Weights) -> torch.Tensor:
-        """W of a chunk, (B or 1, C)."""
-        weight_B_C = weights(part).to(self.device)
+        """W of a chunk, (B or 1, n)."""
+        weight_B_n = weights(part).to(self.device)
         width = part.stop - part.start
-        if weight_B_C.shape not in ((len(self.queries.x_B_D), width), (1, width)):
+        if weight_B_n.shape not in ((len(self.queries.x_B_D), width), (1, width)):
             raise ValueError(
-                f"weights of {width} items and {len(self.queries.x_B_D)} rows have shape {tuple(weight_B_C.shape)}: "
+                f"weights of {width} items and {len(self.queries.x_B_D)} rows have shape {tuple(weight_B_n.shape)}: "
                 "give a row for each, or one for all"
             )
-        return weight_B_C if weight_B_C.is_floating_point() else weight_B_C.double()
+        return weight_B_n if weight_B_n.is_floating_point() else weight_B_n.double()
 
     def _score(
-        self, part: slice, row_P: torch.Tensor, column_P: torch.Tensor, weight_B_C: torch.Tensor | None
+        self, part: slice, row_P: torch.Tensor, column_P: torch.Tensor, weight_B_n: torch.Tensor | None
     ) -> torch.Tensor:
         """Exact scores of pairs in a chunk, float64 (P,)."""
         weight_P = None
-        if weight_B_C is not None:
-            weight_P = weight_B_C[row_P if len(weight_B_C) > 1 else 0, column_P]
+        if weight_B_n is not None:
+            weight_P = weight_B_n[row_P if len(weight_B_n) > 1 else 0, column_P]
         distance_P = self.space.distances(self.queries.x_B_D, row_P, column_P + part.start)
         return self.scale.score(distance_P, row_P, weight_P)
 
@@ -243,45 +243,45 @@ class Search:
         self,
         tile: Tile,
         part: slice,
-        weight_B_C: torch.Tensor | None,
-        growth_R_C: torch.Tensor,
+        weight_B_n: torch.Tensor | None,
+        growth_R_n: torch.Tensor,
         n_near_B: torch.Tensor,
     ) -> None:
         """Add what is at or above each target's score in the tile."""
-        limit_R_C = self.scale.limits(self.queries, tile, self.target_B, growth_R_C)
-        over_R_C = torch.sub(tile.square_R_C, limit_R_C, out=tile.spare_2_R_C[1])
-        row_P, column_P = where_at_most(torch.abs(over_R_C, out=tile.spare_2_R_C[0]), tile.tolerance_R_1)
+        limit_R_n = self.scale.limits(self.queries, tile, self.target_B, growth_R_n)
+        over_R_n = torch.sub(tile.square_R_n, limit_R_n, out=tile.spare_2_R_n[1])
+        row_P, column_P = where_at_most(torch.abs(over_R_n, out=tile.spare_2_R_n[0]), tile.tolerance_R_1)
         # Flags that are floats, 0 or 1, are written and summed several times faster than bools.
-        n_near_B[tile.rows] += over_R_C.lt_(-tile.tolerance_R_1).sum(1).long()
+        n_near_B[tile.rows] += over_R_n.lt_(-tile.tolerance_R_1).sum(1).long()
         row_P += tile.rows.start
-        near_P = self._score(part, row_P, column_P, weight_B_C) <= self.rival_B[row_P]
+        near_P = self._score(part, row_P, column_P, weight_B_n) <= self.rival_B[row_P]
         n_near_B += torch.bincount(row_P[near_P], minlength=len(n_near_B))
 
     def _find(
-        self, tile: Tile, part: slice, weight_B_C: torch.Tensor | None, growth_R_C: torch.Tensor, best: Best
+        self, tile: Tile, part: slice, weight_B_n: torch.Tensor | None, growth_R_n: torch.Tensor, best: Best
     ) -> None:
         """Take in what may be among the k best."""
 
         def add(row_P: torch.Tensor, column_P: torch.Tensor) -> None:
             row_P = row_P + tile.rows.start
-            best.add(row_P, column_P + part.start, self._score(part, row_P, column_P, weight_B_C))
+            best.add(row_P, column_P + part.start, self._score(part, row_P, column_P, weight_B_n))
 
         new_r = best.kth_B[tile.rows].isinf().nonzero()[:, 0]
         if len(new_r):  # any k items give a first threshold; the roughly best give one that few others pass
-            square_r_C = tile.square_R_C[new_r] + self.queries.square_B[tile.rows][new_r, None].float()
-            rough_r_C = square_r_C.clamp_min_(0).sqrt_() - self.scale.low_B[tile.rows][new_r, None].float()
-            rough_r_C /= growth_R_C[new_r] if len(growth_R_C) > 1 else growth_R_C
-            column_r_K = rough_r_C.topk(min(best.k, rough_r_C.shape[1]), largest=False).indices
-            competes_r_K = tile.square_R_C[new_r[:, None], column_r_K].isfinite()
+            square_r_n = tile.square_R_n[new_r] + self.queries.square_B[tile.rows][new_r, None].float()
+            rough_r_n = square_r_n.clamp_min_(0).sqrt_() - self.scale.low_B[tile.rows][new_r, None].float()
+            rough_r_n /= growth_R_n[new_r] if len(growth_R_n) > 1 else growth_R_n
+            column_r_K = rough_r_n.topk(min(best.k, rough_r_n.shape[1]), largest=False).indices
+            competes_r_K = tile.square_R_n[new_r[:, None], column_r_K].isfinite()
             row_P, column_P = new_r[:, None].expand_as(column_r_K)[competes_r_K], column_r_K[competes_r_K]
             add(row_P, column_P)
-            tile.square_R_C[row_P, column_P] = torch.inf
-        limit_R_C = self.scale.limits(self.queries, tile, best.kth_B, growth_R_C)
-        if limit_R_C.shape[1] == 1:  # one threshold for the row: no need to write a difference
-            add(*where_at_most(tile.square_R_C, limit_R_C + tile.tolerance_R_1))
+            tile.square_R_n[row_P, column_P] = torch.inf
+        limit_R_n = self.scale.limits(self.queries, tile, best.kth_B, growth_R_n)
+        if limit_R_n.shape[1] == 1:  # one threshold for the row: no need to write a difference
+            add(*where_at_most(tile.square_R_n, limit_R_n + tile.tolerance_R_1))
         else:
-            over_R_C = torch.sub(tile.square_R_C, limit_R_C, out=tile.spare_2_R_C[1])
-            add(*where_at_most(over_R_C, tile.tolerance_R_1))
+            over_R_n = torch.sub(tile.square_R_n, limit_R_n, out=tile.spare_2_R_n[1])
+            add(*where_at_most(over_R_n, tile.tolerance_R_1))
 
     def _scale(self, targets_B: torch.Tensor) -> tuple[Scale, torch.Tensor | None]:
         """What a first pass over all items says about each row, and W of the targets."""
@@ -295,14 +295,14 @@ class Search:
             for tile in self.space.tiles(self.queries, part):
                 self._tighten(tile, part, low_B, 1)
                 self._tighten(tile, part, high_B, -1)
-            weight_B_C = self._weight(part, self.weights)
-            if not torch.isfinite(weight_B_C).all():
+            weight_B_n = self._weight(part, self.weights)
+            if not torch.isfinite(weight_B_n).all():
                 raise ValueError("the weights hold NaN or infinity: give every item a finite score")
-            weight_low_B = torch.minimum(weight_low_B, weight_B_C.amin(1))
-            weight_high_B = torch.maximum(weight_high_B, weight_B_C.amax(1))
+            weight_low_B = torch.minimum(weight_low_B, weight_B_n.amin(1))
+            weight_high_B = torch.maximum(weight_high_B, weight_B_n.amax(1))
             (here_b,) = ((targets_B >= part.start) & (targets_B < part.stop)).nonzero(as_tuple=True)
-            target_weight_B[here_b] = weight_B_C[
-                here_b if len(weight_B_C) > 1 else 0, targets_B[here_b] - part.start
+            target_weight_B[here_b] = weight_B_n[
+                here_b if len(weight_B_n) > 1 else 0, targets_B[here_b] - part.start
             ].double()
         spread_B = torch.where(high_B - low_B > TIE * high_B, high_B - low_B, 1.0)
         weight_spread_B = (weight_high_B - weight_low_B).clamp_min(1e-12)
@@ -319,10 +319,10 @@ class Search:
             distance_P = self.space.distances(self.queries.x_B_D, row_P, column_P + part.start)
             extreme_B.scatter_reduce_(0, row_P, distance_P, "amin" if sign > 0 else "amax")
 
-        value_R = tile.square_R_C.amin(1) if sign > 0 else -tile.square_R_C.amax(1)
+        value_R = tile.square_R_n.amin(1) if sign > 0 else -tile.square_R_n.amax(1)
         (row_r,) = (value_R <= limits() + tile.tolerance_R_1[:, 0]).nonzero(as_tuple=True)
         if len(row_r):  # the roughly extreme one first: then few others pass
-            square_r_C = sign * tile.square_R_C[row_r]
-            take(row_r, square_r_C.argmin(1))
-            which_P, column_P = where_at_most(square_r_C, (limits()[:, None] + tile.tolerance_R_1)[row_r])
+            square_r_n = sign * tile.square_R_n[row_r]
+            take(row_r, square_r_n.argmin(1))
+            which_P, column_P = where_at_most(square_r_n, (limits()[:, None] + tile.tolerance_R_1)[row_r])
             take(row_r[which_P], column_P)

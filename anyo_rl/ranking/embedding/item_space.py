@@ -25,15 +25,16 @@ class Queries:
         x_B_D: the vectors as they were given, in float64.
         moved_B_D: these, moved to the items' mean.
         square_B: |x|² of the moved ones, float64.
-        buffer_3_S: memory for tiles; taking new memory for each costs as much as reading it several times.
-        chunk_C_D: memory for a chunk of items, moved.
+        buffer: memory for tiles, three of a tile's size; taking new memory for each costs as much as reading it
+            several times.
+        chunk_n_D: memory for a chunk of items, moved.
     """
 
     x_B_D: torch.Tensor
     moved_B_D: torch.Tensor
     square_B: torch.Tensor
-    buffer_3_S: torch.Tensor
-    chunk_C_D: torch.Tensor
+    buffer: torch.Tensor
+    chunk_n_D: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Tile:
 
     Attributes:
         rows: which rows.
-        square_R_C: D² − |x|², float32.
+        square_R_n: D² − |x|², float32.
         tolerance_R_1: what D² − |x|² minus a threshold may be off by, float32.
-        spare_2_R_C: room to compute in.
+        spare_2_R_n: room to compute in.
     """
 
     rows: slice
-    square_R_C: torch.Tensor
+    square_R_n: torch.Tensor
     tolerance_R_1: torch.Tensor
-    spare_2_R_C: tuple[torch.Tensor, torch.Tensor]
+    spare_2_R_n: tuple[torch.Tensor, torch.Tensor]
 
 
 @contextmanager
@@ -117,9 +118,9 @@ class ItemSpace:
         if not (square_B < LONGEST_SQUARE).all():
             raise ValueError("the vector of a row is too long for float32 distances: scale all vectors down")
         width = min(self.chunk_size, len(self.items_N_D))
-        buffer_3_S = torch.empty(3, min(self.row_size, len(x_B_D)) * width, device=self.device)
-        chunk_C_D = torch.empty(width, x_B_D.shape[1], device=self.device)
-        return Queries(x_B_D.double(), moved_B_D, square_B, buffer_3_S, chunk_C_D)
+        buffer = torch.empty(3, min(self.row_size, len(x_B_D)) * width, device=self.device)
+        chunk_n_D = torch.empty(width, x_B_D.shape[1], device=self.device)
+        return Queries(x_B_D.double(), moved_B_D, square_B, buffer, chunk_n_D)
 
     def tiles(self, queries: Queries, part: slice, gamma: float = 0.0) -> Iterator[Tile]:
         """All rows against one chunk of items; each tile overwrites the one before.
@@ -138,28 +139,28 @@ class ItemSpace:
             gamma: γ, where thresholds are made with (1 + W)^γ.
         """
         dim = self.items_N_D.shape[1]
-        items_C_D = queries.chunk_C_D[: part.stop - part.start]
-        torch.sub(self.items_N_D[part], self.center_D, out=items_C_D)
+        items_n_D = queries.chunk_n_D[: part.stop - part.start]
+        torch.sub(self.items_N_D[part], self.center_D, out=items_n_D)
         radius = self.square_N[part].max().sqrt()
-        n_rows, width = len(queries.x_B_D), len(items_C_D)
+        n_rows, width = len(queries.x_B_D), len(items_n_D)
         for start in range(0, n_rows, self.row_size):
             rows = slice(start, min(start + self.row_size, n_rows))
             n_here = rows.stop - start
-            square_R_C, *spare = queries.buffer_3_S[:, : n_here * width].view(3, n_here, width)
-            torch.addmm(self.square_N[None, part], queries.moved_B_D[rows], items_C_D.T, alpha=-2, out=square_R_C)
+            square_R_n, *spare = queries.buffer[:, : n_here * width].view(3, n_here, width)
+            torch.addmm(self.square_N[None, part], queries.moved_B_D[rows], items_n_D.T, alpha=-2, out=square_R_n)
             length_R_1 = queries.square_B[rows, None].float().sqrt()
             tolerance_R_1 = dim * radius * (2 * length_R_1 + radius) + (32 + 16 * gamma) * (length_R_1 + radius) ** 2
-            yield Tile(rows, square_R_C, tolerance_R_1 * 2.0**-24 + dim * 1e-37, (spare[0], spare[1]))
+            yield Tile(rows, square_R_n, tolerance_R_1 * 2.0**-24 + dim * 1e-37, (spare[0], spare[1]))
 
 
-def where_at_most(value_R_C: torch.Tensor, limit_R_1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def where_at_most(value_R_n: torch.Tensor, limit_R_1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns, (P,) each, row by row, of the values at or below their row's finite limit; none is NaN.
 
     Quick where they are few: blocks whose minimum is above the limit are passed over.
     """
-    if value_R_C.shape[1] % BLOCK:
-        value_R_C = torch.nn.functional.pad(value_R_C, (0, -value_R_C.shape[1] % BLOCK), value=torch.inf)
-    value_R_b_C = value_R_C.view(len(value_R_C), -1, BLOCK)
-    row_b, block_b = (value_R_b_C.amin(2) <= limit_R_1).nonzero(as_tuple=True)
-    which_P, column_P = (value_R_b_C[row_b, block_b] <= limit_R_1[row_b]).nonzero(as_tuple=True)
-    return row_b[which_P], block_b[which_P] * BLOCK + column_P
+    if value_R_n.shape[1] % BLOCK:
+        value_R_n = torch.nn.functional.pad(value_R_n, (0, -value_R_n.shape[1] % BLOCK), value=torch.inf)
+    in_blocks = value_R_n.view(len(value_R_n), -1, BLOCK)
+    row, block = (in_blocks.amin(2) <= limit_R_1).nonzero(as_tuple=True)
+    which_P, column_P = (in_blocks[row, block] <= limit_R_1[row]).nonzero(as_tuple=True)
+    return row[which_P], block[which_P] * BLOCK + column_P

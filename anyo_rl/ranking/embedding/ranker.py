@@ -78,9 +78,9 @@ class EmbeddingRanker:
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be 1 or more, found {chunk_size}")
         for start in range(0, n_items, 4096):  # the flags of the whole matrix would be a quarter of its size
-            finite_C = torch.isfinite(vectors_N_D[start : start + 4096]).all(dim=1)
-            if not finite_C.all():
-                row = start + int((~finite_C).nonzero()[0])
+            finite_n = torch.isfinite(vectors_N_D[start : start + 4096]).all(dim=1)
+            if not finite_n.all():
+                row = start + int((~finite_n).nonzero()[0])
                 raise ValueError(f"the vector of item {self.item_ids[row]!r} holds NaN or infinity: embed it again")
         self.space = ItemSpace(vectors_N_D, chunk_size=chunk_size)
         self.popularity_N = self._checked_popularity(popularity_N)

@@ -112,15 +112,15 @@ class Reader(Protocol):
         """
         ...
 
-    def log_probs(self, user_K: np.ndarray, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def log_probs(self, user_J: np.ndarray, node_J: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Evaluates branchings.
 
         Args:
-            user_K: whose branching.
-            node_K: nodes with two children or more.
+            user_J: whose branching.
+            node_J: nodes with two children or more.
 
         Returns:
-            For the E edges that leave the K branchings, in order: which of the K, shape (E,); the child, shape (E,);
+            For the E edges that leave the J branchings, in order: which of the J, shape (E,); the child, shape (E,);
             its log-probability given the branching under each of the user's contexts, float64, shape (E, G).
         """
         ...
@@ -213,18 +213,18 @@ class Search:
         position_U = np.where(leaf_U >= 0, tree.leaf_start[leaf_U], -1)
         position = position_U[user[pair]]
         on_path = (tree.leaf_start[child] <= position) & (position < tree.leaf_end[child])
-        taken_K = np.zeros((len(user), self.reader.n_paths))
-        taken_K[pair[on_path]] = step[on_path]
-        total_K = np.cumsum(taken_K, axis=0)
+        taken_J = np.zeros((len(user), self.reader.n_paths))
+        taken_J[pair[on_path]] = step[on_path]
+        total_J = np.cumsum(taken_J, axis=0)
         first_U = np.searchsorted(user, np.arange(n))
-        before_K = total_K - taken_K - (total_K - taken_K)[first_U][user]
+        before_J = total_J - taken_J - (total_J - taken_J)[first_U][user]
         last_U = np.append(first_U[1:], len(user)) - 1
-        log_p_U_G = (before_K + taken_K)[last_U]
+        log_p_U_G = (before_J + taken_J)[last_U]
         self.log_p_U[has_target] = self._mean(log_p_U_G)[has_target]
 
         # What is read here is not to be read again.
         keep = ~on_path | (tree.chain_end[child] == leaf_U[user[pair]])
-        self._add(user[pair][keep], child[keep], (before_K[pair] + step)[keep], tree.depth[node][pair][keep])
+        self._add(user[pair][keep], child[keep], (before_J[pair] + step)[keep], tree.depth[node][pair][keep])
 
     def _mean(self, log_p_F_G: np.ndarray) -> np.ndarray:
         """Log of the mean over the paths."""

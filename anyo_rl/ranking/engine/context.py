@@ -61,7 +61,7 @@ class ContextCache:
         contexts: B token id lists that end with the marker, unequal lengths allowed.
 
     Attributes:
-        states_B_H: last hidden states at the markers.
+        states_B_D: last hidden states at the markers.
         width: columns that the contexts take in the cache, padding included.
         n_kept: tree columns in the cache beside them.
     """
@@ -74,12 +74,12 @@ class ContextCache:
         self.n_kept = 0
         self.lengths_B = torch.tensor([len(context) for context in contexts], device=device)
         ids = torch.tensor([[0] * (self.width - len(c)) + list(c) for c in contexts], device=device)
-        self.mask_B_C = torch.arange(self.width, device=device)[None] >= self.width - self.lengths_B[:, None]
+        self.mask_B_T = torch.arange(self.width, device=device)[None] >= self.width - self.lengths_B[:, None]
         self.cache = DynamicCache(config=self.policy.config)
-        self.states_B_H = self.decoder(
+        self.states_B_D = self.decoder(
             input_ids=ids,
-            attention_mask=self.mask_B_C.long(),
-            position_ids=(self.mask_B_C.long().cumsum(1) - 1).clamp(min=0),
+            attention_mask=self.mask_B_T.long(),
+            position_ids=(self.mask_B_T.long().cumsum(1) - 1).clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
@@ -88,7 +88,7 @@ class ContextCache:
         """Number of contexts B."""
         return len(self.lengths_B)
 
-    def read(self, tokens_B_W: torch.Tensor, depth_B_W: torch.Tensor, allowed_B_W_S: torch.Tensor) -> torch.Tensor:
+    def read(self, tokens_B_W: torch.Tensor, depth_B_W: torch.Tensor, allowed_B_W_M: torch.Tensor) -> torch.Tensor:
         """Reads W tree nodes of each context in one forward and keeps them in the cache.
 
         Axes of size B may be of size 1 where all contexts share them.
@@ -96,16 +96,16 @@ class ContextCache:
         Args:
             tokens_B_W: the nodes' tokens.
             depth_B_W: the nodes' depths; 1 is the first token after the marker.
-            allowed_B_W_S: bool, which of the S tree columns (those in the cache, then these) a node attends to. Each
+            allowed_B_W_M: bool, which of the M tree columns (those in the cache, then these) a node attends to. Each
                 node must attend to itself.
 
         Returns:
-            (B, W, H) last hidden states.
+            (B, W, D) last hidden states.
         """
         n, size = len(self), tokens_B_W.shape[1]
         device, dtype = self.policy.device, self.policy.dtype
-        context = self.mask_B_C[:, None].expand(-1, size, -1)
-        allowed = torch.cat([context, allowed_B_W_S.to(device).expand(n, -1, -1)], dim=-1)[:, None]
+        context = self.mask_B_T[:, None].expand(-1, size, -1)
+        allowed = torch.cat([context, allowed_B_W_M.to(device).expand(n, -1, -1)], dim=-1)[:, None]
         # Additive, because eager attention takes no boolean mask.
         bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, torch.finfo(dtype).min)
         states = self.decoder(
@@ -128,5 +128,5 @@ class ContextCache:
         """Keeps these contexts only, in this order."""
         rows = rows.to(self.policy.device)
         self.cache.batch_select_indices(rows)
-        self.lengths_B, self.mask_B_C = self.lengths_B[rows], self.mask_B_C[rows]
-        self.states_B_H = self.states_B_H[rows]
+        self.lengths_B, self.mask_B_T = self.lengths_B[rows], self.mask_B_T[rows]
+        self.states_B_D = self.states_B_D[rows]

@@ -28,29 +28,29 @@ def unread(tree: PrefixTree, known: set[int], node: int) -> list[int]:
     return chain[::-1]
 
 
-def edges_of(tree: PrefixTree, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The E edges that leave K branchings, in order.
+def edges_of(tree: PrefixTree, node_J: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The E edges that leave J branchings, in order.
 
     Returns:
-        Which of the K each edge leaves, shape (E,); the child, shape (E,); where each branching's edges begin, (K,).
+        Which of the J each edge leaves, shape (E,); the child, shape (E,); where each branching's edges begin, (J,).
     """
-    n_K = tree.n_children[node_K]
-    pair_E = np.repeat(np.arange(len(node_K)), n_K)
-    begin_K = np.cumsum(n_K) - n_K
-    return pair_E, np.arange(len(pair_E)) - begin_K[pair_E] + tree.child_start[node_K][pair_E], begin_K
+    n_J = tree.n_children[node_J]
+    pair_E = np.repeat(np.arange(len(node_J)), n_J)
+    begin_J = np.cumsum(n_J) - n_J
+    return pair_E, np.arange(len(pair_E)) - begin_J[pair_E] + tree.child_start[node_J][pair_E], begin_J
 
 
-def renormalised(scores_E_G: np.ndarray, pair_E: np.ndarray, begin_K: np.ndarray) -> np.ndarray:
+def renormalised(scores_E_G: np.ndarray, pair_E: np.ndarray, begin_J: np.ndarray) -> np.ndarray:
     """Log-probabilities of edges among those that leave the same branching, float64, shape (E, G).
 
     Args:
         scores_E_G: logits, or log-probabilities among more tokens: a constant of each branching makes no difference.
         pair_E: which branching each edge leaves; see `edges_of`.
-        begin_K: where each branching's edges begin.
+        begin_J: where each branching's edges begin.
     """
     scores_E_G = scores_E_G.astype(np.float64)
-    shifted = scores_E_G - np.maximum.reduceat(scores_E_G, begin_K)[pair_E]
-    return shifted - np.log(np.add.reduceat(np.exp(shifted), begin_K))[pair_E]
+    shifted = scores_E_G - np.maximum.reduceat(scores_E_G, begin_J)[pair_E]
+    return shifted - np.log(np.add.reduceat(np.exp(shifted), begin_J))[pair_E]
 
 
 class NodeReader:
@@ -95,7 +95,7 @@ class NodeReader:
         return max(1, self.nodes_per_forward // len(self.cache))
 
     def _forget(self) -> None:
-        self._kept_U_S = np.zeros((len(self.users), 0), dtype=np.int64)
+        self._kept_U_M = np.zeros((len(self.users), 0), dtype=np.int64)
         self._known: list[set[int]] = [set() for _ in self.users]
 
     def forget_nodes(self) -> None:
@@ -117,70 +117,70 @@ class NodeReader:
         rows = np.searchsorted(self.users, users)
         context_rows = (rows[:, None] * self.n_paths + np.arange(self.n_paths)).reshape(-1)
         self.cache.select(torch.from_numpy(context_rows))
-        self.users, self._kept_U_S = users, self._kept_U_S[rows]
+        self.users, self._kept_U_M = users, self._kept_U_M[rows]
         self._known = [self._known[row] for row in rows]
 
-    def log_probs(self, user_K: np.ndarray, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def log_probs(self, user_J: np.ndarray, node_J: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `anyo_rl.ranking.engine.best_first.Reader`; each user must still be in the cache."""
-        row_K = np.searchsorted(self.users, user_K)
-        states_K_G_H = self._read(row_K, node_K)
-        pair_E, child_E, begin_K = edges_of(self.tree, node_K)
+        row_J = np.searchsorted(self.users, user_J)
+        states_J_G_D = self._read(row_J, node_J)
+        pair_E, child_E, begin_J = edges_of(self.tree, node_J)
         g = np.arange(self.n_paths)
         state_E_G = pair_E[:, None] * self.n_paths + g
         device = self.policy.device
         logits = pair_logits(
             self.policy,
-            states_K_G_H.flatten(0, 1),
+            states_J_G_D.flatten(0, 1),
             torch.from_numpy(state_E_G.reshape(-1)).to(device),
             torch.from_numpy(np.repeat(self.tree.token[child_E], self.n_paths)).to(device),
         )
         logits_E_G = logits.cpu().numpy().reshape(state_E_G.shape)
-        return pair_E, child_E, renormalised(logits_E_G, pair_E, begin_K)
+        return pair_E, child_E, renormalised(logits_E_G, pair_E, begin_J)
 
-    def _read(self, row_K: np.ndarray, node_K: np.ndarray) -> torch.Tensor:
-        """(K, G, H) last hidden states at the nodes; their ancestors that are not in the cache are read with them."""
+    def _read(self, row_J: np.ndarray, node_J: np.ndarray) -> torch.Tensor:
+        """(J, G, D) last hidden states at the nodes; their ancestors that are not in the cache are read with them."""
         blocks: list[list[int]] = [[] for _ in self.users]
-        column_K = np.full(len(node_K), NO_NODE)
+        column_J = np.full(len(node_J), NO_NODE)
         column_of: dict[tuple[int, int], int] = {}
-        for row, node in zip(row_K.tolist(), node_K.tolist(), strict=True):
+        for row, node in zip(row_J.tolist(), node_J.tolist(), strict=True):
             for new in unread(self.tree, self._known[row], node):
                 column_of[row, new] = len(blocks[row])
                 blocks[row].append(new)
-        for k, (row, node) in enumerate(zip(row_K.tolist(), node_K.tolist(), strict=True)):
-            column_K[k] = column_of[row, node] if node else NO_NODE
+        for k, (row, node) in enumerate(zip(row_J.tolist(), node_J.tolist(), strict=True)):
+            column_J[k] = column_of[row, node] if node else NO_NODE
         sizes = np.array([len(block) for block in blocks])
         self.n_nodes_U[self.users] += sizes
         nodes_U_W = np.full((len(blocks), int(sizes.max())), NO_NODE)
         nodes_U_W[np.arange(nodes_U_W.shape[1]) < sizes[:, None]] = [node for block in blocks for node in block]
 
         shape = (len(self.users), self.n_paths, -1)
-        at_root = self.cache.states_B_H.view(shape)
-        states = at_root.new_empty(len(node_K), self.n_paths, at_root.shape[-1])
-        root = np.flatnonzero(node_K == 0)
-        states[torch.from_numpy(root)] = at_root[torch.from_numpy(row_K[root])]
+        at_root = self.cache.states_B_D.view(shape)
+        states = at_root.new_empty(len(node_J), self.n_paths, at_root.shape[-1])
+        root = np.flatnonzero(node_J == 0)
+        states[torch.from_numpy(root)] = at_root[torch.from_numpy(row_J[root])]
         for start in range(0, nodes_U_W.shape[1], self.quota):
             part = nodes_U_W[:, start : start + self.quota]
             hidden = self._forward(part).view(len(self.users), self.n_paths, part.shape[1], -1)
-            here = np.flatnonzero((column_K >= start) & (column_K < start + part.shape[1]))
-            rows, columns = torch.from_numpy(row_K[here]), torch.from_numpy(column_K[here] - start)
+            here = np.flatnonzero((column_J >= start) & (column_J < start + part.shape[1]))
+            rows, columns = torch.from_numpy(row_J[here]), torch.from_numpy(column_J[here] - start)
             states[torch.from_numpy(here)] = hidden[rows, :, columns]
         return states
 
     def _forward(self, nodes_U_W: np.ndarray) -> torch.Tensor:
-        """(U·G, W, H) states of one block, which is kept in the cache."""
+        """(U·G, W, D) states of one block, which is kept in the cache."""
         tree = self.tree
         self.most_nodes = max(self.most_nodes, nodes_U_W.size * self.n_paths)
-        kept_U_S = np.concatenate([self._kept_U_S, nodes_U_W], axis=1)
-        node, above = nodes_U_W[:, :, None], kept_U_S[:, None]
+        kept_U_M = np.concatenate([self._kept_U_M, nodes_U_W], axis=1)
+        node, above = nodes_U_W[:, :, None], kept_U_M[:, None]
         allowed = (
             (tree.leaf_start[above] <= tree.leaf_start[node])
             & (tree.leaf_end[above] >= tree.leaf_end[node])
             & (tree.depth[above] <= tree.depth[node])
             & (above != NO_NODE)
         )
-        own = self._kept_U_S.shape[1] + np.arange(nodes_U_W.shape[1])
+        own = self._kept_U_M.shape[1] + np.arange(nodes_U_W.shape[1])
         allowed[:, np.arange(nodes_U_W.shape[1]), own] = True  # padding has something to attend to
-        self._kept_U_S = kept_U_S
+        self._kept_U_M = kept_U_M
         real = np.maximum(nodes_U_W, 0)
         token = np.where(nodes_U_W == NO_NODE, 0, tree.token[real])
 

@@ -117,19 +117,19 @@ class VllmReader:
         """What a call may hold; nothing has to be forgotten for it."""
         return max(1, self.nodes_per_call // (len(self.users) * self.n_paths)), False
 
-    def log_probs(self, user_K: np.ndarray, node_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def log_probs(self, user_J: np.ndarray, node_J: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `anyo_rl.ranking.engine.best_first.Reader`."""
-        pair_E, child_E, begin_K = edges_of(self.tree, node_K)
+        pair_E, child_E, begin_J = edges_of(self.tree, node_J)
         token_E = self.tree.token[child_E]
         prompts, children, places, n_nodes = [], [], [], 0
         for k, (user, node, end) in enumerate(
-            zip(user_K.tolist(), node_K.tolist(), [*begin_K[1:], len(token_E)], strict=True)
+            zip(user_J.tolist(), node_J.tolist(), [*begin_J[1:], len(token_E)], strict=True)
         ):
             new = len(unread(self.tree, self._known[user], node))
             self.n_nodes_U[user] += new
             n_nodes += new * self.n_paths
             path = self.tree.token[unread(self.tree, set(), node)].tolist()
-            for start in range(begin_K[k], end, TOKENS_PER_REQUEST):
+            for start in range(begin_J[k], end, TOKENS_PER_REQUEST):
                 part = slice(start, min(end, start + TOKENS_PER_REQUEST))
                 for g, context in enumerate(self.contexts_U_G[user]):
                     prompts.append([*context, *path])
@@ -139,7 +139,7 @@ class VllmReader:
         scores_E_G = np.empty((len(token_E), self.n_paths))
         for (part, g), scores in zip(places, token_scores(self.llm, prompts, children), strict=True):
             scores_E_G[part, g] = scores
-        return pair_E, child_E, renormalised(scores_E_G, pair_E, begin_K)
+        return pair_E, child_E, renormalised(scores_E_G, pair_E, begin_J)
 
 
 def token_scores(llm: Any, prompts_R: Sequence[list[int]], tokens_R: Sequence[list[int]]) -> list[list[float]]:

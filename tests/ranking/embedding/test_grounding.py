@@ -135,7 +135,7 @@ def test_squares_stay_within_the_tolerance(dim, offset):
     seen = torch.zeros(50, 700, dtype=torch.int64)
     for part in space.parts:
         for tile in space.tiles(queries, part):
-            off = (tile.square_R_C.double() - exact[tile.rows, part]).abs()
+            off = (tile.square_R_n.double() - exact[tile.rows, part]).abs()
             assert (off <= 0.5 * tile.tolerance_R_1).all()  # the bound has room
             seen[tile.rows, part] += 1
     assert (seen == 1).all()
