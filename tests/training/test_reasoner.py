@@ -22,45 +22,86 @@ from anyo_rl.training.rewards.check import RewardError
 from tests.training.helpers import ROWS, G, lift, reasoner, weights_of
 
 
-def test_two_steps_move_the_weights_and_log_what_to_watch(make_reasoner):
-    trainer = make_reasoner(reward=lambda rank, **_: [None if r is None else 1 / r for r in rank])
+class Watch:
+    """A reward, 1/rank, that works out what each step should log: by the whole distribution, at the time."""
+
+    __name__ = "watch"
+
+    def __init__(self, catalog, tokens) -> None:
+        self.catalog, self.tokens, self.model, self.steps = catalog, tokens, None, []
+
+    def __call__(self, prompts, completion_ids, target_id, **columns):
+        contexts = [
+            self.tokens.marked_context(self.tokens.context_ids(prompt), ids)
+            for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+        ranking = DistributionRanker(self.catalog, self.model).rank(contexts, target_id)
+        marked = [self.tokens.marker_id in ids for ids in completion_ids]
+        assert 0 < sum(marked) < len(marked), "all are alike: the test shows nothing"
+        rewards = [1 / int(rank) if ok else None for rank, ok in zip(ranking.ranks_B, marked, strict=True)]
+        log_probs = np.where(marked, ranking.log_probs_B, -np.inf).reshape(-1, G).max(1)
+        self.steps.append(
+            {
+                "reward": np.mean([reward for reward in rewards if reward is not None]),
+                "rank/mean": np.mean(ranking.ranks_B),
+                "rank/gain": np.mean(1 / np.log2(1 + ranking.ranks_B)),
+                "parsed_share": np.mean(marked),
+                "ungrounded_share": 1 - np.mean(marked),
+                # −log p(target) of the best path of each group; 0 for a group in which none has an answer.
+                "item_loss": np.mean(np.where(np.isfinite(log_probs), -log_probs, 0.0)),
+            }
+        )
+        return rewards
+
+    def train(self, trainer: ReasonerTrainer) -> None:
+        """Trains, and compares."""
+        self.model = trainer.model
+        trainer.train()
+        logged = [row for row in trainer.state.log_history if "reward" in row]
+        assert len(logged) == len(self.steps) == trainer.state.global_step > 0
+        for row, expected in zip(logged, self.steps, strict=True):
+            assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture
+def watch(small_catalog, small_tokens) -> Watch:
+    return Watch(small_catalog, small_tokens)
+
+
+def test_two_steps_move_the_weights_and_log_what_to_watch(make_reasoner, watch):
+    trainer = make_reasoner(reward=watch)
     before = weights_of(trainer.model)
-    trainer.train()
+    watch.train(trainer)
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if name != "lm_head.bias"}
-    steps = [row for row in trainer.state.log_history if "reward" in row]
-    assert len(steps) == 2
-    for row in steps:
-        assert 1 <= row["rank/mean"] <= 10
-        assert 0 < row["rank/gain"] <= 1
-        assert row["item_loss"] > 0
-        assert 0 < row["parsed_share"] <= 1
 
 
-def test_under_lora_only_adapters_move(make_reasoner):
-    trainer = make_reasoner(peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+def test_under_lora_only_adapters_move(make_reasoner, watch):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    trainer = make_reasoner(reward=watch, peft_config=lora)
     before = weights_of(trainer.model)
-    trainer.train()
+    watch.train(trainer)
     for name, parameter in trainer.model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == ("lora_" in name), name
     assert any("lora_B" in name for name in before)
-    assert trainer.state.log_history[0]["item_loss"] > 0
 
 
 class Record(TrainerCallback):
     """Keeps what each call of the item loss got and gave, and checks each optimizer step's gradient against it."""
 
     def __init__(self, trainer: ReasonerTrainer) -> None:
-        self.trainer, self.pending, self.steps = trainer, [], 0
+        self.trainer, self.pending, self.used, self.losses, self.steps = trainer, [], [], [], 0
         self.item_loss = trainer._item_loss
         trainer._item_loss = self
         trainer.add_callback(self)
 
     def __call__(self, model, inputs):
         loss = self.item_loss(model, inputs)
-        assert loss.item() == pytest.approx(slow_item_loss(self.trainer, inputs), abs=1e-4)
+        self.losses.append(slow_item_loss(self.trainer, inputs))
+        assert loss.item() == pytest.approx(self.losses[-1], abs=1e-4)
         self.pending.append({name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)})
+        self.used.append(self.pending[-1])
         return loss
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -82,10 +123,15 @@ def contexts_of(inputs) -> list[list[int]]:
     return [ids[mask.bool()].tolist() for ids, mask in zip(*both, strict=True)]
 
 
+def log_probs_of(trainer, inputs) -> torch.Tensor:
+    """log p(target | path) of each row, by the whole distribution."""
+    log_probs = DistributionRanker(trainer.catalog, trainer.model).log_probs(contexts_of(inputs))
+    return log_probs[torch.arange(len(log_probs)), inputs["item_index"]]
+
+
 def slow_item_loss(trainer, inputs) -> float:
     """−mean over prompts of Σ w log p(target | path), by the engine."""
-    log_probs = DistributionRanker(trainer.catalog, trainer.model).log_probs(contexts_of(inputs))
-    log_p = log_probs[torch.arange(len(log_probs)), inputs["item_index"]]
+    log_p = log_probs_of(trainer, inputs)
     return -float((inputs["item_weight"] * log_p).sum()) / (len(log_p) / G)
 
 
@@ -119,12 +165,25 @@ def test_the_item_loss_and_its_gradient_are_those_of_a_slow_computation(
 
 
 def test_old_paths_can_be_used_twice(make_reasoner):
+    """The second time they have the weights of their sampling, and the item loss that the model has by then."""
     settings = {"per_device_train_batch_size": G, "gradient_accumulation_steps": 1, "steps_per_generation": 2}
-    trainer = make_reasoner(settings={**settings, "num_iterations": 2, "max_steps": 5}, item_loss="mixture")
+    settings |= {"num_iterations": 2, "max_steps": 5, "max_grad_norm": 0.0, "learning_rate": 3e-4}
+    trainer = make_reasoner(settings=settings, item_loss="mixture")  # equal rewards: no policy gradient
+    trainer.model.lm_head.bias.data[trainer.tokens.marker_id] = 6.0  # no batch may be without an answer
+    record = Record(trainer)
     trainer.train()
+    assert record.steps == 5
+    first, second, first_again, second_again, new = record.used
+    for once, twice in ((first, first_again), (second, second_again)):
+        for name in ("prompt_ids", "completion_ids", "item_weight", "item_index"):
+            assert torch.equal(once[name], twice[name]), name
+    assert not torch.equal(first["completion_ids"], second["completion_ids"])
+    assert not torch.equal(first["completion_ids"], new["completion_ids"])
+    assert first["item_weight"].sum() + second["item_weight"].sum() == pytest.approx(2)  # TRL mixes the two groups
     losses = [row["item_loss"] for row in trainer.state.log_history if "item_loss" in row]
-    assert len(losses) == 5
-    assert np.isfinite(losses).all()
+    assert losses == pytest.approx(record.losses, abs=1e-4)
+    assert losses[2] < losses[0]
+    assert losses[3] < losses[1]
 
 
 def test_no_item_loss_where_none_is_asked_for(make_reasoner):
@@ -201,11 +260,11 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
     )
     tokens = Tokens.of(tokenizer, "</think>")
     catalog = build_catalog(pl.DataFrame({"item_id": ["a", "b"], "title": ["Alien", "Toy Story"]}), tokens)
-    seen = []
+    seen, watch = [], Watch(catalog, tokens)
 
     def reward(prompts, completions, rank, **columns):
         seen.extend(zip(prompts, completions, rank, strict=True))
-        return [0.0 if r is None else 1 / r for r in rank]
+        return watch(prompts, rank=rank, **columns)
 
     rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}], "target_id": "b"} for row in ROWS]
     model = make_tiny_teacher(tokenizer, hidden_size=32, n_layers=2, n_heads=2, max_length=256)
@@ -213,8 +272,7 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
     trainer = reasoner(model, catalog, tokens, tmp_path, rows=rows, reward=reward)
     record = Record(trainer)
     record.on_pre_optimizer_step = lambda *args, **kwargs: None  # values only: rewards differ here
-    trainer.train()
-    assert {row["rank/mean"] > 0 for row in trainer.state.log_history if "rank/mean" in row} == {True}
+    watch.train(trainer)
     assert record.pending
     assert len(seen) == 4 * G
     for prompt, completion, rank in seen:
@@ -224,6 +282,17 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
         assert completion[0]["content"].endswith("->") == (rank is not None)
     context = record.pending[0]["prompt_ids"][0][record.pending[0]["prompt_mask"][0].bool()].tolist()
     assert context in [tokens.context_ids(row["prompt"]) for row in rows]
+
+
+def slow_greedy_rank(trainer, row) -> int:
+    """The target's rank after three tokens at most, each the likeliest."""
+    context, tokens = trainer.tokens.context_ids(row["prompt"]), trainer.tokens
+    ids: list[int] = []
+    while len(ids) < 3 and not {tokens.marker_id, tokens.eos_id} & set(ids):
+        with torch.no_grad():
+            ids.append(int(trainer.model(torch.tensor([[*context, *ids]])).logits[0, -1].argmax()))
+    ranker = DistributionRanker(trainer.catalog, trainer.model)
+    return int(ranker.rank([tokens.marked_context(context, ids)], [row["target_id"]]).ranks_B[0])
 
 
 def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys):
@@ -243,6 +312,10 @@ def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys
     assert capsys.readouterr().out.count("Completion") == 0
     assert trainer._metrics["train"]["reward"] == [3.0]
     assert json.loads(json.dumps(found)) == found
+    ranks = np.array([slow_greedy_rank(trainer, row) for row in ROWS])
+    expected = {"ndcg@10": np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0), "hr@10": ranks <= 10, "mrr": 1 / ranks}
+    for name, of_users in expected.items():
+        assert found[f"eval_{name}"] == pytest.approx(of_users.mean()), name
     assert trainer.state.log_history[-1]["eval_ndcg@10"] == found["eval_ndcg@10"]
 
 
