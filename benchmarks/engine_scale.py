@@ -23,7 +23,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree, build_tree
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.constrained.decode import decode_items
+from anyo_rl.sampling.constrained.decode import Decoding, decode_items
 
 VOCAB_SIZE, CONTEXT = 256, 20
 POLICIES = {"peaked": 3.0, "flat": 0.05}  # scale of the head
@@ -76,7 +76,7 @@ def measure(catalog: Catalog, name: str, scale: float, n_contexts: int, cap: int
     contexts = [[*row, MARKER] for row in drawn.tolist()]
     model = make_model(scale)
     tokens: Any = SimpleNamespace(marker_id=MARKER, eos_id=EOS, tokenizer=SimpleNamespace(pad_token_id=EOS))
-    targets = [items[0] for items in decode_items(model, catalog, tokens, contexts, mode="sample")]
+    targets = [items[0] for items in decode_items(model, catalog, tokens, contexts, Decoding("sample"))]
     began = time.perf_counter()
     found = LikelihoodRanker(catalog, model, cap=cap).rank(contexts, targets, top_k=0)
     seconds = (time.perf_counter() - began) / n_contexts

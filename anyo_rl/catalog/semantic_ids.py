@@ -118,8 +118,8 @@ def published_ids(items: pl.DataFrame, column: str) -> SemanticIds:
     """Semantic ids that the item table brings, as `<a_12><b_3><c_45>` in a column.
 
     Args:
-        items: the item table, with `item_id` and the column.
-        column: its name.
+        items: the item table.
+        column: where each of its items has its semantic id.
 
     Raises:
         ValueError: there is no such column, or an item has no id there, or one that is not written like this.

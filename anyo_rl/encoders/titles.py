@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from anyo_rl.teacher.tokens import Tokens
 

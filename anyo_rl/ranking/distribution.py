@@ -27,7 +27,7 @@ from anyo_rl.teacher.policy import causal_lm, inference, row_logits
 
 @dataclass(frozen=True)
 class _Block:
-    """Nodes evaluated in one forward: `m` tokens with their tree mask, and the edges that leave them."""
+    """Nodes evaluated in one forward: M tokens with their tree mask, and the edges that leave them."""
 
     tokens_M: torch.Tensor
     depth_M: torch.Tensor
@@ -44,7 +44,7 @@ class DistributionRanker:
     depend on the batching beyond float rounding: scores closer than 1e-5 may swap.
 
     Args:
-        catalog: the catalog, built with the model's tokenizer.
+        catalog: built with the model's tokenizer.
         model: the teacher; wrappers and LoRA adapters are seen through. Its weights are read at each call.
         nodes_per_forward: tree nodes evaluated at once; bounds memory.
         tokens_per_forward: context tokens plus nodes evaluated at once over the batch; bounds memory.

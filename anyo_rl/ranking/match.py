@@ -18,10 +18,10 @@ from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
 
 
 class MatchRanker:
-    """Rank by the item that a completion names.
+    """Ranks by the item that a completion names.
 
     Args:
-        catalog: the catalog; an item is named by its title or semantic id, which is unique.
+        catalog: its items are named by title or semantic id, which is unique.
     """
 
     kind = "match"
@@ -42,7 +42,7 @@ class MatchRanker:
         excluded_B: Sequence[Collection[str]] | None = None,
         candidates_B: Sequence[Collection[str]] | None = None,
     ) -> Ranking:
-        """Rank completion texts; see `anyo_rl.ranking.protocol.Ranker.rank` for the arguments.
+        """Ranks completion texts; see `anyo_rl.ranking.protocol.Ranker.rank` for the arguments.
 
         The top list holds the written item, with score 1.0, when it is in the ranking; else it is empty.
         """

@@ -72,7 +72,7 @@ class Ranker(Protocol):
         excluded_B: Sequence[Collection[str]] | None = None,
         candidates_B: Sequence[Collection[str]] | None = None,
     ) -> Ranking:
-        """Rank the target of each context among the catalog, and name the `top_k` best items.
+        """Ranks the target of each context among the catalog, and names the `top_k` best items.
 
         Args:
             contexts_B: what the ranker reads, one per completion.
@@ -106,7 +106,7 @@ def allowed_items(
         what is excluded for a target that the mask does not hold.
 
     Raises:
-        ValueError: when the target is not in the catalog.
+        ValueError: the target is not in the catalog.
     """
     if target_id not in index:
         raise ValueError(
@@ -124,7 +124,7 @@ def allowed_items(
 
 
 def check_lengths(n_contexts: int, **columns: Sized | None) -> None:
-    """Raise a `ValueError` that names the column when one is not as long as the contexts."""
+    """Refuses a column that is not as long as the contexts, by a `ValueError` that names it."""
     for name, column in columns.items():
         if column is not None and len(column) != n_contexts:
             raise ValueError(f"{n_contexts} contexts but {len(column)} rows in {name}: give one per context")

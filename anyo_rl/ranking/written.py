@@ -29,8 +29,8 @@ def written_ranker(
     written under the catalog's constraint is one of them, so nothing is embedded while training.
 
     Args:
-        kind: which.
-        catalog: the catalog.
+        kind: what a rank is made of: the policy, equality, or distance.
+        catalog: whose items may be written.
         item_encoder: what embeds titles.
         load: gives the teacher that training starts from, whole, and its tokenizer; called for its embeddings alone.
 

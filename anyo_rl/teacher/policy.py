@@ -64,7 +64,7 @@ def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, 
     """Logits of E (hidden state, token) pairs, by the head's rows only, in fp32.
 
     Args:
-        model: the causal LM.
+        model: as `causal_lm` gives it.
         hidden: (B, M, D) last hidden states.
         row: (E,) which of the M states.
         tokens: (E,) which token.
@@ -87,7 +87,7 @@ def pair_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor,
     """Like `row_logits` for states that lie in one flat list, in pieces of a bounded size.
 
     Args:
-        model: the causal LM.
+        model: as `causal_lm` gives it.
         hidden: (M, D) last hidden states.
         row: (E,) which of the M states.
         tokens: (E,) which token.

@@ -52,7 +52,7 @@ class Scale:
         spread_B: max D − min D, and 1 where that is nothing.
         weight_low_B: min W, before it is normalised.
         weight_spread_B: max W − min W.
-        gamma: γ.
+        gamma: γ, the strength of W.
     """
 
     low_B: torch.Tensor
@@ -97,9 +97,9 @@ class Best:
 
     Args:
         n_rows: B.
-        k: how many.
+        k: places of a row.
         n_items: N, which stands for no item.
-        device: where.
+        device: where the space's tiles are.
     """
 
     def __init__(self, n_rows: int, k: int, n_items: int, device: torch.device) -> None:
@@ -113,7 +113,7 @@ class Best:
         return self.scores_B_K[:, -1]
 
     def add(self, row_P: torch.Tensor, item_P: torch.Tensor, score_P: torch.Tensor) -> None:
-        """Take in pairs that were not there before; `row_P` is in order."""
+        """Takes in pairs that were not there before; `row_P` is in order."""
         row_r, count_r = torch.unique_consecutive(row_P, return_counts=True)
         if not len(row_r):
             return
@@ -142,7 +142,8 @@ class Search:
         gamma: γ, 0 to 100.
 
     Raises:
-        ValueError: on γ out of its range, rows too long for float32 squares, weights of a wrong shape or not finite.
+        ValueError: γ is out of its range, a row is too long for float32 squares, or weights have a wrong shape or are
+            not finite.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Search:
             self.rival_B = self.target_B + TIE * (distance_B + self.target_B)  # what still ties with the target
 
     def among_all(self, k: int, removed: Pairs | None = None) -> Found:
-        """Rank the targets and find the k best items (0 for ranks alone) in the catalog without `removed`."""
+        """Ranks the targets and finds the k best items (0 for ranks alone) in the catalog without `removed`."""
         with full_precision(self.device):
             best = Best(len(self.target_B), k, len(self.space.items_N_D), self.device)
             n_near_B = torch.zeros(len(self.target_B), dtype=torch.int64, device=self.device)
@@ -247,7 +248,7 @@ class Search:
         growth_R_n: torch.Tensor,
         n_near_B: torch.Tensor,
     ) -> None:
-        """Add what is at or above each target's score in the tile."""
+        """Adds what is at or above each target's score in the tile."""
         limit_R_n = self.scale.limits(self.queries, tile, self.target_B, growth_R_n)
         over_R_n = torch.sub(tile.square_R_n, limit_R_n, out=tile.spare_2_R_n[1])
         row_P, column_P = where_at_most(torch.abs(over_R_n, out=tile.spare_2_R_n[0]), tile.tolerance_R_1)
@@ -260,7 +261,7 @@ class Search:
     def _find(
         self, tile: Tile, part: slice, weight_B_n: torch.Tensor | None, growth_R_n: torch.Tensor, best: Best
     ) -> None:
-        """Take in what may be among the k best."""
+        """Takes in what may be among the k best."""
 
         def add(row_P: torch.Tensor, column_P: torch.Tensor) -> None:
             row_P = row_P + tile.rows.start
@@ -309,7 +310,7 @@ class Search:
         return Scale(low_B, spread_B, weight_low_B, weight_spread_B, self.gamma), target_weight_B
 
     def _tighten(self, tile: Tile, part: slice, extreme_B: torch.Tensor, sign: int) -> None:
-        """Take a tile into the least (sign 1) or the greatest (sign −1) distance of each row, all exact."""
+        """Takes a tile into the least (sign 1) or the greatest (sign −1) distance of each row, all exact."""
 
         def limits() -> torch.Tensor:
             return (sign * (extreme_B[tile.rows].square() - self.queries.square_B[tile.rows])).float()

@@ -75,7 +75,7 @@ class ItemSpace:
         row_size: rows in a tile; by default 1,024 on a CPU, else 2,048.
 
     Raises:
-        ValueError: vectors too long for float32 squares.
+        ValueError: a vector is too long for float32 squares.
     """
 
     def __init__(self, items_N_D: torch.Tensor, *, chunk_size: int | None = None, row_size: int | None = None) -> None:
@@ -108,10 +108,10 @@ class ItemSpace:
         return out_P
 
     def queries(self, x_B_D: torch.Tensor) -> Queries:
-        """Prepare float32 rows.
+        """Prepares float32 rows.
 
         Raises:
-            ValueError: a row too long for float32 squares.
+            ValueError: a row is too long for float32 squares.
         """
         moved_B_D = x_B_D - self.center_D
         square_B = moved_B_D.double().square().sum(1)
@@ -134,7 +134,7 @@ class ItemSpace:
         Rows and items are moved to the items' mean, since a component that all have in common would cost the digits.
 
         Args:
-            queries: rows.
+            queries: the rows, as `queries` prepares them.
             part: one of `parts`.
             gamma: γ, where thresholds are made with (1 + W)^γ.
         """

@@ -41,7 +41,7 @@ GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 class EmbeddingRanker:
-    """Rank items by their distance to the embedding of the item that a completion names.
+    """Ranks items by their distance to the embedding of the item that a completion names.
 
     Args:
         item_ids: the catalog, in item order.
@@ -53,7 +53,7 @@ class EmbeddingRanker:
         chunk_size: items in a tile of distances; `None` fits it to the device.
 
     Raises:
-        ValueError: on repeated ids, wrong shapes, NaN, or γ out of its range.
+        ValueError: an id comes twice, shapes do not fit, a vector holds NaN, or γ is out of its range.
     """
 
     def __init__(
@@ -157,22 +157,16 @@ class EmbeddingRanker:
         candidates_B: Sequence[Collection[str]] | None = None,
         cf_scores_B_N: CFScores | None = None,
     ) -> Ranking:
-        """Rank completion texts; see `anyo_rl.ranking.protocol.Ranker.rank` for the other arguments.
+        """Ranks completion texts; see `anyo_rl.ranking.protocol.Ranker.rank` for the other arguments.
 
         A completion without an item has nothing to embed: everything ties, so the target is last and the top list is
         empty. Ties in the top list stand in item order. Scores are −D, or −D̃ with γ. Candidates are scored one by one:
         fast for some thousands in each row.
 
-        Args:
-            contexts_B: completions.
-            target_ids_B: see there.
-            top_k: see there.
-            excluded_B: see there.
-            candidates_B: see there.
-            cf_scores_B_N: a CF model's scores as W, higher is better, finite; in place of the popularity.
+        `cf_scores_B_N` are a CF model's scores as W, higher is better, finite; in place of the popularity.
 
         Raises:
-            ValueError: on lengths or shapes that do not fit, a target outside the catalog, NaN, or γ without a W.
+            ValueError: lengths or shapes do not fit, a target is not in the catalog, there is a NaN, or γ has no W.
         """
         check_lengths(len(contexts_B), target_ids_B=target_ids_B, excluded_B=excluded_B, candidates_B=candidates_B)
         competing = [
@@ -240,7 +234,7 @@ def competing_items(
     """`anyo_rl.ranking.protocol.allowed_items` as lists: a mask per row would be as large as the distances.
 
     Raises:
-        ValueError: when the target is not in the catalog.
+        ValueError: the target is not in the catalog.
     """
     if target_id not in index:
         raise ValueError(
@@ -274,7 +268,7 @@ def choose_gamma(
     excluded_B: Sequence[Collection[str]] | None = None,
     cf_scores_B_N: CFScores | None = None,
 ) -> GammaChoice:
-    """Choose one γ by the mean of a metric over *validation* rows, never those of the test set.
+    """Chooses one γ by the mean of a metric over *validation* rows, never those of the test set.
 
     Texts are encoded once. Of γ that are equally good the first is taken: a list that starts with 0 does without W
     unless it helps.
@@ -282,14 +276,14 @@ def choose_gamma(
     Args:
         ranker: with `popularity_N`, unless `cf_scores_B_N` is given; its own γ plays no part.
         contexts_B: completions of validation rows.
-        target_ids_B: their targets.
+        target_ids_B: the items that these rows' users really chose.
         gammas: what to try.
         metric: ranks (B,) to gains (B,), higher is better; by default NDCG@10.
-        excluded_B: as for `rank`.
-        cf_scores_B_N: as for `rank`.
+        excluded_B: item ids to take out of each ranking.
+        cf_scores_B_N: a CF model's scores as W, in place of the popularity.
 
     Raises:
-        ValueError: when there is nothing to try, no row, or a metric that is not finite.
+        ValueError: there is nothing to try, no row, or a metric that is not finite.
     """
     if not len(gammas) or not len(contexts_B):
         raise ValueError(f"found {len(gammas)} gammas and {len(contexts_B)} validation rows, expected one or more")

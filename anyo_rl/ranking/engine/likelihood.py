@@ -36,7 +36,7 @@ class LikelihoodRanker:
     would be noise.
 
     Args:
-        catalog: the catalog, built with the model's tokenizer.
+        catalog: built with the model's tokenizer.
         model: the teacher; wrappers and LoRA adapters are seen through. Its weights are read at each call.
         cap: ranks beyond it are not told apart; `None` makes all of them exact, as far as the budget goes.
         node_budget: tree nodes evaluated for one context, at most; `None` for no budget. The target's own path is

@@ -59,8 +59,8 @@ class NodeReader:
     All contexts of a user are asked for the same nodes. Use it within `anyo_rl.teacher.policy.inference`.
 
     Args:
-        model: the teacher.
-        tree: the catalog's prefix tree.
+        model: the teacher; wrappers are seen through.
+        tree: of the catalog whose items compete.
         contexts_U_G: token ids that end with the marker.
         nodes_per_forward: tree nodes read in one forward, over all contexts; bounds memory.
         tokens_in_cache: context and node tokens kept at once, over all contexts; bounds memory.

@@ -33,7 +33,7 @@ class VllmRanker(LikelihoodRanker):
     after they changed.
 
     Args:
-        catalog: the catalog, built with the model's tokenizer.
+        catalog: built with the model's tokenizer.
         llm: an offline engine (`vllm.LLM`) with prefix caching, which is vLLM's default. `dtype="float32"` makes
             ranks as exact as those of a model in hand; half precision widens the tie band.
         cap, node_budget: as in `LikelihoodRanker`.
@@ -93,8 +93,8 @@ class VllmReader:
     """Next-token distributions at branchings from a vLLM engine; see `anyo_rl.ranking.engine.best_first.Reader`.
 
     Args:
-        llm: the engine.
-        tree: the catalog's prefix tree.
+        llm: an offline engine with prefix caching.
+        tree: of the catalog whose items compete.
         contexts_U_G: token ids that end with the marker.
         nodes_per_call: tree nodes asked for in one call of the engine, over all contexts.
     """
@@ -146,7 +146,7 @@ def token_scores(llm: Any, prompts_R: Sequence[list[int]], tokens_R: Sequence[li
     """Scores of given next tokens.
 
     Args:
-        llm: the engine.
+        llm: an offline engine.
         prompts_R: R prompts as token ids.
         tokens_R: for each up to 128 tokens that may follow it.
 

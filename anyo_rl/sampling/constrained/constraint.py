@@ -21,7 +21,7 @@ class CatalogConstraint(LogitsProcessor):
     only end-of-sequence is.
 
     Args:
-        tree: the catalog's prefix tree.
+        tree: of the catalog whose items may be written.
         tokens: the tokenizer that it was made with, and the marker.
         prompt_width: width W of the padded prompts. A marker inside a prompt is no marker, except as the last token:
             then the item comes at once.

@@ -22,9 +22,9 @@ class CatalogMask:
     Before the marker everything is free, unless `max_reasoning_tokens` is set. After an item only end-of-sequence is.
 
     Args:
-        tree: the catalog's prefix tree.
-        marker_id: the marker's token.
-        eos_id: the end-of-sequence token.
+        tree: of the catalog whose items may be written.
+        marker_id: the token after which an item follows.
+        eos_id: the token that ends an item.
         max_reasoning_tokens: when set, the marker is forced after this many tokens, and the end of the sequence
             cannot come before it.
     """
@@ -107,8 +107,8 @@ def check_fit(
     """Refuses contexts after which no item can be written.
 
     Args:
-        tree: the catalog's prefix tree.
-        tokens: the tokenizer and its marker.
+        tree: of the catalog whose items may be written.
+        tokens: has the marker.
         contexts: token ids that must end with the marker.
         n_tokens: tokens that the model knows.
         max_length: longest sequence of the model, in tokens.

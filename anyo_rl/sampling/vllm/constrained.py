@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree_file import load_tree
+from anyo_rl.sampling.constrained.decode import Decoding
 from anyo_rl.sampling.constrained.mask import FREE, LEFT, CatalogMask, check_fit, items_written
 from anyo_rl.sampling.vllm.sampler import check_seeds
 from anyo_rl.teacher.tokens import Tokens
@@ -186,11 +187,7 @@ def decode_items(
     tokens: Tokens,
     tree_file: str | Path,
     contexts_B: Sequence[Sequence[int]],
-    *,
-    mode: Literal["greedy", "sample"],
-    n: int = 1,
-    temperature: float = 1.0,
-    seed: int = 0,
+    how: Decoding,
 ) -> list[list[str]]:
     """Lets the teacher in a vLLM engine write items after contexts that end with the marker.
 
@@ -200,22 +197,19 @@ def decode_items(
         tokens: that tokenizer and its marker.
         tree_file: where `save_tree(catalog.tree, tree_file)` wrote.
         contexts_B: token ids: prompt, reasoning and marker.
-        mode: `greedy` takes the best token at each node, `sample` draws from the constrained policy.
-        n: items of each context; greedy gives one.
-        temperature: of the draws, above 0 and at most 2, which is vLLM's bound.
-        seed: of the draws.
+        how: greedily or by draws, at a temperature of 2 at most, which is vLLM's bound.
 
     Returns:
         B lists of n item ids.
 
     Raises:
         ValueError: a context does not end with the marker or does not fit the model, the model knows fewer tokens
-            than the catalog, n and temperature do not fit the mode, or the engine lacks the logits processor,
-            or is one that cannot take seeds (`anyo_rl.sampling.vllm.sampler.check_seeds`).
+            than the catalog, decoding is by beams or too hot, or the engine lacks the logits processor, or is one
+            that cannot take seeds (`anyo_rl.sampling.vllm.sampler.check_seeds`).
     """
-    if mode not in ("greedy", "sample") or n < 1 or not 0 < temperature <= 2 or (mode == "greedy" and n > 1):
+    if how.mode == "beam" or how.temperature > 2:
         raise ValueError(
-            f"mode {mode!r}, n {n}, temperature {temperature}: expected sample, or greedy with n 1, and above 0 to 2"
+            f"mode {how.mode!r}, temperature {how.temperature}: vLLM takes sample or greedy, and at most 2"
         )
     config = llm.llm_engine.model_config
     check_fit(catalog.tree, tokens, contexts_B, n_tokens=config.get_vocab_size(), max_length=config.max_model_len)
@@ -223,10 +217,12 @@ def decode_items(
         raise ValueError(
             f"the engine has no logits processor for items: make it with logits_processors=[{PROCESSOR!r}]"
         )
-    if mode == "sample":
+    if how.mode == "sample":
         check_seeds(llm)
-    draws: dict[str, Any] = {"temperature": 0.0} if mode == "greedy" else {"temperature": temperature, "n": n}
-    seeds = np.random.default_rng(seed).integers(2**31, size=len(contexts_B)).tolist()
+    draws: dict[str, Any] = {"temperature": 0.0}
+    if how.mode == "sample":
+        draws = {"temperature": how.temperature, "n": how.n}
+    seeds = np.random.default_rng(how.seed).integers(2**31, size=len(contexts_B)).tolist()
     outputs = llm.generate(
         [{"prompt_token_ids": list(context)} for context in contexts_B],
         [constrained_params(catalog, tokens, tree_file, seed=own, **draws) for own in seeds],

@@ -13,7 +13,7 @@ from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.sampling.constrained.constraint import CatalogConstraint
-from anyo_rl.sampling.constrained.decode import decode_items
+from anyo_rl.sampling.constrained.decode import Decoding, decode_items
 from anyo_rl.sampling.transformers import left_padded
 from anyo_rl.teacher.tokens import Tokens
 
@@ -70,15 +70,15 @@ def test_every_mode_writes_items_alone(small_tokens, contexts, name, titles, see
     catalog, model = catalog_of(small_tokens, titles), make_model(name, seed)
     common = (model, catalog, small_tokens, contexts)
     # An unknown item would have raised: what is left to see is that nothing is missing, doubled or out of order.
-    greedy = decode_items(*common, mode="greedy")
+    greedy = decode_items(*common, Decoding("greedy"))
     assert [len(row) for row in greedy] == [1] * len(contexts)
-    drawn = decode_items(*common, mode="sample", n=n, temperature=3.0, seed=seed, batch_size=4)
+    drawn = decode_items(*common, Decoding("sample", n=n, temperature=3.0, seed=seed), batch_size=4)
     assert [len(row) for row in drawn] == [n] * len(contexts)
-    for row in decode_items(*common, mode="beam", n=n):
+    for row in decode_items(*common, Decoding("beam", n=n)):
         assert 1 <= len(row) == len(set(row)) <= n
     log_probs = DistributionRanker(catalog, model).log_probs(contexts).numpy()
     k = min(n, len(catalog))
-    for row, expected in zip(decode_items(*common, mode="beam", n=n, n_beams=24), log_probs, strict=True):
+    for row, expected in zip(decode_items(*common, Decoding("beam", n=n, n_beams=24)), log_probs, strict=True):
         assert len(row) == k  # a beam as wide as the catalog finds the engine's best
         found = expected[catalog.indices(row)]
         np.testing.assert_allclose(found, np.sort(expected)[::-1][:k], atol=1e-4, rtol=0)
@@ -97,7 +97,7 @@ def test_greedy_takes_the_best_token_at_each_node(small_tokens, small_catalog, c
             node = children.start + int(logits[tree.token[children].tolist()].argmax())
             written.append(int(tree.token[node]))
         expected.append([small_catalog.item_ids[list(small_catalog.paths).index(tuple(written))]])
-    assert decode_items(model, small_catalog, small_tokens, contexts, mode="greedy") == expected
+    assert decode_items(model, small_catalog, small_tokens, contexts, Decoding("greedy")) == expected
     assert len({row[0] for row in expected}) > 1
 
 
@@ -105,9 +105,8 @@ def test_greedy_takes_the_best_token_at_each_node(small_tokens, small_catalog, c
 @pytest.mark.parametrize("name", CONFIGS)
 def test_draws_have_the_engine_s_probabilities(small_tokens, small_catalog, contexts, name, temperature):
     model = make_model(name, scale=5.0)
-    drawn = decode_items(
-        model, small_catalog, small_tokens, contexts, mode="sample", n=2000, temperature=temperature, batch_size=6000
-    )
+    how = Decoding("sample", n=2000, temperature=temperature)
+    drawn = decode_items(model, small_catalog, small_tokens, contexts, how, batch_size=6000)
     model.lm_head.weight.data /= temperature  # the engine knows no temperature; logits are linear in the head
     probabilities = DistributionRanker(small_catalog, model).log_probs(contexts).double().exp().numpy()
     for row, expected in zip(drawn, probabilities, strict=True):
@@ -126,34 +125,34 @@ def test_seeds_repeat_and_the_model_is_left_as_it_was(small_tokens, small_catalo
     own, before = model.generation_config, model.generation_config.to_dict()
     untouched = torch.random.get_rng_state()
     common = (model, small_catalog, small_tokens, contexts)
-    first = decode_items(*common, mode="sample", n=20, temperature=3.0, seed=1)
-    assert decode_items(*common, mode="sample", n=20, temperature=3.0, seed=1) == first
-    assert decode_items(*common, mode="sample", n=20, temperature=3.0, seed=2) != first
+    first = decode_items(*common, Decoding("sample", n=20, temperature=3.0, seed=1))
+    assert decode_items(*common, Decoding("sample", n=20, temperature=3.0, seed=1)) == first
+    assert decode_items(*common, Decoding("sample", n=20, temperature=3.0, seed=2)) != first
     assert torch.equal(torch.random.get_rng_state(), untouched)
     assert model.training
     assert model.generation_config is own
     assert own.to_dict() == before
-    beams = decode_items(*common, mode="beam", n=3, batch_size=1)
-    assert beams == decode_items(*common, mode="beam", n=3)
-    assert beams[::-1] == decode_items(model, small_catalog, small_tokens, contexts[::-1], mode="beam", n=3)
-    assert decode_items(model, small_catalog, small_tokens, [], mode="greedy") == []
+    beams = decode_items(*common, Decoding("beam", n=3), batch_size=1)
+    assert beams == decode_items(*common, Decoding("beam", n=3))
+    assert beams[::-1] == decode_items(model, small_catalog, small_tokens, contexts[::-1], Decoding("beam", n=3))
+    assert decode_items(model, small_catalog, small_tokens, [], Decoding("greedy")) == []
 
 
 def test_what_does_not_fit_is_refused(small_tokens, small_catalog, contexts):
     model = make_model("llama")
     for wrong in ({"mode": "best"}, {"mode": "sample", "n": 0}, {"mode": "sample", "temperature": 0.0}):
         with pytest.raises(ValueError, match="expected greedy, sample or beam"):
-            decode_items(model, small_catalog, small_tokens, contexts, **wrong)
+            decode_items(model, small_catalog, small_tokens, contexts, Decoding(**wrong))
     for wrong in ({"mode": "greedy", "n": 2}, {"mode": "beam", "n": 3, "n_beams": 2}):
         with pytest.raises(ValueError, match=r"cannot give \d items with \d beams"):
-            decode_items(model, small_catalog, small_tokens, contexts, **wrong)
+            decode_items(model, small_catalog, small_tokens, contexts, Decoding(**wrong))
     with pytest.raises(ValueError, match="2 of 3 contexts do not end with the marker"):
-        decode_items(model, small_catalog, small_tokens, [contexts[0], [5], []], mode="greedy")
+        decode_items(model, small_catalog, small_tokens, [contexts[0], [5], []], Decoding("greedy"))
     with pytest.raises(ValueError, match=r"take \d+ tokens, the model 256"):
-        decode_items(model, small_catalog, small_tokens, [[5] * 253 + contexts[1]], mode="greedy")
+        decode_items(model, small_catalog, small_tokens, [[5] * 253 + contexts[1]], Decoding("greedy"))
     model.config.vocab_size = 40
     with pytest.raises(ValueError, match=r"has token \d+ but the model knows 40 tokens"):
-        decode_items(model, small_catalog, small_tokens, contexts, mode="greedy")
+        decode_items(model, small_catalog, small_tokens, contexts, Decoding("greedy"))
 
 
 def generate(model, tokens: Tokens, prompts, constraint=None, **settings):

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.catalog.tree_file import save_tree
 from anyo_rl.ranking.distribution import DistributionRanker
+from anyo_rl.sampling.constrained.decode import Decoding
 from anyo_rl.sampling.constrained.decode import decode_items as decode_items_in_hand
 from anyo_rl.sampling.vllm.constrained import constrained_params, decode_items
 
@@ -51,8 +52,8 @@ def test_greedy_writes_what_the_model_in_hand_writes(vllm_engine, catalog, tree_
     rng = np.random.default_rng(0)
     tokens = vllm_engine.tokens
     many = [[*rng.integers(5, tokens.marker_id, n).tolist(), tokens.marker_id] for n in range(40)]
-    found = decode_items(vllm_engine.llm, catalog, tokens, tree_file, contexts + many, mode="greedy")
-    assert found == decode_items_in_hand(vllm_engine.model, catalog, tokens, contexts + many, mode="greedy")
+    found = decode_items(vllm_engine.llm, catalog, tokens, tree_file, contexts + many, Decoding("greedy"))
+    assert found == decode_items_in_hand(vllm_engine.model, catalog, tokens, contexts + many, Decoding("greedy"))
     assert len({row[0] for row in found}) > 3
 
 
@@ -60,7 +61,8 @@ def test_greedy_writes_what_the_model_in_hand_writes(vllm_engine, catalog, tree_
 def test_draws_have_the_engine_s_probabilities(vllm_engine, catalog, tree_file, contexts, temperature):
     llm, tokens = vllm_engine.llm, vllm_engine.tokens
     common = (llm, catalog, tokens, tree_file, contexts)
-    drawn = decode_items(*common, mode="sample", n=1000, temperature=temperature, seed=5)  # raises on what is no item
+    # Raises on what is no item.
+    drawn = decode_items(*common, Decoding("sample", n=1000, temperature=temperature, seed=5))
     tempered = torch.nn.Linear(1, 1)  # the ranker knows no temperature; logits are linear in the head
     model = vllm_engine.model
     head = model.lm_head.weight
@@ -83,9 +85,9 @@ def test_draws_have_the_engine_s_probabilities(vllm_engine, catalog, tree_file, 
 
 def test_seeds_repeat(vllm_engine, catalog, tree_file, contexts):
     common = (vllm_engine.llm, catalog, vllm_engine.tokens, tree_file, contexts)
-    first = decode_items(*common, mode="sample", n=20, temperature=2.0, seed=1)
-    assert decode_items(*common, mode="sample", n=20, temperature=2.0, seed=1) == first
-    assert decode_items(*common, mode="sample", n=20, temperature=2.0, seed=2) != first
+    first = decode_items(*common, Decoding("sample", n=20, temperature=2.0, seed=1))
+    assert decode_items(*common, Decoding("sample", n=20, temperature=2.0, seed=1)) == first
+    assert decode_items(*common, Decoding("sample", n=20, temperature=2.0, seed=2)) != first
 
 
 def test_other_requests_of_the_batch_are_left_alone(vllm_engine, catalog, tree_file, contexts):
@@ -147,30 +149,24 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(vllm_engine, catalo
     common = (llm, catalog, tokens)
     gone = tmp_path / "gone.npy"
     with pytest.raises(ValueError, match="names no tree that can be read"):
-        decode_items(*common, gone, contexts, mode="greedy")
+        decode_items(*common, gone, contexts, Decoding("greedy"))
     broken = tmp_path / "broken.npy"
     broken.write_bytes(b"no tree")
     with pytest.raises(ValueError, match="is not a complete prefix tree"):
-        decode_items(*common, broken, contexts, mode="greedy")
+        decode_items(*common, broken, contexts, Decoding("greedy"))
     other = catalog_of(tokens, ["lamp", "mug"])
     with pytest.raises(ValueError, match="is of other token paths"):
-        decode_items(llm, other, tokens, shutil.copy(tree_file, tmp_path / "copy.npy"), contexts, mode="greedy")
-    for wrong in (
-        {"mode": "beam"},
-        {"mode": "greedy", "n": 2},
-        {"mode": "sample", "temperature": 2.5},
-        {"mode": "sample", "n": 0},
-        {"mode": "sample", "temperature": 0.0},
-    ):
-        with pytest.raises(ValueError, match="expected sample, or greedy with n 1"):
-            decode_items(*common, tree_file, contexts, **wrong)
+        decode_items(llm, other, tokens, shutil.copy(tree_file, tmp_path / "copy.npy"), contexts, Decoding("greedy"))
+    for wrong in (Decoding("beam"), Decoding("sample", temperature=2.5)):
+        with pytest.raises(ValueError, match="vLLM takes sample or greedy, and at most 2"):
+            decode_items(*common, tree_file, contexts, wrong)
     with pytest.raises(ValueError, match="2 of 3 contexts do not end with the marker"):
-        decode_items(*common, tree_file, [contexts[0], [5], []], mode="greedy")
+        decode_items(*common, tree_file, [contexts[0], [5], []], Decoding("greedy"))
     with pytest.raises(ValueError, match=r"take \d+ tokens, the model 256"):
-        decode_items(*common, tree_file, [[5] * 253 + contexts[1]], mode="greedy")
+        decode_items(*common, tree_file, [[5] * 253 + contexts[1]], Decoding("greedy"))
     # What comes past us is refused by the engine's frontend.
     params = constrained_params(catalog, tokens, tree_file)
     params.extra_args["anyo_rl_catalog"]["fingerprint"] = "0"
     with pytest.raises(Exception, match="is of other token paths"):
         generate(vllm_engine, contexts, params)
-    assert decode_items(*common, tree_file, contexts, mode="greedy")
+    assert decode_items(*common, tree_file, contexts, Decoding("greedy"))
