@@ -87,25 +87,25 @@ def _truths(path: dict[str, Any], n_states: int, task: Task | None) -> tuple[lis
     return intents, lines
 
 
-def auc(scores_N: Sequence[float], positive_N: Sequence[bool]) -> float | None:
+def auc(scores_R: Sequence[float], positive_R: Sequence[bool]) -> float | None:
     """Share of pairs of a positive and a negative whose scores are in that order, ties half; `None` without pairs.
 
     >>> auc([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     0.875
     """
-    positive = np.asarray(positive_N, dtype=bool)
+    positive = np.asarray(positive_R, dtype=bool)
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
         return None
-    ranks = rankdata(scores_N)
+    ranks = rankdata(scores_R)
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def rank_correlation(values_N: Any, scores_N: Any) -> float | None:
+def rank_correlation(values_R: Any, scores_R: Any) -> float | None:
     """Spearman's; 0 where all scores are alike, `None` where all values are, which nobody can put in an order."""
-    if len(set(values_N)) < 2:
+    if len(set(values_R)) < 2:
         return None
-    return 0.0 if len(set(scores_N)) < 2 else float(spearmanr(values_N, scores_N).statistic)
+    return 0.0 if len(set(scores_R)) < 2 else float(spearmanr(values_R, scores_R).statistic)
 
 
 def within(found: Sequence[State], *, same_step: bool, seed: int) -> dict[str, Any]:
@@ -140,9 +140,9 @@ def agreement(found: Sequence[State], seed: int) -> dict[str, Any]:
     }
 
 
-def calibration(values_N: Sequence[float], scores_N: Sequence[float], n_bins: int = N_BINS) -> dict[str, Any]:
+def calibration(values_R: Sequence[float], scores_R: Sequence[float], n_bins: int = N_BINS) -> dict[str, Any]:
     """States by tenths of their scores: mean score, mean value; and the mean distance of the two over states (ECE)."""
-    values, scores = np.asarray(values_N), np.asarray(scores_N)
+    values, scores = np.asarray(values_R), np.asarray(scores_R)
     bins = [part for part in np.array_split(np.argsort(scores, kind="stable"), n_bins) if len(part)]
     rows = [{"n": len(b), "score": float(scores[b].mean()), "value": float(values[b].mean())} for b in bins]
     ece = sum(row["n"] * abs(row["score"] - row["value"]) for row in rows) / len(values)

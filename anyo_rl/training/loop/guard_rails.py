@@ -26,14 +26,14 @@ FLAT = "guard/flat_groups"
 Log = Sequence[dict[str, Any]]
 
 
-def reward_correlations(rewards_N_R: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+def reward_correlations(rewards: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
     """Pearson's correlation of each two rewards, over the completions to which both apply.
 
     Near 1 two rewards ask for the same thing, below 0 what one pays for the other takes back.
 
     Args:
-        rewards_N_R: (N, R) rewards of a batch, of all processes; NaN where one does not apply.
-        names: of the R rewards.
+        rewards: a row for each completion of all processes, a column for each name; NaN where one does not apply.
+        names: of the rewards, in the order of the columns.
 
     Returns:
         `rewards/corr/A~B` to a number in [−1, 1]; NaN where one of the two does not vary.
@@ -43,7 +43,7 @@ def reward_correlations(rewards_N_R: torch.Tensor, names: Sequence[str]) -> dict
     """
     found = {}
     for (i, first), (j, second) in itertools.combinations(enumerate(names), 2):
-        pair = rewards_N_R[:, [i, j]].double()
+        pair = rewards[:, [i, j]].double()
         pair = pair[~pair.isnan().any(1)]
         centred = pair - pair.mean(0)
         a, b = centred.T
@@ -53,19 +53,19 @@ def reward_correlations(rewards_N_R: torch.Tensor, names: Sequence[str]) -> dict
     return found
 
 
-def flat_groups(rewards_N: torch.Tensor, group_size: int) -> float:
+def flat_groups(rewards_B: torch.Tensor, group_size: int) -> float:
     """Share of groups whose completions have one reward all: they teach nothing, however rewards are scaled.
 
     TRL's `frac_reward_zero_std` is about the whole batch where the batch is what rewards are scaled by.
 
     Args:
-        rewards_N: (N,) weighted sums, groups of `group_size` in a row; NaN where no reward applies.
+        rewards_B: weighted sums of completions, groups of `group_size` in a row; NaN where no reward applies.
         group_size: completions of each prompt.
 
     >>> flat_groups(torch.tensor([1.0, 1.0, 0.0, 1.0, torch.nan, 2.0]), 2)
     0.6666666865348816
     """
-    groups = rewards_N.view(-1, group_size)
+    groups = rewards_B.view(-1, group_size)
     low = groups.nan_to_num(nan=math.inf).amin(1)
     high = groups.nan_to_num(nan=-math.inf).amax(1)
     return float((high - low < 1e-6).float().mean())
