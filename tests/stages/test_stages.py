@@ -1,20 +1,155 @@
-import copy
+"""Stages on a small toy world with tiny teachers: what they train, which teacher they keep, and what they measure."""
 
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl import ModelConfig, SFTConfig
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.reasoning.rows import sample_texts
+from anyo_rl.data.task import DataArguments, Task, load_task
+from anyo_rl.ranking.distribution import DistributionRanker
+from anyo_rl.reasoning.rows import make_rows
+from anyo_rl.run.folder import METRICS
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.finish import load_checkpoint, validation
-from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.stages.evaluate import evaluate_run
+from anyo_rl.stages.finish import load_checkpoint
+from anyo_rl.stages.sft import train_sft
+from anyo_rl.teacher.load import load_teacher
+from anyo_rl.teacher.make import make_tiny_teacher
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.teacher.tokens import Tokens
 
 IDS = torch.tensor([[5, 6, 7, 8]])
+TINY = TeacherArguments(tiny_hidden_size=32, tiny_layers=2, tiny_vocab_size=400, max_reasoning_tokens=4, n_paths=2)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    PartialState(cpu=True)
+    toy = DataArguments(toy_users=60, toy_categories=4, rationale_share=0.5, mask_history=True)
+    toy.max_validation, toy.max_test = 7, 15
+    return load_task(toy)
+
+
+def sft(task: Task, run_dir: Path, model: ModelConfig | None = None, **settings) -> Path:
+    """The folder of a teacher that was trained to reason, for six steps with three validations."""
+    settings = {"learning_rate": 3e-2, "max_steps": 6, "eval_steps": 2, "save_steps": 2, **settings}
+    args = SFTConfig(
+        output_dir=str(run_dir),
+        per_device_train_batch_size=8,
+        lr_scheduler_type="constant",
+        eval_strategy="steps",
+        save_strategy="steps",
+        save_total_limit=1,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        **settings,
+    )
+    return train_sft(run_dir, task, model or ModelConfig(), TINY, args, "sft", reasoning=True)
+
+
+@pytest.fixture(scope="module")
+def trained(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished stage."""
+    run_dir = tmp_path_factory.mktemp("run")
+    assert sft(task, run_dir) == run_dir / "sft" / "teacher"
+    return run_dir
+
+
+def validations(run_dir: Path) -> dict[int, tuple[float, float]]:
+    """NDCG@10 and MRR on validation by step."""
+    rows = map(json.loads, (run_dir / METRICS).read_text().splitlines())
+    return {row["step"]: (row["eval_ndcg@10"], row["eval_mrr"]) for row in rows if "eval_ndcg@10" in row}
+
+
+def slow_metrics(task: Task, teacher: Path, split: str, most: int, *, reasoning: bool = True) -> tuple[float, float]:
+    """NDCG@10 and MRR after the likeliest reasoning, token by token, by the whole distribution."""
+    model, tokenizer = load_teacher(ModelConfig(str(teacher), dtype="float32"))
+    tokens = Tokens.of(tokenizer)
+    catalog = build_catalog(task.interactions.items, tokens)
+    rows = make_rows(task, task.split(split, most), catalog, tokens)
+    assert len(rows) == most
+    contexts = []
+    for row in rows:
+        context, ids = tokens.context_ids(row["prompt"]), []
+        while reasoning and len(ids) < TINY.max_reasoning_tokens and not {tokens.marker_id, tokens.eos_id} & set(ids):
+            with torch.no_grad():
+                ids.append(int(model.eval()(torch.tensor([[*context, *ids]])).logits[0, -1].argmax()))
+        contexts.append(tokens.marked_context(context, ids))
+    targets, seen = [row["target_id"] for row in rows], [row["history"] for row in rows]
+    ranks = DistributionRanker(catalog, model).rank(contexts, targets, excluded_B=seen).ranks_B
+    return float(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean()), float((1 / ranks).mean())
+
+
+def test_the_teacher_of_the_best_validation_is_kept(task, trained):
+    """And validation is what the run was told: how many users, how long a reasoning, what is left out."""
+    found = validations(trained)
+    assert list(found) == [2, 4, 6]
+    assert found[4] > max(found[2], found[6]), "the last is the best, or the first: the test shows nothing"
+    assert slow_metrics(task, trained / "sft" / "teacher", "validation", 7) == pytest.approx(found[4], abs=1e-6)
+
+
+def test_a_finished_stage_does_nothing(task, trained, monkeypatch):
+    monkeypatch.setattr("anyo_rl.stages.sft.TeacherSFTTrainer", lambda **_: pytest.fail("it trains again"))
+    before = (trained / METRICS).read_bytes()
+    assert sft(task, trained) == trained / "sft" / "teacher"
+    assert (trained / METRICS).read_bytes() == before
+
+
+def test_adapters_end_in_a_whole_teacher_of_the_best_validation(task, trained, tmp_path):
+    start = trained / "sft" / "teacher"
+    names = ["q_proj", "down_proj"]
+    lora = ModelConfig(str(start), dtype="float32", use_peft=True, lora_r=4, lora_target_modules=names)
+    teacher = sft(task, tmp_path, lora, learning_rate=1e-2)
+    assert not (teacher / "adapter_config.json").exists()
+    found = validations(tmp_path)
+    assert slow_metrics(task, teacher, "validation", 7) == pytest.approx(max(found.values()), abs=1e-6)
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (start, teacher))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if any(part in name for part in names)}
+
+
+def test_a_teacher_that_only_got_worse_is_the_one_that_it_began_with(task, trained, tmp_path, caplog):
+    start = trained / "sft" / "teacher"
+    model = ModelConfig(str(start), dtype="float32")
+    teacher = sft(task, tmp_path, model, learning_rate=1.0, eval_on_start=True, max_steps=2)
+    found = validations(tmp_path)
+    assert found[0] > found[2]
+    assert "no validation was better than at the start" in caplog.text
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (start, teacher))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_evaluation_asks_each_teacher_as_it_was_trained(task, trained, tmp_path):
+    """`direct` at once, and any other with its reasoning; the numbers are those of a slow decoding."""
+    model, tokenizer = load_teacher(ModelConfig(str(trained / "sft" / "teacher"), dtype="float32"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # answers that depend on what was written
+    teacher = tmp_path / "teacher"
+    save_teacher(model, tokenizer, teacher)
+    teachers = {"sft": teacher, "direct": teacher}
+    summary = evaluate_run(trained, task, teachers, ModelConfig(dtype="float32"), TINY, baselines=False, seed=3)
+    assert {stage: set(modes) for stage, modes in summary["stages"].items()} == {
+        "sft": {"greedy", "mixture"},
+        "direct": {"plain"},
+    }
+    plain, greedy = (slow_metrics(task, teacher, "test", 15, reasoning=wanted)[1] for wanted in (False, True))
+    assert plain != greedy
+    for stage, mode, expected in (("direct", "plain", plain), ("sft", "greedy", greedy)):
+        assert summary["stages"][stage][mode]["mrr"]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert json.loads((trained / "evaluation.json").read_text()) == summary
 
 
 def test_a_whole_checkpoint_is_loaded_as_it_was_saved(small_teacher, tmp_path):
@@ -40,16 +175,6 @@ def test_adapters_of_a_checkpoint_are_merged_into_the_model_that_the_stage_start
     with torch.no_grad():
         assert not torch.allclose(found(IDS).logits, small_teacher(IDS).logits, atol=1e-2)
         torch.testing.assert_close(found(IDS).logits, adapted(IDS).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_validation_takes_the_runs_settings():
-    task = load_task(DataArguments(toy_users=60, toy_categories=4, max_validation=7, mask_history=True))
-    tokens = Tokens.of(train_tokenizer(sample_texts(task), 400))
-    catalog = build_catalog(task.interactions.items, tokens)
-    found = validation(task, catalog, tokens, TeacherArguments(n_paths=3, max_reasoning_tokens=5), "mixture")
-    assert (found.n_paths, found.max_new_tokens, found.mask_history, found.mode) == (3, 5, True, "mixture")
-    users = task.split("validation", 7)["user_id"].to_list()
-    assert [row["user_id"] for row in found.rows] == users and len(users) == 7
 
 
 def test_adapters_of_a_quantised_model_end_in_whole_weights(small_tokens, tmp_path):
