@@ -30,7 +30,7 @@ from trl import ModelConfig
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import make_rows, sample_texts
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.sampling.vllm.engine import make_engine, stop_engine
 from anyo_rl.sampling.vllm.sampler import VllmSampler
@@ -140,25 +140,29 @@ def main() -> None:
         def mine(ours: VllmSampler = ours, keys: list[str] = keys) -> list[list[tuple[int, ...]]]:
             nonlocal seconds
             began = time.perf_counter()
-            samples = ours.sample(contexts, keys_B=keys, **asked)
+            samples = ours.sample(contexts, Sampling(**asked), keys_B=keys)
             seconds += time.perf_counter() - began
             return ids_of(samples)
 
         in_hand = TransformersSampler(model, tokens, args.batch_size, with_log_probs)
-        ours.sample(contexts[:4], **asked)  # whatever is set up at the first call
-        in_hand.sample(contexts[:1], **asked)
+        ours.sample(contexts[:4], Sampling(**asked))  # whatever is set up at the first call
+        in_hand.sample(contexts[:1], Sampling(**asked))
         timed.seconds = 0.0
         found, (written, expected, _) = speeds(
             args.repeats,
             llm.reset_prefix_cache,
             mine,
             bare,
-            lambda in_hand=in_hand: ids_of(in_hand.sample(contexts, **asked)),
+            lambda in_hand=in_hand: ids_of(in_hand.sample(contexts, Sampling(**asked))),
         )
         unit = f"tokens/s{' with log-probs' if with_log_probs else ''}"
         notes.append(f"{timed.seconds / seconds:.2%} of our sampler's time is the engine's, {unit}")
         greedy = {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}
-        pairs = zip(ids_of(ours.sample(contexts, **greedy)), ids_of(in_hand.sample(contexts, **greedy)), strict=True)
+        pairs = zip(
+            ids_of(ours.sample(contexts, Sampling(**greedy))),
+            ids_of(in_hand.sample(contexts, Sampling(**greedy))),
+            strict=True,
+        )
         same = sum(a == b for a, b in pairs) / len(contexts)
         for peer, speed, agree in (("bare engine", found[1], written == expected), ("transformers", found[2], same)):
             row = {"name": f"vLLM sampler against {peer}, {unit}", "ours": round(float(np.median(found[0])), 1)}

@@ -24,7 +24,7 @@ from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.reasoning.rows import make_rows, sample_texts
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.teacher.load import load_teacher
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
@@ -104,7 +104,9 @@ def main() -> None:
     rows = make_rows(task, task.split("train", args.examples), catalog, tokens)
     contexts = [tokens.context_ids(row["prompt"]) for row in rows]
     samples_B_G = TransformersSampler(model, tokens).sample(
-        contexts, n=args.paths, max_new_tokens=args.max_new_tokens, keys_B=[row["example_id"] for row in rows]
+        contexts,
+        Sampling(n=args.paths, max_new_tokens=args.max_new_tokens),
+        keys_B=[row["example_id"] for row in rows],
     )
     of_paths = [row for row, samples in zip(rows, samples_B_G, strict=True) for _ in samples]
     completions = [list(sample.token_ids) for samples in samples_B_G for sample in samples]

@@ -6,23 +6,21 @@ Stages are found in the run folder (`sft`, `star`, `dpo`, `grpo`, `direct`), and
 `--config` go on top of them. What was evaluated before is not done again.
 """
 
-import logging
 import sys
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from trl import ModelConfig
 
 from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.evaluation.table import RANK_TRAINED, console_table
+from anyo_rl.evaluation.table import RANK_TRAINED
 from anyo_rl.run.folder import read_arguments
-from anyo_rl.run.launch import check_launch
-from anyo_rl.stages.arguments import TeacherArguments, parse, plain_errors
-from anyo_rl.stages.evaluate import evaluate_run
-from anyo_rl.stages.finish import teacher_folder
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.begin import begin, plain_errors
+from anyo_rl.stages.evaluate import evaluate_run, show
+from anyo_rl.stages.job import Job
 
 STAGES = ("sft", *RANK_TRAINED, "direct")
 
@@ -40,7 +38,7 @@ class EvaluateArguments:
 
 @plain_errors()
 def main() -> None:
-    """Parse, evaluate, report."""
+    """Begin; evaluate, print."""
     flag = ArgumentParser(add_help=False, allow_abbrev=False)
     flag.add_argument("--run_dir", default="runs/toy")
     run_dir = Path(flag.parse_known_args(sys.argv[1:])[0].run_dir)
@@ -49,35 +47,23 @@ def main() -> None:
     told = recorded.get("PairArguments", trainer)  # DPO has no such argument of its own
     sections = ("DataArguments", "ModelConfig", "TeacherArguments")
     defaults = {name: value for section in sections for name, value in recorded.get(section, {}).items()}
-    args, data_args, model_args, teacher_args, _ = parse(
+    args, data_args, model_args, teacher_args, _ = begin(
         (EvaluateArguments, DataArguments, ModelConfig, TeacherArguments),
         defaults=defaults | {"seed": trainer.get("seed", 0)},
+        on_cpu=not torch.cuda.is_available(),
     )
     if Path(args.run_dir) != run_dir:
         raise SystemExit(f"run_dir is {args.run_dir} in the config: give it as a flag, --run_dir {args.run_dir}")
-    PartialState(cpu=not torch.cuda.is_available())
-    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
-    check_launch()
-    teachers: dict[str, Path | str] = {
-        stage: teacher_folder(run_dir / stage) for stage in STAGES if teacher_folder(run_dir / stage).exists()
-    }
+    job = Job(
+        *(run_dir, load_task(data_args), model_args, teacher_args, args.seed),
+        chat_template_kwargs=told.get("chat_template_kwargs"),
+    )
+    teachers = {stage: job.teacher_folder(stage) for stage in STAGES if job.teacher_folder(stage).exists()}
     if not teachers:
         raise SystemExit(
             f"no finished teacher in {run_dir}: expected one of {', '.join(STAGES)} with a teacher folder"
         )
-    summary = evaluate_run(
-        run_dir,
-        load_task(data_args),
-        teachers,
-        model_args,
-        teacher_args,
-        baselines=args.baselines,
-        seed=args.seed,
-        chat_template_kwargs=told.get("chat_template_kwargs"),
-    )
-    if summary is not None:
-        print(console_table(summary))
-        print(f"report: {run_dir / 'report.html'}")
+    show(job, evaluate_run(job, teachers, baselines=args.baselines))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ The server is any OpenAI-compatible one, its key in the environment. Killed and 
 asked again; more samples, more examples, other filters and a larger budget go on in the same folder.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from accelerate import PartialState
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, load_task
@@ -23,8 +20,8 @@ from anyo_rl.reasoning.rationales.prompts import Kind, load_prompt
 from anyo_rl.reasoning.rationales.questions import draw_examples, make_questions
 from anyo_rl.reasoning.rationales.titles import Titles
 from anyo_rl.run.folder import resolve, start_run
-from anyo_rl.run.launch import check_launch, go_on_alone
-from anyo_rl.stages.arguments import parse, plain_errors
+from anyo_rl.run.launch import go_on_alone
+from anyo_rl.stages.begin import begin, plain_errors
 from anyo_rl.stages.rationales import REPORT, generate, report_table
 from anyo_rl.stages.server_arguments import ServerArguments
 
@@ -54,15 +51,12 @@ class RationaleArguments:
 
 @plain_errors()
 def main() -> None:
-    """Parse, ask, filter, write down."""
-    args, data_args, filter_args, server_args, _ = parse(
+    """Begin; ask, filter, write down; print."""
+    args, data_args, filter_args, server_args, _ = begin(
         (RationaleArguments, DataArguments, FilterArguments, ServerArguments),
         default_config=HERE / "configs" / "toy" / "make_rationales.yaml",
+        on_cpu=True,  # nothing here is computed on a device
     )
-    PartialState(cpu=True)  # nothing here is computed on a device
-    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
-    check_launch()
     if data_args.rationales_path is not None:
         raise DataError("rationales_path is what this recipe makes: leave it out")
     with plain_errors(ValueError):

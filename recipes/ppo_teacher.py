@@ -13,9 +13,12 @@ from pathlib import Path
 from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.data.task import DataArguments
-from anyo_rl.evaluation.table import console_table
-from anyo_rl.stages.arguments import PpoArguments, TeacherArguments, parse, plain_errors
-from anyo_rl.stages.reinforce import reinforce
+from anyo_rl.llm.http import ServerError
+from anyo_rl.stages.arguments import PpoArguments, TeacherArguments
+from anyo_rl.stages.begin import begin, plain_errors, start_job
+from anyo_rl.stages.evaluate import evaluate_run, show
+from anyo_rl.stages.reinforce import checked_rewards, train_reasoning
+from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_warm_start
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -23,16 +26,26 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @plain_errors()
 def main() -> None:
-    """Parse, train, evaluate, report."""
-    *arguments, training_args, config = parse(
+    """Begin; warm start, PPO; evaluate, print."""
+    data_args, model_args, teacher_args, ppo_args, training_args, config = begin(
         (DataArguments, ModelConfig, TeacherArguments, PpoArguments, GRPOConfig),
         default_config=CONFIGS / "toy" / "ppo_teacher.yaml",
         defaults={"num_generations_eval": 1},  # validation does not sample by groups
     )
-    summary = reinforce(*arguments, training_args, config, load_rewards)
-    if summary is not None:
-        print(console_table(summary))
-        print(f"report: {Path(training_args.output_dir) / 'report.html'}")
+    # What is wrong with rewards, method or warm start is said before anything is trained.
+    with plain_errors(ValueError, OSError, ServerError):
+        rewards = checked_rewards(load_rewards, ppo_args, training_args)
+        method = ppo_args.method()
+        warm_start = parse_warm_start(ppo_args, config, training_args, teacher_args)
+    job = start_job(
+        *(data_args, model_args, teacher_args, training_args, ppo_args),
+        chat_template_kwargs=training_args.chat_template_kwargs,
+        **recorded(warm_start),
+    )
+
+    teachers = train_warm_start(job, warm_start)
+    teachers["ppo"] = train_reasoning(job, "ppo", teachers["sft"], ppo_args, training_args, rewards, method)
+    show(job, evaluate_run(job, teachers, baselines=ppo_args.baselines))
 
 
 if __name__ == "__main__":

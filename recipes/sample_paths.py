@@ -18,25 +18,26 @@ from trl import ModelConfig
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.run.launch import LaunchError, check_launch
+from anyo_rl.run.launch import LaunchError
 from anyo_rl.sampling.shards import JobError, read_paths
-from anyo_rl.stages.arguments import TeacherArguments, parse, plain_errors
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.begin import begin, plain_errors
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import SampleArguments, sample_job
 
 
 @plain_errors(DataError, LaunchError, JobError)
 def main() -> None:
-    """Parse, sample, count."""
-    args, data_args, model_args, teacher_args, _ = parse(
-        (SampleArguments, DataArguments, ModelConfig, TeacherArguments)
-    )
-    state = PartialState(cpu=not torch.cuda.is_available())
+    """Begin; sample; count, print."""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s [{os.getpid()}] %(message)s")
-    check_launch()
+    args, data_args, model_args, teacher_args, _ = begin(
+        (SampleArguments, DataArguments, ModelConfig, TeacherArguments), on_cpu=not torch.cuda.is_available()
+    )
+    folder = Path(args.output_dir)
     with plain_errors(ValueError):
-        sample_job(load_task(data_args), model_args, teacher_args, args)
-    if state.is_main_process:
-        folder = Path(args.output_dir)
+        task = load_task(data_args)
+        sample_job(Job(folder, task, model_args, teacher_args, args.seed, args.chat_template_kwargs), args)
+    if PartialState().is_main_process:
         paths = read_paths(folder)
         finished = (paths["finish_reason"] == "stop").mean()
         print(f"{len(paths)} paths of {paths['example_id'].n_unique()} examples, {finished:.1%} reached their end")

@@ -10,59 +10,35 @@ STaR on all users, the same teacher without reasoning, baselines, and a report. 
 was.
 """
 
-import logging
 from pathlib import Path
 
-from accelerate import PartialState
 from trl import ModelConfig, SFTConfig
 
-from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.evaluation.table import console_table
-from anyo_rl.run.folder import resolve, start_run
-from anyo_rl.run.launch import check_launch
-from anyo_rl.stages.arguments import StarArguments, TeacherArguments, parse, plain_errors
-from anyo_rl.stages.evaluate import evaluate_run
+from anyo_rl.data.task import DataArguments
+from anyo_rl.stages.arguments import StarArguments, TeacherArguments
+from anyo_rl.stages.begin import begin, plain_errors, start_job
+from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.star import Star
-from anyo_rl.stages.warm_start import parse_warm_start, train_warm_start
-from anyo_rl.training.loop.callbacks import check_saves
+from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_warm_start
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @plain_errors()
 def main() -> None:
-    """Parse, build, train, evaluate, save."""
-    data_args, model_args, teacher_args, star_args, training_args, config = parse(
+    """Begin; warm start, rounds of STaR; evaluate, print."""
+    data_args, model_args, teacher_args, star_args, training_args, config = begin(
         (DataArguments, ModelConfig, TeacherArguments, StarArguments, SFTConfig),
         default_config=CONFIGS / "toy" / "star_teacher.yaml",
     )
-    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.ERROR, format="%(message)s")
-    check_launch()
     with plain_errors(ValueError):
-        check_saves(training_args)
         warm_start = parse_warm_start(star_args, config, training_args, teacher_args, star_args.rounds)
-    arguments = resolve(data_args, model_args, teacher_args, star_args, training_args)
-    arguments |= warm_start.arguments() if warm_start else {}
-    task = load_task(data_args)
-    run_dir = Path(training_args.output_dir)
-    start_run(run_dir, arguments, task.report)
+    job = start_job(data_args, model_args, teacher_args, training_args, star_args, **recorded(warm_start))
 
-    teachers = train_warm_start(run_dir, task, model_args, warm_start, hint_share=star_args.hint_share)
+    teachers = train_warm_start(job, warm_start, hint_share=star_args.hint_share)
     with plain_errors(ValueError):
-        star = Star(run_dir, task, model_args, teacher_args, star_args, training_args)
-        teachers["star"] = star.train(teachers["sft"])
-    summary = evaluate_run(
-        run_dir,
-        task,
-        teachers,
-        model_args,
-        teacher_args,
-        baselines=star_args.baselines,
-        seed=training_args.seed,
-    )
-    if summary is not None:
-        print(console_table(summary))
-        print(f"report: {run_dir / 'report.html'}")
+        teachers["star"] = Star(job, star_args, training_args).train(teachers["sft"])
+    show(job, evaluate_run(job, teachers, baselines=star_args.baselines))
 
 
 if __name__ == "__main__":

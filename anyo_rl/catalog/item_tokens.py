@@ -8,8 +8,11 @@ from its new vectors they would be others, and its tokens would mean something e
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import polars as pl
 import torch
 from accelerate import PartialState
 from peft import PeftConfig
@@ -26,11 +29,9 @@ from anyo_rl.catalog.semantic_ids import (
     write_ids,
 )
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.task import Task
 from anyo_rl.encoders.titles import title_vectors
 from anyo_rl.run.files import write_whole
 from anyo_rl.run.launch import whole_weights
-from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.teacher.codes import add_item_tokens, train_item_tokens
 from anyo_rl.teacher.load import load_teacher
 from anyo_rl.teacher.tokens import Tokens, add_codes
@@ -40,34 +41,51 @@ logger = logging.getLogger(__name__)
 SEMANTIC_IDS = "semantic_ids.json"
 
 
+@dataclass(frozen=True)
+class ItemTokens:
+    """What teachers answer with.
+
+    Attributes:
+        kind: `title`, or `semantic_id`: codes, an added token each.
+        column: of the item table, with published semantic ids; computed from titles if `None`.
+        n_levels: codes of a computed semantic id.
+        n_codes: codes of a level, a power of two; if `None` 256, or fewer below 2,048 items.
+        seed: of the codebooks.
+    """
+
+    kind: Literal["title", "semantic_id"] = "title"
+    column: str | None = None
+    n_levels: int = 3
+    n_codes: int | None = None
+    seed: int = 0
+
+
 def semantic_ids(
-    run_dir: Path,
-    task: Task,
-    teacher_args: TeacherArguments,
+    folder: Path,
+    items: pl.DataFrame,
+    wanted: ItemTokens,
     teacher: Path | str | None,
-    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
-    seed: int,
+    load: Callable[[], tuple[PreTrainedModel, Tokens]],
 ) -> SemanticIds | None:
     """The semantic ids that a teacher answers with; `None` where it answers with titles.
 
     All processes call this; the main one computes the ids where there are none.
 
     Args:
-        run_dir: the run folder.
-        task: the data.
-        teacher_args: `item_tokens` and what goes with it.
+        folder: the run folder, where computed ids are kept.
+        items: the item table.
+        wanted: what is asked for.
         teacher: the teacher's folder or name; `None` for one made from scratch.
         load: gives the teacher, for the vectors of titles. Not called where ids are there or in a column.
-        seed: of the codebooks.
 
     Raises:
         DataError: the ids cannot be made, the teacher was trained on others, or it answers with something else.
     """
-    column = teacher_args.semantic_id_column
+    column = wanted.column
     own = Path(teacher) / SEMANTIC_IDS if teacher is not None else None
     if own is not None and not own.is_file():
         own = None
-    if teacher_args.item_tokens == "title":
+    if wanted.kind == "title":
         if own is not None:
             raise DataError(f"the teacher {teacher} answers with semantic ids ({own}): set item_tokens to semantic_id")
         if column:
@@ -76,9 +94,9 @@ def semantic_ids(
             )
         return None
     try:
-        ids = _made(run_dir, task, teacher_args, load, seed) if own is None else read_ids(own)
+        ids = _made(folder, items, wanted, load) if own is None else read_ids(own)
         if own is not None and column:
-            _check_column(task, ids, column, own)
+            _check_column(items, ids, column, own)
     except (ValueError, ImportError) as error:
         raise DataError(str(error)) from error
     return ids
@@ -109,8 +127,8 @@ def teacher_files(ids: SemanticIds | None) -> dict[str, str]:
     return {} if ids is None else {SEMANTIC_IDS: write_ids(ids)}
 
 
-def _check_column(task: Task, ids: SemanticIds, column: str, file: Path) -> None:
-    published = published_ids(task.interactions.items, column).codes
+def _check_column(items: pl.DataFrame, ids: SemanticIds, column: str, file: Path) -> None:
+    published = published_ids(items, column).codes
     other = [item_id for item_id, codes in published.items() if ids.codes.get(item_id) != codes]
     if other:
         raise ValueError(
@@ -121,26 +139,21 @@ def _check_column(task: Task, ids: SemanticIds, column: str, file: Path) -> None
 
 
 def _made(
-    run_dir: Path,
-    task: Task,
-    teacher_args: TeacherArguments,
-    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
-    seed: int,
+    folder: Path, items: pl.DataFrame, wanted: ItemTokens, load: Callable[[], tuple[PreTrainedModel, Tokens]]
 ) -> SemanticIds:
     """Published or computed ids, by way of the run folder."""
-    items, file = task.interactions.items, run_dir / SEMANTIC_IDS
-    if teacher_args.semantic_id_column:
-        return published_ids(items, teacher_args.semantic_id_column)
+    if wanted.column:
+        return published_ids(items, wanted.column)
+    file = folder / SEMANTIC_IDS
     if PartialState().is_main_process and not file.is_file():
         with whole_weights():
-            model, tokenizer = load()
-        tokens = Tokens.of(tokenizer, teacher_args.marker_token)
-        n_codes = teacher_args.semantic_id_codes or codebook_size(len(items))
+            model, tokens = load()
+        n_codes = wanted.n_codes or codebook_size(len(items))
         vectors_N_D = title_vectors(model, tokens, items["title"].to_list())
-        codes_N_L = quantise(vectors_N_D, n_levels=teacher_args.semantic_id_levels, n_codes=n_codes, seed=seed)
+        codes_N_L = quantise(vectors_N_D, n_levels=wanted.n_levels, n_codes=n_codes, seed=wanted.seed)
         ids = computed_ids(items["item_id"].to_list(), codes_N_L)
         logger.info("semantic ids: %d levels of %d codes from title vectors", codes_N_L.shape[1], n_codes)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, write_ids(ids))
     if torch.distributed.is_initialized():  # not after training, when the main process goes on alone
         PartialState().wait_for_everyone()

@@ -36,6 +36,27 @@ EXAMPLES_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
+@dataclass(frozen=True)
+class Example:
+    """A user's history up to a moment, and the item chosen next: one row of the examples table.
+
+    Attributes:
+        example_id: its name, `user_id:position` where examples come from a log.
+        user_id: the user.
+        history: ids of the items that the user chose before, oldest first, as far back as a teacher is shown.
+        target_id: the item chosen next.
+        cold_item: whether no training event has the target.
+        cold_user: whether the user has no training event.
+    """
+
+    example_id: str
+    user_id: str
+    history: list[str]
+    target_id: str
+    cold_item: bool = False
+    cold_user: bool = False
+
+
 class DataError(ValueError):
     """Data that cannot be used: says what was found, what was expected, and how to mend it."""
 

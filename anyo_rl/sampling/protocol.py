@@ -1,8 +1,31 @@
-"""The contract of a sampler."""
+"""The contract of a sampler: contexts and a `Sampling` in, completions out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are sampled.
+
+    Attributes:
+        n: completions of each context.
+        temperature: 0 (greedy) or more.
+        top_p: nucleus, in (0, 1].
+        max_new_tokens: most tokens of a completion, the marker included.
+        seed: of the draws.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+
+    def greedy(self) -> "Sampling":
+        """One completion of each context, without draws."""
+        return replace(self, n=1, temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -27,23 +50,15 @@ class Sampler(Protocol):
     def sample(
         self,
         contexts_B: Sequence[Sequence[int]],
+        sampling: Sampling = Sampling(),
         *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 64,
-        seed: int = 0,
         keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
-        """Samples n completions of each context; temperature 0 is greedy.
+        """Samples `sampling.n` completions of each context.
 
         Args:
             contexts_B: token ids of the prompts.
-            n: completions of each.
-            temperature: 0 or more.
-            top_p: nucleus, in (0, 1].
-            max_new_tokens: most tokens, the marker included.
-            seed: of the draws.
+            sampling: how.
             keys_B: what tells the contexts apart, such as example ids: the draws of a key do not depend on what else
                 is sampled. By default the context itself, and which of the same contexts in the call it is.
 

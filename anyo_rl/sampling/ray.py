@@ -10,12 +10,13 @@ Ray is imported when it is asked for, so this module is also there without it.
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.seeds import keys_of, request_seed
-from anyo_rl.sampling.vllm.engine import engine_environment, engine_settings
+from anyo_rl.sampling.vllm.engine import engine_environment
 from anyo_rl.sampling.vllm.sampler import RAW, check_log_probs, request_settings
 from anyo_rl.teacher.tokens import Tokens
 
@@ -73,65 +74,61 @@ class RaySampler:
     Args:
         teacher: the teacher's folder, which all machines of the cluster can read, or a model id.
         tokens: its tokenizer and marker.
+        settings: what `engine_settings` gives.
         n_engines: engines, each on a GPU of its own, or on a processor core where there are no GPUs.
-        max_model_len: most tokens of a context and its completion.
         on_gpu: whether engines run on GPUs.
         with_log_probs: whether samples carry the log-probability of their tokens.
         batch_size: requests that go to an engine together.
-        settings: others of vLLM's, see `engine_settings`.
     """
 
     def __init__(
         self,
         teacher: Path | str,
         tokens: Tokens,
+        settings: Mapping[str, Any],
         *,
         n_engines: int,
-        max_model_len: int,
         on_gpu: bool,
         with_log_probs: bool = False,
         batch_size: int = 64,
-        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.teacher = str(teacher)
         self.n_engines = n_engines
         self.on_gpu = on_gpu
         self.with_log_probs = with_log_probs
         self.batch_size = batch_size
-        self.settings = engine_settings(max_model_len=max_model_len, on_gpu=on_gpu, **(settings or {}))
+        self.settings = dict(settings)
         self.stops = [tokens.eos_id, tokens.marker_id]
-        self._asked: dict[str, Any] = {}
+        self._sampling: Sampling | None = None
         self._found: dict[str, list[Sample | None]] = {}
         self._stream: Iterator[dict[str, Any]] = iter(())
 
-    def ahead(self, contexts_B: Sequence[Sequence[int]], *, keys_B: Sequence[str] | None = None, **asked: Any) -> None:
+    def ahead(
+        self, contexts_B: Sequence[Sequence[int]], sampling: Sampling, *, keys_B: Sequence[str] | None = None
+    ) -> None:
         """Says which contexts `sample` will be called with: its first call starts the engines on all of them.
 
         What was under way before is dropped.
 
         Args:
             contexts_B: token ids of the prompts.
+            sampling: how, as `sample` will be told.
             keys_B: what tells the contexts apart.
-            **asked: n, temperature, top_p, max_new_tokens and seed, as `sample` takes them.
 
         Raises:
             ValueError: a context is empty or too long, or keys are not one for each.
         """
-        self._asked = {"n": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "seed": 0} | asked
-        longest = max(map(len, contexts_B), default=0) + self._asked["max_new_tokens"]
+        self._sampling = sampling
+        longest = max(map(len, contexts_B), default=0) + sampling.max_new_tokens
         if longest > self.settings["max_model_len"] or any(not context for context in contexts_B):
             raise ValueError(
                 f"a context and its completion take up to {longest} tokens, the engines "
                 f"{self.settings['max_model_len']}, and none may be empty: raise max_model_len"
             )
-        check_log_probs(
-            self.settings.get("logprobs_mode", RAW),
-            self.with_log_probs,
-            self._asked["temperature"],
-            self._asked["top_p"],
-        )
+        mode = self.settings.get("logprobs_mode", RAW)
+        check_log_probs(mode, self.with_log_probs, sampling.temperature, sampling.top_p)
         # Greedy copies are one request.
-        drawn = 1 if self._asked["temperature"] == 0 else self._asked["n"]
+        drawn = 1 if sampling.temperature == 0 else sampling.n
         keys = keys_of(contexts_B, keys_B)
         self._found = {key: [None] * drawn for key in keys}
         requests = [
@@ -139,7 +136,7 @@ class RaySampler:
                 "key": key,
                 "index": index,
                 "tokenized_prompt": list(context),
-                "seed": request_seed(self._asked["seed"], key) + index,
+                "seed": request_seed(sampling.seed, key) + index,
             }
             for key, context in zip(keys, contexts_B, strict=True)
             for index in range(drawn)
@@ -149,12 +146,8 @@ class RaySampler:
     def sample(
         self,
         contexts_B: Sequence[Sequence[int]],
+        sampling: Sampling = Sampling(),
         *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 64,
-        seed: int = 0,
         keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
         """See `anyo_rl.sampling.protocol.Sampler`. Contexts that `ahead` was not told of start the engines anew.
@@ -164,15 +157,14 @@ class RaySampler:
             RuntimeError: the engines ended without all samples.
         """
         keys = keys_of(contexts_B, keys_B)
-        asked = {"n": n, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
-        if asked != self._asked or any(key not in self._found for key in keys):
-            self.ahead(contexts_B, keys_B=keys, **asked)
+        if sampling != self._sampling or any(key not in self._found for key in keys):
+            self.ahead(contexts_B, sampling, keys_B=keys)
         samples = []
         for key in keys:
             while None in self._found[key]:
                 self._receive(key)
             found = [sample for sample in self._found.pop(key) if sample is not None]
-            samples.append(found * (n if temperature == 0 else 1))
+            samples.append(found * (sampling.n if sampling.temperature == 0 else 1))
         return samples
 
     def close(self) -> None:
@@ -186,9 +178,10 @@ class RaySampler:
         row = next(self._stream, None)
         if row is None:
             raise RuntimeError(f"the engines ended without all samples of {wanted}: see the log of the Ray job")
+        assert self._sampling is not None, "said by `ahead`"
         token_ids = tuple(map(int, row["token_ids"]))
         stopped = bool(token_ids) and token_ids[-1] in self.stops
-        if not stopped and len(token_ids) != self._asked["max_new_tokens"]:  # Ray does not pass on why it ended
+        if not stopped and len(token_ids) != self._sampling.max_new_tokens:  # Ray does not pass on why it ended
             raise RuntimeError(
                 f"an engine ended a completion after {len(token_ids)} tokens, none of {self.stops} the last: expected "
                 f"one, or {self._asked['max_new_tokens']} tokens"
@@ -216,13 +209,8 @@ class RaySampler:
             detokenize_stage=False,
             log_engine_metrics=False,
         )
-        settings = request_settings(
-            self.stops,
-            self.with_log_probs,
-            n=1,
-            seed=0,
-            **{name: self._asked[name] for name in ("temperature", "top_p", "max_new_tokens")},
-        )
+        assert self._sampling is not None, "said by `ahead`"
+        settings = request_settings(self.stops, self.with_log_probs, replace(self._sampling, n=1, seed=0))
         with_log_probs = self.with_log_probs
         # Functions of a function travel by value: the cluster's machines need vLLM and Ray, not this package.
         light = {"num_cpus": LIGHT / 4}  # beside engines that have all cores

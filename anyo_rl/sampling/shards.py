@@ -22,20 +22,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.files import sync, write_table
-from anyo_rl.sampling.paths import KEY, PATHS_SCHEMA, paths_table
+from anyo_rl.sampling.paths import KEY, PATHS_SCHEMA, SampledPath, paths_table
+from anyo_rl.sampling.protocol import Sampling
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "job.json"
 FINGERPRINT = "job"  # the key of a shard's metadata
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class JobError(ValueError):
@@ -47,53 +48,69 @@ def partition(n_rows: int, n_shards: int) -> list[range]:
     return [range(s * n_rows // n_shards, (s + 1) * n_rows // n_shards) for s in range(n_shards)]
 
 
+@dataclass(frozen=True)
+class ShardedJob:
+    """What a sampling job is.
+
+    Attributes:
+        folder: the job's folder, which may be shared by machines.
+        sampling: how paths are sampled.
+        policy: revision of the weights; written into each path.
+        n_shards: parts that the work comes in. A kill costs at most the part that was under way.
+        split: of the examples; written into each path.
+        model: the teacher; written into each path.
+        arguments: what paths depend on besides sampling: weights, ranking. Ready for JSON and without secrets, as
+            `anyo_rl.run.folder.resolve` gives them.
+        lease_s: a claim is void when it was not renewed for so long; more than a network folder may be behind.
+        poll_s: how often others' shards are looked for.
+    """
+
+    folder: Path
+    sampling: Sampling
+    policy: str
+    n_shards: int = 16
+    split: str | None = None
+    model: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    lease_s: float = 300.0
+    poll_s: float = 1.0
+
+
 def run_shards(
-    rows: Rows,
-    folder: Path,
-    *,
-    n_shards: int,
-    n_samples: int,
-    policy: str,
-    arguments: Mapping[str, Any],
-    make_paths: Callable[[Rows], list[dict[str, Any]]],
-    begin: Callable[[Rows], None] | None = None,
-    lease_s: float = 300.0,
-    poll_s: float = 1.0,
+    rows: Sequence[Row],
+    job: ShardedJob,
+    make_paths: Callable[[Sequence[Row]], list[SampledPath]],
+    begin: Callable[[Sequence[Row]], None] | None = None,
 ) -> None:
     """Does what is left of a job, and returns when all of it is done, here or by others.
 
     Args:
-        rows: one for each example, with an `example_id` of its own, ready for JSON.
-        folder: the job's folder, which may be shared by machines.
-        n_shards: parts that the work comes in. A kill costs at most the part that was under way.
-        n_samples: paths of each example.
-        policy: revision of the weights; written into each path.
-        arguments: what paths depend on besides: sampling parameters, seed, model. Ready for JSON and without secrets,
-            as `anyo_rl.run.folder.resolve` gives them.
-        make_paths: gets the rows of a shard and gives their paths as rows of the paths table, `policy` aside. They
-            must not depend on which rows come together: seeds belong to examples (`VllmSampler.sample` with `keys_B`).
+        rows: one for each example, with an `example_id` of its own.
+        job: what is asked for.
+        make_paths: gets the rows of a shard and gives their paths, without `policy`, `split` and `model`. They must
+            not depend on which rows come together: seeds belong to examples (`VllmSampler.sample` with `keys_B`).
         begin: is told, before the first shard is made, the rows of all shards that are not done: for what works ahead.
-        lease_s: a claim is void when it was not renewed for so long; more than a network folder may be behind.
-        poll_s: how often others' shards are looked for.
 
     Raises:
         JobError: the folder is of another job; `make_paths` gave other paths than `n_samples` of each example; or
             examples are not told apart by their ids.
-        ValueError: a count is below 1, or a path has columns that the table has not.
+        ValueError: a count is below 1.
     """
+    folder, n_shards, n_samples = job.folder, job.n_shards, job.sampling.n
+    known = {"policy": job.policy, "split": job.split, "model": job.model}
     if n_shards < 1 or n_samples < 1:
         raise ValueError(f"n_shards {n_shards}, n_samples {n_samples}: expected at least 1")
-    ids = [row["example_id"] for row in rows]
+    ids = [row.example_id for row in rows]
     if len(set(ids)) < len(ids):
         raise JobError(f"{len(ids)} rows have {len(set(ids))} different example ids: expected one of its own for each")
     manifest = {
-        "policy": policy,
+        "policy": job.policy,
         "n_samples": n_samples,
         "n_shards": n_shards,
         "n_rows": len(ids),
         "example_ids": _hash(ids),
-        "rows": _hash(rows),
-        "arguments": json.loads(json.dumps(arguments)),
+        "rows": _hash([row.columns() for row in rows]),
+        "arguments": json.loads(json.dumps({**asdict(job.sampling), **job.arguments})),
     }
     folder.mkdir(parents=True, exist_ok=True)
     _settle(folder, manifest)
@@ -109,14 +126,14 @@ def run_shards(
             if _is_done(file, fingerprint):
                 del left[shard]
                 continue
-            with _claim(file, lease_s) as partial:
+            with _claim(file, job.lease_s) as partial:
                 if partial is None:
                     continue
                 busy = False
                 if not _is_done(file, fingerprint):  # by somebody else, just before
                     mine = slice(part.start, part.stop)
                     paths = make_paths(rows[mine]) if part else []
-                    frame = _checked([{**path, "policy": policy} for path in paths], ids[mine], n_samples)
+                    frame = _checked([replace(path, **known) for path in paths], ids[mine], n_samples)
                     try:
                         write_table(frame, file, {FINGERPRINT: fingerprint}, partial)
                     except FileNotFoundError:  # the next owner of our claim was done first and tidied up
@@ -125,7 +142,7 @@ def run_shards(
                     logger.info("%s: %d paths", file.name, len(frame))
                 del left[shard]
         if left and busy:
-            time.sleep(poll_s)
+            time.sleep(job.poll_s)
 
 
 def read_paths(folder: Path) -> pl.DataFrame:
@@ -167,14 +184,14 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _checked(paths: list[dict[str, Any]], ids: list[str], n_samples: int) -> pl.DataFrame:
+def _checked(paths: list[SampledPath], ids: list[str], n_samples: int) -> pl.DataFrame:
     """The paths of a shard as a table, in the order of its rows.
 
     Raises:
         JobError: they are not `n_samples` of each example.
     """
     expected = [(example, index) for example in ids for index in range(n_samples)]
-    by_key = {(path.get("example_id"), path.get("sample_index")): path for path in paths}
+    by_key = {(path.example_id, path.sample_index): path for path in paths}
     if len(paths) != len(expected) or by_key.keys() != set(expected):
         strange = [key for key in by_key if key not in set(expected)]
         lacking = [key for key in expected if key not in by_key]

@@ -16,7 +16,7 @@ from transformers import (
 
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.sampling.constrained.constraint import CatalogConstraint, constrained_log_probs
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
 from anyo_rl.teacher.policy import causal_lm, inference
 from anyo_rl.teacher.tokens import Tokens
@@ -82,17 +82,13 @@ class TransformersSampler:
     def sample(
         self,
         contexts_B: Sequence[Sequence[int]],
+        sampling: Sampling = Sampling(),
         *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 64,
-        seed: int = 0,
         keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
         """See `anyo_rl.sampling.protocol.Sampler`."""
         keys = keys_of(contexts_B, keys_B)
-        most = max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0)
+        n, most = sampling.n, sampling.max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0)
         config = GenerationConfig(
             do_sample=False,  # the draws are a processor's
             max_new_tokens=most,
@@ -107,10 +103,10 @@ class TransformersSampler:
                 batch = order[start : start + self.batch_size]
                 contexts = [repeated[i] for i in batch]
                 numbers = None
-                if temperature > 0:
-                    seeds = [request_seed(seed, keys[i // n]) for i in batch]
+                if sampling.temperature > 0:
+                    seeds = [request_seed(sampling.seed, keys[i // n]) for i in batch]
                     numbers = np.stack([uniforms(s, i % n, most) for s, i in zip(seeds, batch, strict=True)])
-                found = self._generate(contexts, config, max_new_tokens, numbers, temperature, top_p)
+                found = self._generate(contexts, config, sampling, numbers)
                 samples.update(zip(batch, found, strict=True))
         return [[samples[b * n + g] for g in range(n)] for b in range(len(contexts_B))]
 
@@ -157,19 +153,17 @@ class TransformersSampler:
         self,
         contexts: list[list[int]],
         config: GenerationConfig,
-        max_new_tokens: int,
+        sampling: Sampling,
         uniforms_B_T: np.ndarray | None,
-        temperature: float,
-        top_p: float,
     ) -> list[Sample]:
         model = causal_lm(self.model)
         ids, mask = left_padded(contexts, self.tokens.tokenizer.pad_token_id, model.device)
-        constraint = self.constraint(ids.shape[1], max_new_tokens)
+        constraint = self.constraint(ids.shape[1], sampling.max_new_tokens)
         processors = LogitsProcessorList([constraint] if constraint else [])
         if uniforms_B_T is not None:
-            processors.append(TemperatureLogitsWarper(float(temperature)))
-            if top_p < 1:
-                processors.append(TopPLogitsWarper(top_p))
+            processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_p < 1:
+                processors.append(TopPLogitsWarper(sampling.top_p))
             processors.append(OwnDraws(torch.from_numpy(uniforms_B_T).to(model.device), ids.shape[1]))
         with own_settings_aside(model):
             sequences = model.generate(
@@ -178,8 +172,8 @@ class TransformersSampler:
         new = sequences[:, ids.shape[1] :]
         log_probs = None
         if self.with_log_probs:
-            scale = temperature if temperature > 0 else 1.0
-            log_probs = self._log_probs(sequences, mask, scale, max_new_tokens).tolist()
+            scale = sampling.temperature if sampling.temperature > 0 else 1.0
+            log_probs = self._log_probs(sequences, mask, scale, sampling.max_new_tokens).tolist()
         samples = []
         for row, written in enumerate(new.tolist()):
             end = next((t + 1 for t, token in enumerate(written) if token in self.stops), None)

@@ -1,28 +1,19 @@
-"""What recipes are told, beside TRL's own arguments, and how it is parsed: YAML with flags on top, strictly."""
+"""What recipes are told, beside TRL's own arguments."""
 
 import dataclasses
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from accelerate import PartialState
-from trl import TrlParser
 
-from anyo_rl.data.schema import DataError
 from anyo_rl.ranking.written import ItemEncoder, RankerKind
-from anyo_rl.run.folder import RunFolderError
-from anyo_rl.run.launch import LaunchError, whole_weights
+from anyo_rl.run.launch import whole_weights
 from anyo_rl.search.answers import Mode
 from anyo_rl.stages.judge_arguments import JudgeArguments
-from anyo_rl.teacher.policy import TREE_ATTENTION
-from anyo_rl.training.advantages.credit import Credit, StepAdvantages
+from anyo_rl.training.advantages.credit import Advantages, Credit
 from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepRewards
-from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
-from anyo_rl.training.objectives import ItemLoss, ProcessReduction
+from anyo_rl.training.advantages.process import ProcessReduction
+from anyo_rl.training.item_loss import ItemLoss
 from anyo_rl.training.rewards.timeout import OnTimeout
 from anyo_rl.values.prm import Prm
 from anyo_rl.values.source import StepSource, StepValueKind
@@ -155,7 +146,7 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
 class GrpoArguments(ReasonerArguments):
     """What GRPO credits a step with."""
 
-    advantages: Literal["outcome", StepAdvantages] = field(
+    advantages: Advantages = field(
         default="outcome",
         metadata={
             "help": "What a step is credited with: the path's outcome; progress: the outcome less what was gained "
@@ -166,15 +157,14 @@ class GrpoArguments(ReasonerArguments):
         default="mean", metadata={"help": "Of the gains of process: mean, or sum, which pays for more steps."}
     )
 
-    def method(self) -> Credit | None:
-        """What steps are credited with, if not with the outcome.
+    def method(self) -> Credit:
+        """What the tokens of a reasoning are credited with.
 
         Raises:
             ValueError: as `source`.
         """
-        if self.advantages == "outcome":
-            return None
-        return Credit(self.advantages, self.source(), self.process_reduction)
+        source = None if self.advantages == "outcome" else self.source()
+        return Credit(self.advantages, source, self.process_reduction)
 
 
 @dataclass
@@ -291,93 +281,3 @@ class PrmArguments(RankArguments, JudgeArguments):
                 raise ValueError(f"{name} is {value}: expected 1 or more")
         if (self.step_values == "judge") != (self.judge is not None):
             raise ValueError("step_values judge and the settings of a judge go together: set both, or neither")
-
-
-def parse(
-    dataclass_types: Sequence[type],
-    default_config: Path | None = None,
-    args: Sequence[str] | None = None,
-    defaults: Mapping[str, Any] | None = None,
-) -> tuple[Any, ...]:
-    """Parses flags on top of the YAML file of `--config`, or on top of the default file where none is named.
-
-    Args:
-        dataclass_types: what to parse.
-        default_config: the YAML file where `--config` names none.
-        args: flags; those of the command line if `None`.
-        defaults: values below those of the YAML file, in place of the dataclasses' own; others are ignored.
-
-    Returns:
-        One instance of each dataclass, then the path of the config file (`None` where there is none).
-
-    Raises:
-        SystemExit: an unknown key or flag, a value of the wrong kind, or a file that is not there; says which.
-    """
-    args = list(sys.argv[1:] if args is None else args)
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if args[-1:] == ["--config"]:
-        sys.exit("--config has no path after it; the shipped configs are in recipes/configs")
-    if "--config" not in args and default_config is not None:
-        args = ["--config", str(default_config), *args]
-    config = Path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
-    if config is not None and not config.is_file():
-        sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
-    try:
-        parser = TrlParser(list(dataclass_types))
-        parser.set_defaults_with_config(**(defaults or {}))
-        parsed = parser.parse_args_and_config(args)
-        for instance in parsed:
-            _check_choices(instance)
-            _check_attention(instance)
-            if getattr(instance, "hub_token", None):
-                raise ValueError(
-                    "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
-                )
-        return (*parsed, config)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        sys.exit(f"{config or 'command line'}: {error}")
-
-
-@contextmanager
-def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Ends the program with the message alone where the user can mend the cause, as on a full disk; also a decorator.
-
-    Everything else keeps its traceback: it is a bug, ours or a reward's.
-
-    Args:
-        *kinds: errors whose message says all there is to say; those of data, launches, run folders and checkpoints if
-            none is named.
-
-    Raises:
-        SystemExit: in place of such an error, with its message and exit status 1.
-    """
-    caught = kinds or (DataError, LaunchError, RunFolderError, CheckpointError)
-    try:
-        yield
-    except caught as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        if not disk_is_full(error):
-            raise
-        sys.exit(
-            f"error: no room to write ({error}). What was finished is whole: make room, and the same command goes on"
-        )
-
-
-def _check_attention(instance: Any) -> None:
-    """Refuses at the start what ranking would refuse at the first validation."""
-    attention = getattr(instance, "attn_implementation", None)
-    if attention not in (None, *TREE_ATTENTION):
-        raise ValueError(
-            f"attn_implementation is {attention!r}; expected one of {', '.join(TREE_ATTENTION)}: ranks are read with "
-            f"a mask over the tree of items, which others do not take"
-        )
-
-
-def _check_choices(instance: Any) -> None:
-    """Checks values against `Literal` types: argparse does so for flags, but not for what comes from YAML."""
-    for item in dataclasses.fields(instance):
-        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
-        value = getattr(instance, item.name)
-        if choices and value not in choices:
-            raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(map(str, choices))}")

@@ -1,38 +1,34 @@
 """DPO as a stage of a run: preference pairs from sampled paths, then training on them."""
 
-import dataclasses
 import json
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from trl import DPOConfig, ModelConfig
 
-from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.catalog.item_tokens import adapters, load_answering, semantic_ids
+from anyo_rl.catalog.item_tokens import adapters
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.task import Task
-from anyo_rl.reasoning.rows import Row, make_rows
 from anyo_rl.run.files import write_table
 from anyo_rl.run.folder import METRICS
 from anyo_rl.sampling.paths import PATHS_SCHEMA
 from anyo_rl.sampling.shards import JobError, read_paths
-from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.finish import finish_stage, teacher_folder, validation
-from anyo_rl.teacher.load import load_teacher, stop_at_marker
-from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.stages.finish import finish_stage
+from anyo_rl.stages.job import Job
+from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.training.dpo import TeacherDPOTrainer, check_paths, dpo_dataset
 from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping
+from anyo_rl.training.loop.closing import forget_last_trainer
 from anyo_rl.training.pairs import PairGain, preference_pairs
 
 logger = logging.getLogger(__name__)
 
+DPO = "dpo"
 PAIRS = Path("pairs") / "train.parquet"
 
 
@@ -59,6 +55,19 @@ class PairArguments:
     baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
 
 
+def check_start(model_args: ModelConfig, paths: str | None) -> str:
+    """The teacher that paths were sampled from, where both are named.
+
+    Raises:
+        SystemExit: one is not.
+    """
+    if model_args.model_name_or_path is None:
+        raise SystemExit("no teacher: set model_name_or_path to the teacher that the paths were sampled from")
+    if paths is None:
+        raise SystemExit("no paths: set paths to the folder of a sampling job, or to a parquet file of paths")
+    return model_args.model_name_or_path
+
+
 def load_paths(path: Path) -> pl.DataFrame:
     """A paths table: the folder of a finished sampling job, or a parquet file.
 
@@ -75,20 +84,19 @@ def load_paths(path: Path) -> pl.DataFrame:
     return paths
 
 
-def make_pairs(run_dir: Path, rows: list[Row], tokens: Tokens, n_items: int, pair_args: PairArguments) -> Dataset:
+def make_pairs(job: Job, teacher: Teacher, pair_args: PairArguments) -> Dataset:
     """The run's preference pairs: made once, kept in `pairs/`, and read from there by all processes.
 
     Args:
-        run_dir: the run folder.
-        rows: the training examples.
-        tokens: the teacher's tokenizer and marker.
-        n_items: size of the catalog.
+        job: of the run.
+        teacher: the teacher that is trained.
         pair_args: where the paths are, and what makes a pair.
 
     Raises:
         DataError: the paths cannot be used, are not of these examples or this tokenizer, or give no pair.
     """
-    file, state = run_dir / PAIRS, PartialState()
+    file, state = job.folder / PAIRS, PartialState()
+    rows, tokens = job.rows("train", teacher), teacher.tokens
     if not file.exists():
         # All processes do the work: each must see the error, and none may wait for one that does not come.
         try:
@@ -99,7 +107,7 @@ def make_pairs(run_dir: Path, rows: list[Row], tokens: Tokens, n_items: int, pai
                 tokens.marker_id,
                 least_gap=pair_args.least_gap,
                 gain=pair_args.pair_gain,
-                n_items=n_items,
+                n_items=len(teacher.catalog),
                 max_per_target=pair_args.max_pairs_per_target or None,
             )
             counts = {"pairs": len(pairs.frame), **pairs.left_out}
@@ -114,25 +122,14 @@ def make_pairs(run_dir: Path, rows: list[Row], tokens: Tokens, n_items: int, pai
     return Dataset.from_polars(pl.read_parquet(file))
 
 
-def train_dpo(
-    run_dir: Path,
-    task: Task,
-    teacher_path: Path | str,
-    model_args: ModelConfig,
-    teacher_args: TeacherArguments,
-    pair_args: PairArguments,
-    training_args: DPOConfig,
-) -> Path:
+def train_dpo(job: Job, start: Path | str, pair_args: PairArguments, training_args: DPOConfig) -> Path:
     """Trains a teacher's reasoning by DPO on pairs of its own paths, the best of an example against the worst.
 
     The reference is the teacher as it comes: the model without its adapters, or a second copy of full weights.
 
     Args:
-        run_dir: the run folder.
-        task: the data.
-        teacher_path: the teacher, which should be the one that the paths were sampled from.
-        model_args: how it is loaded, and its adapters.
-        teacher_args: how it is validated.
+        job: of the run.
+        start: the teacher, which should be the one that the paths were sampled from.
         pair_args: where the paths are, what makes a pair, and the item loss.
         training_args: TRL's settings.
 
@@ -143,36 +140,28 @@ def train_dpo(
         DataError: see `make_pairs`.
         ValueError: a pair is longer than `max_length`.
     """
-    stage_dir = run_dir / "dpo"
-    folder = teacher_folder(stage_dir)
-    if folder.exists():
-        return folder
-    model_args = dataclasses.replace(model_args, model_name_or_path=str(teacher_path))
-    load_start = partial(load_teacher, model_args)
-    ids = semantic_ids(run_dir, task, teacher_args, teacher_path, load_start, training_args.seed)
-    load = partial(load_answering, model_args, ids)
-    model, tokenizer = load()
-    tokens = Tokens.of(tokenizer, teacher_args.marker_token, pair_args.chat_template_kwargs)
-    catalog = build_catalog(task.interactions.items, tokens, ids)
-    rows = make_rows(task, task.split("train"), catalog, tokens)
-    dataset = make_pairs(run_dir, rows, tokens, len(catalog), pair_args)
-    training_args = keep_best(training_args, stage_dir)
-    stop_at_marker(model, tokens)
-    lora = adapters(model_args, model, tokenizer, ids)
-    AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
+    if job.teacher_folder(DPO).exists():
+        return job.teacher_folder(DPO)
+    opening = job.opening
+    teacher = opening.load(start)
+    ids, tokenizer = teacher.ids, teacher.tokens.tokenizer
+    dataset = make_pairs(job, teacher, pair_args)
+    stop_at_marker(teacher.model, teacher.tokens)
+    lora = adapters(opening.of_path(start), teacher.model, tokenizer, ids)
+    whole_reference = lora is None and not training_args.precompute_ref_log_probs
+    forget_last_trainer()
     trainer = TeacherDPOTrainer(
-        model=model,
+        model=teacher.model,
         # Not left to TRL: it would load the path anew, without codes that were added.
-        ref_model=None if lora is not None or training_args.precompute_ref_log_probs else load()[0],
-        args=training_args,
+        ref_model=opening.weights(start, ids)[0] if whole_reference else None,
+        args=keep_best(training_args, job.folder / DPO),
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora,
-        catalog=catalog,
-        tokens=tokens,
-        validation=validation(task, catalog, tokens, teacher_args, teacher_args.eval_mode),
+        catalog=teacher.catalog,
+        tokens=teacher.tokens,
+        validation=job.validation(teacher),
         item_loss_weight=pair_args.item_loss_weight,
-        callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, "dpo")],
+        callbacks=[*stopping(job.teacher_args.early_stopping_patience), MetricsFile(job.folder / METRICS, DPO)],
     )
-    finish_stage(trainer, stage_dir, tokens, lambda: load()[0], ids)
-    return folder
+    return finish_stage(job, DPO, trainer, teacher, lambda: opening.weights(start, ids)[0])

@@ -1,4 +1,4 @@
-"""How every stage that trains a teacher ends: its best checkpoint, whole, in `<stage>/teacher`.
+"""How every stage that trains a teacher ends: its best checkpoint, whole, in `<stage>/teacher`, and memory free again.
 
 Each stage keeps its checkpoints in a folder of the run and goes on from the newest complete one. That its teacher's
 folder is there says that the stage is done; nothing finished is done twice or lost.
@@ -12,50 +12,38 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 
-from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.item_tokens import teacher_files
-from anyo_rl.catalog.semantic_ids import SemanticIds
-from anyo_rl.data.task import Task
-from anyo_rl.reasoning.rows import make_rows
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.run.launch import whole_weights
-from anyo_rl.search.answers import Mode
-from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.teacher.codes import show_bias
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.save import save_teacher
-from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.critic import detach_critic
 from anyo_rl.training.loop.callbacks import best_checkpoint, train_to_the_end
+from anyo_rl.training.loop.closing import close_trainer
 from anyo_rl.training.loop.throughput import Throughput
-from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.loop.weights import unquantised
 
 logger = logging.getLogger(__name__)
 
-TEACHER = "teacher"
-
-
-def teacher_folder(stage_dir: Path) -> Path:
-    """Where a stage keeps its finished teacher; that the folder is there says that the stage is done."""
-    return stage_dir / TEACHER
-
 
 def finish_stage(
-    trainer: Trainer,
-    stage_dir: Path,
-    tokens: Tokens,
-    start: Callable[[], PreTrainedModel],
-    ids: SemanticIds | None = None,
-) -> None:
-    """Trains from the newest complete checkpoint to the end, and saves the best teacher in `teacher_folder`.
+    job: Job, stage: str, trainer: Trainer, teacher: Teacher, start: Callable[[], PreTrainedModel]
+) -> Path:
+    """Trains from the newest complete checkpoint to the end, saves the best teacher, and closes trainer and teacher.
 
     Args:
+        job: of the run.
+        stage: its name.
         trainer: the trainer.
-        stage_dir: the folder of its checkpoints.
-        tokens: the teacher's tokenizer and marker.
+        teacher: what it trains.
         start: gives the model that the stage started from, on which LoRA adapters lie.
-        ids: the semantic ids that the teacher answers with, if it does.
+
+    Returns:
+        The folder of the finished teacher.
     """
+    stage_dir, folder = job.folder / stage, job.teacher_folder(stage)
     show_bias(trainer.model)
     trainer.add_callback(Throughput(trainer))
     train_to_the_end(trainer, stage_dir)
@@ -68,9 +56,13 @@ def finish_stage(
         if not best:
             logger.warning("%s: no validation was better than at the start, whose teacher is kept", stage_dir)
         detach_critic(model)
-        stop_at_marker(model, tokens)
-        save_teacher(model, tokens.tokenizer, teacher_folder(stage_dir), teacher_files(ids))
+        stop_at_marker(model, teacher.tokens)
+        save_teacher(model, teacher.tokens.tokenizer, folder, teacher_files(teacher.ids))
+        del model
     accelerator.wait_for_everyone()
+    close_trainer(trainer)
+    teacher.close()
+    return folder
 
 
 def load_checkpoint(
@@ -84,16 +76,3 @@ def load_checkpoint(
     if (checkpoint / "adapter_config.json").exists():
         return PeftModel.from_pretrained(unquantised(start()), checkpoint).merge_and_unload()
     return kind.from_pretrained(checkpoint, dtype="auto", use_safetensors=True)
-
-
-def validation(task: Task, catalog: Catalog, tokens: Tokens, teacher_args: TeacherArguments, mode: Mode) -> Validation:
-    """What is measured on validation users while training."""
-    return Validation(
-        rows=make_rows(task, task.split("validation", task.args.max_validation), catalog, tokens),
-        catalog=catalog,
-        tokens=tokens,
-        mode=mode,
-        n_paths=teacher_args.n_paths,
-        max_new_tokens=teacher_args.max_reasoning_tokens,
-        mask_history=task.args.mask_history,
-    )

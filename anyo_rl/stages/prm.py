@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,31 +21,31 @@ from typing import Any
 import numpy as np
 import polars as pl
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForTokenClassification, PreTrainedModel, TrainingArguments, set_seed
-from trl import ModelConfig, get_peft_config
+from trl import get_peft_config
 
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.task import Task
 from anyo_rl.evaluation.prm_quality import calibration_svg, markdown, quality
 from anyo_rl.evaluation.true_value import truth
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.reasoning.rows import Row, make_rows
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.files import write_table, write_whole
 from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
-from anyo_rl.sampling.shards import partition, read_paths
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import ShardedJob, partition, read_paths
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.stages.arguments import PrmArguments, TeacherArguments
+from anyo_rl.stages.arguments import PrmArguments
 from anyo_rl.stages.dpo import load_paths
 from anyo_rl.stages.finish import load_checkpoint
-from anyo_rl.stages.opening import OpenTeacher, open_teacher
-from anyo_rl.stages.sample import JobEngine, path_ranker, sample_in_shards
+from anyo_rl.stages.job import Job
+from anyo_rl.stages.sample import EngineChoice, JobEngine, path_ranker, sample_in_shards
 from anyo_rl.teacher.load import load_tokenizer
 from anyo_rl.teacher.save import save_teacher
-from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.dpo import check_paths
 from anyo_rl.training.loop.callbacks import MetricsFile, best_checkpoint, keep_best, stopping, train_to_the_end
+from anyo_rl.training.loop.closing import close_trainer, forget_last_trainer
 from anyo_rl.training.prm import LOSS, PrmTrainer, load_classifier, prm_dataset
 from anyo_rl.values.prm import PRM_FILE, Prm, label_paths
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
@@ -65,47 +66,32 @@ def labels_file(run_dir: Path, split: str) -> Path:
     return run_dir / PRM / "labels" / f"{split}.parquet"
 
 
-def make_labels(
-    run_dir: Path,
-    task: Task,
-    teacher: Path | str,
-    model_args: ModelConfig,
-    teacher_args: TeacherArguments,
-    prm_args: PrmArguments,
-    seed: int,
-) -> dict[str, pl.DataFrame]:
+def make_labels(job: Job, start: Path | str, prm_args: PrmArguments) -> dict[str, pl.DataFrame]:
     """The labelled paths of training users, which were given, and of validation users, which are sampled here.
 
     All processes share the work. What is labelled already is read.
 
+    Args:
+        job: of the run.
+        start: the teacher that the paths were sampled from.
+        prm_args: where the paths are, and what labels them.
+
     Raises:
         DataError: the paths cannot be used, or are not of these examples or this teacher.
     """
-    files = {split: labels_file(run_dir, split) for split in SPLITS}
+    files = {split: labels_file(job.folder, split) for split in SPLITS}
     if not all(file.exists() for file in files.values()):
-        with whole_weights():
-            opened = open_teacher(
-                *(run_dir, task, teacher, model_args, teacher_args, seed),
-                chat_template_kwargs=prm_args.chat_template_kwargs,
-            )
-            train = make_rows(task, task.split("train"), opened.catalog, opened.tokens)
-            held_out = make_rows(
-                task, task.split("validation", task.args.max_validation), opened.catalog, opened.tokens
-            )
+        with whole_weights(), job.opened(start) as teacher:
+            train = job.rows("train", teacher)
+            held_out = job.rows("validation", teacher, job.task.args.max_validation)
             try:
                 given = load_paths(Path(prm_args.paths or ""))
                 check_paths(given, train)
-                given = some_examples(given, prm_args.max_examples, seed)
-                sampled = sample_validation(run_dir, task, opened, held_out, teacher_args, prm_args, seed)
-                asked: dict[str, Any] = {
-                    "task": task,
-                    "opened": opened,
-                    "teacher_args": teacher_args,
-                    "prm_args": prm_args,
-                }
+                given = some_examples(given, prm_args.max_examples, job.seed)
+                sampled = sample_validation(job, teacher, held_out, prm_args)
                 n, n_held_out = prm_args.n_continuations, prm_args.n_validation_continuations
-                label_in_parts(given, train, files["train"], **asked, n=n, seed=seed)
-                label_in_parts(sampled, held_out, files["validation"], **asked, n=n_held_out or n, seed=seed)
+                label_in_parts(job, teacher, prm_args, given, train, files["train"], n)
+                label_in_parts(job, teacher, prm_args, sampled, held_out, files["validation"], n_held_out or n)
             except ValueError as error:
                 raise DataError(str(error)) from error
     return {split: pl.read_parquet(file) for split, file in files.items()}
@@ -120,72 +106,60 @@ def some_examples(paths: pl.DataFrame, most: int | None, seed: int) -> pl.DataFr
     return paths.filter(pl.col("example_id").is_in([ids[place] for place in chosen]))
 
 
-def sample_validation(
-    run_dir: Path,
-    task: Task,
-    opened: OpenTeacher,
-    rows: list[Row],
-    teacher_args: TeacherArguments,
-    prm_args: PrmArguments,
-    seed: int,
-) -> pl.DataFrame:
+def sample_validation(job: Job, teacher: Teacher, rows: Sequence[Row], prm_args: PrmArguments) -> pl.DataFrame:
     """Paths of validation users: a sampling job in shards."""
-    folder = run_dir / PRM / "validation"
-    asked: dict[str, Any] = {
-        "n": prm_args.n_validation_paths,
-        "temperature": prm_args.temperature,
-        "top_p": prm_args.top_p,
-        "max_new_tokens": teacher_args.max_reasoning_tokens,
-        "seed": seed,
-    }
+    folder, sampling = job.folder / PRM / "validation", _sampling(job, prm_args, prm_args.n_validation_paths)
     sample_in_shards(
         rows,
-        folder,
-        JobEngine("hf", opened.model.name_or_path, opened.model, opened.tokens, asked),
-        path_ranker(opened.catalog, opened.model, prm_args),
-        opened.tokens,
-        asked,
-        mask_history=task.args.mask_history,
-        n_shards=prm_args.n_shards,
-        split="validation",
-        policy="teacher",
+        ShardedJob(folder, sampling, policy="teacher", n_shards=prm_args.n_shards, split="validation"),
+        JobEngine(EngineChoice(), teacher.model.name_or_path, teacher.model, teacher.tokens, sampling),
+        teacher.catalog,
+        ranker=path_ranker(teacher.catalog, teacher.model, prm_args),
+        mask_history=job.task.args.mask_history,
     )
     return read_paths(folder)
 
 
+def _sampling(job: Job, prm_args: PrmArguments, n: int) -> Sampling:
+    return Sampling(n, prm_args.temperature, prm_args.top_p, job.teacher_args.max_reasoning_tokens, job.seed)
+
+
 def label_in_parts(
-    paths: pl.DataFrame,
-    rows: list[Row],
-    file: Path,
-    *,
-    task: Task,
-    opened: OpenTeacher,
-    teacher_args: TeacherArguments,
+    job: Job,
+    teacher: Teacher,
     prm_args: PrmArguments,
+    paths: pl.DataFrame,
+    rows: Sequence[Row],
+    file: Path,
     n: int,
-    seed: int,
 ) -> None:
-    """Labels paths, a part of the examples at a time, each process its share; then all go into one file."""
-    state, folder = PartialState(), file.with_suffix("")
-    values = partial(
-        forced_answer_values,
-        ranker=path_ranker(opened.catalog, opened.model, prm_args),
-        tokens=opened.tokens,
-        mask_history=task.args.mask_history,
-    )
+    """Labels paths, a part of the examples at a time, each process its share; then all go into one file.
+
+    Args:
+        job: of the run.
+        teacher: what is asked.
+        prm_args: what labels.
+        paths: the paths.
+        rows: their examples.
+        file: where the labelled paths go.
+        n: continuations of each state, where these label.
+    """
+    state, folder, tokens = PartialState(), file.with_suffix(""), teacher.tokens
+    ranker, mask = path_ranker(teacher.catalog, teacher.model, prm_args), job.task.args.mask_history
+    values: Callable[[Sequence[Row], list[list[int]]], list[np.ndarray]]
     if prm_args.step_values == "monte_carlo":
         values = partial(
             monte_carlo_values,
-            sampler=TransformersSampler(opened.model, opened.tokens),
-            n=n,
-            max_new_tokens=teacher_args.max_reasoning_tokens,
-            temperature=prm_args.temperature,
-            top_p=prm_args.top_p,
-            seed=seed,
-            **values.keywords,
+            sampler=TransformersSampler(teacher.model, tokens),
+            ranker=ranker,
+            tokens=tokens,
+            sampling=_sampling(job, prm_args, n),
+            mask_history=mask,
         )
     elif prm_args.step_values == "judge":
-        values = partial(prm_args.judge_values(file.parents[1] / "judge").values, tokens=opened.tokens)
+        values = partial(prm_args.judge_values(file.parents[1] / "judge").values, tokens=tokens)
+    else:
+        values = partial(forced_answer_values, ranker=ranker, tokens=tokens, mask_history=mask)
     ids = paths["example_id"].unique(maintain_order=True).to_list()
     parts = [part for part in partition(len(ids), prm_args.n_shards) if part]
     files = [folder / f"part-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
@@ -193,7 +167,7 @@ def label_in_parts(
     for number, (part, part_file) in enumerate(zip(parts, files, strict=True)):
         if number % state.num_processes == state.process_index and not done and not part_file.exists():
             chosen = paths.filter(pl.col("example_id").is_in(ids[part.start : part.stop]))
-            write_table(label_paths(chosen, rows, opened.tokens, values), part_file)
+            write_table(label_paths(chosen, rows, tokens, values), part_file)
             logger.info("%s: %d paths labelled by %s", part_file.name, len(chosen), prm_args.step_values)
     state.wait_for_everyone()
     if state.is_main_process and not done:
@@ -202,23 +176,12 @@ def label_in_parts(
     state.wait_for_everyone()
 
 
-def train_prm(
-    run_dir: Path,
-    task: Task,
-    teacher: Path | str,
-    model_args: ModelConfig,
-    teacher_args: TeacherArguments,
-    prm_args: PrmArguments,
-    training_args: TrainingArguments,
-) -> Path:
+def train_prm(job: Job, start: Path | str, prm_args: PrmArguments, training_args: TrainingArguments) -> Path:
     """Trains a PRM from a teacher's weights on the values of its own paths.
 
     Args:
-        run_dir: the run folder.
-        task: the data.
-        teacher: the teacher that the paths were sampled from.
-        model_args: how it is loaded, and adapters.
-        teacher_args: the marker, and the length of a reasoning.
+        job: of the run.
+        start: the teacher that the paths were sampled from.
         prm_args: where the paths are, and what labels them.
         training_args: transformers' settings.
 
@@ -228,22 +191,22 @@ def train_prm(
     Raises:
         DataError: see `make_labels`.
     """
-    folder = prm_folder(run_dir)
+    folder = prm_folder(job.folder)
     if folder.exists():
         return folder
-    labels = make_labels(run_dir, task, teacher, model_args, teacher_args, prm_args, training_args.seed)
-    model_args = dataclasses.replace(model_args, model_name_or_path=str(teacher), lora_task_type="TOKEN_CLS")
+    labels = make_labels(job, start, prm_args)
+    model_args = dataclasses.replace(job.opening.of_path(start), lora_task_type="TOKEN_CLS")
     tokenizer = load_tokenizer(model_args)
-    tokens = Tokens.of(tokenizer, teacher_args.marker_token, prm_args.chat_template_kwargs)
+    tokens = job.opening.tokens(tokenizer)
 
-    def start() -> PreTrainedModel:
+    def begin() -> PreTrainedModel:
         set_seed(training_args.seed)  # of the new head
         return load_classifier(model_args)
 
-    model = start()
+    model = begin()
     model.config.pad_token_id = tokenizer.pad_token_id
-    training_args = keep_best(training_args, run_dir / PRM, LOSS)
-    AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
+    training_args = keep_best(training_args, job.folder / PRM, LOSS)
+    forget_last_trainer()
     trainer = PrmTrainer(
         model=model,
         args=training_args,
@@ -251,49 +214,44 @@ def train_prm(
         eval_dataset=prm_dataset(labels["validation"], tokens),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
-        callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, PRM)],
+        callbacks=[*stopping(job.teacher_args.early_stopping_patience), MetricsFile(job.folder / METRICS, PRM)],
     )
     notes = {
         "marker_token": tokenizer.convert_ids_to_tokens(tokens.marker_id),
-        "chat_template_kwargs": prm_args.chat_template_kwargs,
+        "chat_template_kwargs": job.chat_template_kwargs,
         "step_values": prm_args.step_values,
     }
-    train_to_the_end(trainer, run_dir / PRM)
+    train_to_the_end(trainer, job.folder / PRM)
     if trainer.accelerator.is_main_process:
         with whole_weights():
-            best = best_checkpoint(run_dir / PRM, LOSS)
-            trained = load_checkpoint(best, start, AutoModelForTokenClassification) if best else start()
+            best = best_checkpoint(job.folder / PRM, LOSS)
+            trained = load_checkpoint(best, begin, AutoModelForTokenClassification) if best else begin()
         save_teacher(trained, tokenizer, folder, {PRM_FILE: json.dumps(notes, indent=2)})
+        del trained
     trainer.accelerator.wait_for_everyone()
+    close_trainer(trainer)
     return folder
 
 
-def measure_prm(
-    run_dir: Path,
-    task: Task,
-    teacher: Path | str,
-    model_args: ModelConfig,
-    teacher_args: TeacherArguments,
-    prm_args: PrmArguments,
-    seed: int,
-) -> dict[str, Any]:
+def measure_prm(job: Job, start: Path | str) -> dict[str, Any]:
     """Scores the paths of validation users and writes how the scores agree with the values of their states.
 
-    On the toy world also with what the states are truly worth, for which the teacher is asked. Arguments as
-    `train_prm`'s.
+    On the toy world also with what the states are truly worth, for which the teacher is asked.
+
+    Args:
+        job: of the run.
+        start: the teacher that the paths were sampled from.
     """
-    prm = Prm.load(prm_folder(run_dir), device=PartialState().device)
-    labels = pl.read_parquet(labels_file(run_dir, "validation"))
+    task = job.task
+    prm = Prm.load(prm_folder(job.folder), device=PartialState().device)
+    labels = pl.read_parquet(labels_file(job.folder, "validation"))
     known = None
     if task.world is not None and not task.args.mask_history:
-        opened = open_teacher(
-            *(run_dir, task, teacher, model_args, teacher_args, seed),
-            chat_template_kwargs=prm_args.chat_template_kwargs,
-        )
-        known = truth(labels, task, DistributionRanker(opened.catalog, opened.model), opened.tokens)
+        with job.opened(start) as teacher:
+            known = truth(labels, task, DistributionRanker(teacher.catalog, teacher.model), teacher.tokens)
     scores_B = prm.scores(labels["prompt_ids"].to_list(), labels["token_ids"].to_list())
-    found = quality(labels, scores_B, prm.tokens, task, truth=known, seed=seed)
-    write_whole(run_dir / PRM / "quality.json", json.dumps(found, indent=2))
-    write_whole(run_dir / PRM / "quality.md", markdown(found))
-    write_whole(run_dir / PRM / "calibration.svg", calibration_svg(found))
+    found = quality(labels, scores_B, prm.tokens, task, truth=known, seed=job.seed)
+    write_whole(job.folder / PRM / "quality.json", json.dumps(found, indent=2))
+    write_whole(job.folder / PRM / "quality.md", markdown(found))
+    write_whole(job.folder / PRM / "calibration.svg", calibration_svg(found))
     return found

@@ -1,33 +1,32 @@
 """A sampling job: paths of a split's examples, in shards, by whatever engine and however many processes."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
-from trl import ModelConfig
 
-from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.catalog.item_tokens import SEMANTIC_IDS, semantic_ids
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.catalog.item_tokens import SEMANTIC_IDS
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.task import Task
 from anyo_rl.evaluation.evaluator import weights_of
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.reasoning.rows import make_rows
+from anyo_rl.reasoning.rows import Row, make_rows
 from anyo_rl.run.launch import LaunchError
+from anyo_rl.sampling.paths import SampledPath
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.ranked import ranked_paths, sampling_contexts
 from anyo_rl.sampling.ray import RaySampler, connect, has_gpus
-from anyo_rl.sampling.shards import Rows, run_shards
+from anyo_rl.sampling.shards import ShardedJob, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.sampling.vllm.engine import RoundEngine, check_heads
+from anyo_rl.sampling.vllm.engine import RoundEngine, check_heads, engine_settings
 from anyo_rl.stages.arguments import RankArguments, TeacherArguments
-from anyo_rl.stages.opening import open_teacher
-from anyo_rl.teacher.load import load_teacher, load_tokenizer
+from anyo_rl.stages.job import Job
 from anyo_rl.teacher.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -66,13 +65,11 @@ class SampleArguments(RankArguments):
     )
 
 
-def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArguments, args: SampleArguments) -> None:
-    """Does what is left of a job, and returns when all of it is done, here or by other processes.
+def sample_job(job: Job, args: SampleArguments) -> None:
+    """Does what is left of a sampling job, and returns when all of it is done, here or by other processes.
 
     Args:
-        task: the data.
-        model_args: the teacher, and how it is loaded.
-        teacher_args: the marker and the length of a reasoning.
+        job: whose teacher is sampled from (the path in its `model_args`), into whose folder.
         args: the rest.
 
     Raises:
@@ -80,8 +77,8 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
         LaunchError: the processes would fight for a GPU.
         JobError: the folder is of another job.
     """
-    folder, teacher = Path(args.output_dir), model_args.model_name_or_path
-    if not teacher:
+    path = job.model_args.model_name_or_path
+    if not path:
         raise DataError("no model_name_or_path: name the teacher's folder, such as runs/toy/sft/teacher")
     if args.n_engines != 1 and args.engine != "ray":
         raise DataError(
@@ -89,60 +86,55 @@ def sample_job(task: Task, model_args: ModelConfig, teacher_args: TeacherArgumen
             "processes on the same output_dir, or set engine to ray"
         )
     with_engine = args.engine != "hf"
-    model = None
-    if args.rank or not with_engine:
-        open_it = partial(open_teacher, folder, task, teacher, model_args, teacher_args, args.seed)
-        opened = open_it(args.chat_template_kwargs)
-        model, tokens, catalog = opened.model, opened.tokens, opened.catalog
-    else:
-        tokens = Tokens.of(load_tokenizer(model_args), teacher_args.marker_token, args.chat_template_kwargs)
-        ids = semantic_ids(folder, task, teacher_args, teacher, partial(load_teacher, model_args), args.seed)
-        catalog = build_catalog(task.interactions.items, tokens, ids)
-    if with_engine:
-        check_engine(teacher, teacher_args)
-    rows = make_rows(task, task.split(args.sample_split, args.max_examples), catalog, tokens)
-    asked: dict[str, Any] = {
-        "n": args.n_samples,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "max_new_tokens": teacher_args.max_reasoning_tokens,
-        "seed": args.seed,
-    }
-    ranker = path_ranker(catalog, model, args) if model is not None and args.rank else catalog
-    engine = JobEngine(
-        args.engine,
-        teacher,
-        model,
-        tokens,
-        asked,
-        dtype=model_args.dtype,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        n_engines=args.n_engines,
-        log_probs=args.log_probs,
-    )
-    sample_in_shards(
-        rows,
-        folder,
-        engine,
-        ranker,
-        tokens,
-        asked,
-        mask_history=task.args.mask_history,
-        n_shards=args.n_shards,
-        split=args.sample_split,
-        policy=args.policy or teacher,
-        model=teacher,
-        arguments={
-            # Draws of Ray's engines are those of vLLM's in each process.
-            "engine": "vllm" if with_engine else "hf",
-            "log_probs": args.log_probs,
-            "dtype": model_args.dtype,
-            "marker": tokens.marker_id,
-            "item_tokens": catalog.tree.fingerprint,
-            "weights": weights_of(teacher),
-            "split": args.sample_split,
-        },
-    )
+    with ExitStack() as stack:
+        if args.rank or not with_engine:
+            teacher = stack.enter_context(job.opened(path))
+            model, tokens, catalog = teacher.model, teacher.tokens, teacher.catalog
+        else:
+            model, (tokens, catalog) = None, job.opening.catalog(path)
+        if with_engine:
+            check_engine(path, job.teacher_args)
+        examples = job.task.split(args.sample_split, args.max_examples)
+        sampling = Sampling(
+            args.n_samples, args.temperature, args.top_p, job.teacher_args.max_reasoning_tokens, args.seed
+        )
+        sample_in_shards(
+            make_rows(job.task, examples, catalog, tokens),
+            ShardedJob(
+                Path(args.output_dir),
+                sampling,
+                policy=args.policy or path,
+                n_shards=args.n_shards,
+                split=args.sample_split,
+                model=path,
+                arguments={
+                    # Draws of Ray's engines are those of vLLM's in each process.
+                    "engine": "vllm" if with_engine else "hf",
+                    "log_probs": args.log_probs,
+                    "dtype": job.model_args.dtype,
+                    "marker": tokens.marker_id,
+                    "item_tokens": catalog.tree.fingerprint,
+                    "weights": weights_of(path),
+                    "split": args.sample_split,
+                },
+            ),
+            JobEngine(
+                EngineChoice(
+                    args.engine,
+                    dtype=job.model_args.dtype,
+                    gpu_memory_utilization=args.gpu_memory_utilization,
+                    n_engines=args.n_engines,
+                    log_probs=args.log_probs,
+                ),
+                path,
+                model,
+                tokens,
+                sampling,
+            ),
+            catalog,
+            ranker=path_ranker(catalog, model, args) if model is not None and args.rank else None,
+            mask_history=job.task.args.mask_history,
+        )
 
 
 def path_ranker(catalog: Catalog, model: PreTrainedModel, args: RankArguments) -> LikelihoodRanker:
@@ -152,58 +144,38 @@ def path_ranker(catalog: Catalog, model: PreTrainedModel, args: RankArguments) -
 
 
 def sample_in_shards(
-    rows: Rows,
-    folder: Path,
+    rows: Sequence[Row],
+    job: ShardedJob,
     engine: "JobEngine",
-    ranker: LikelihoodRanker | Catalog,
-    tokens: Tokens,
-    asked: Mapping[str, Any],
+    catalog: Catalog,
     *,
+    ranker: LikelihoodRanker | None,
     mask_history: bool,
-    n_shards: int,
-    split: str,
-    policy: str,
-    model: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
 ) -> None:
     """Samples and ranks what is left of a job, whose work all processes share; `read_paths` reads what it made.
 
     Args:
-        rows: the examples (`anyo_rl.reasoning.rows.make_rows`).
-        folder: of the job.
+        rows: the examples.
+        job: what is asked for.
         engine: samples; it is closed here.
-        ranker: ranks the target after each path; a catalog alone leaves items and ranks out.
-        tokens: the teacher's tokenizer and marker.
-        asked: n, temperature, top_p, max_new_tokens and seed.
+        catalog: gives items their titles.
+        ranker: ranks the target after each path; `None` leaves items and ranks out.
         mask_history: whether items of the history are left out of the ranking.
-        n_shards: parts of the work.
-        split: of the rows, for the table.
-        policy: name of the weights, for the table.
-        model: the teacher, for the table.
-        arguments: what else the job belongs to.
 
     Raises:
         JobError: the folder is of another job.
     """
 
-    def make_paths(part: Rows) -> list[dict[str, Any]]:
-        paths = ranked_paths(part, engine.sampler, ranker, tokens, mask_history=mask_history, **asked)
-        return [{**path, "split": split, "model": model} for path in paths]
-
-    ranks: dict[str, Any] = {}
-    if not isinstance(ranker, Catalog):
-        ranks = {"mask_history": mask_history, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget}
-    try:
-        run_shards(
-            rows,
-            folder,
-            n_shards=n_shards,
-            n_samples=asked["n"],
-            policy=policy,
-            arguments={**asked, **ranks, **(arguments or {})},
-            make_paths=make_paths,
-            begin=engine.begin,
+    def make_paths(part: Sequence[Row]) -> list[SampledPath]:
+        return ranked_paths(
+            part, engine.sampler, engine.tokens, catalog, job.sampling, ranker=ranker, mask_history=mask_history
         )
+
+    if ranker is not None:
+        ranks = {"mask_history": mask_history, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget}
+        job = replace(job, arguments={**ranks, **job.arguments})
+    try:
+        run_shards(rows, job, make_paths, begin=engine.begin)
     finally:
         engine.close()
 
@@ -224,74 +196,80 @@ def check_engine(teacher: Path | str, teacher_args: TeacherArguments) -> None:
         )
 
 
-class JobEngine:
-    """The sampler of a job, which is started once there is something to do.
+@dataclass(frozen=True)
+class EngineChoice:
+    """What samples in a job.
 
-    Args:
+    Attributes:
         kind: `hf`, `vllm` or `ray`.
-        teacher: its folder, or a model id.
-        model: the teacher in hand, which `hf` samples from.
-        tokens: its tokenizer and marker.
-        asked: n, temperature, top_p, max_new_tokens and seed, as samplers take them.
         dtype: of the weights in vLLM; `None` and `auto` leave it to `engine_settings`.
         gpu_memory_utilization: share of a GPU's memory for each vLLM engine.
         n_engines: of Ray.
         log_probs: whether samples carry the log-probability of their tokens.
     """
 
+    kind: Literal["hf", "vllm", "ray"] = "hf"
+    dtype: str | None = None
+    gpu_memory_utilization: float = 0.6
+    n_engines: int = 1
+    log_probs: bool = False
+
+
+class JobEngine:
+    """The sampler of a job, which is started once there is something to do.
+
+    Args:
+        choice: what it is.
+        path: the teacher's folder, or a model id.
+        model: the teacher in hand, which `hf` samples from.
+        tokens: its tokenizer and marker.
+        sampling: how it will be asked.
+    """
+
     def __init__(
-        self,
-        kind: str,
-        teacher: Path | str,
-        model: Any,
-        tokens: Tokens,
-        asked: Mapping[str, Any],
-        *,
-        dtype: str | None = None,
-        gpu_memory_utilization: float = 0.6,
-        n_engines: int = 1,
-        log_probs: bool = False,
+        self, choice: EngineChoice, path: Path | str, model: PreTrainedModel | None, tokens: Tokens, sampling: Sampling
     ) -> None:
-        self.kind, self.teacher, self.model, self.tokens, self.asked = kind, teacher, model, tokens, asked
-        self.settings: dict[str, Any] = {"dtype": None if dtype == "auto" else dtype}
-        if log_probs and asked["temperature"] not in (0, 1):
-            self.settings["logprobs_mode"] = "processed_logprobs"
-        self.share = {"gpu_memory_utilization": gpu_memory_utilization}
-        self.n_engines, self.log_probs = n_engines, log_probs
+        self.choice, self.path, self.model, self.tokens, self.sampling = choice, path, model, tokens, sampling
         self.sampler: Any = None
         self._engine: RoundEngine | None = None
 
-    def begin(self, rows: Rows) -> None:
+    def begin(self, rows: Sequence[Row]) -> None:
         """Starts it for the rows that are left."""
-        if self.kind == "hf":
-            self.sampler = TransformersSampler(self.model, self.tokens, with_log_probs=self.log_probs)
+        choice, tokens = self.choice, self.tokens
+        if choice.kind == "hf":
+            assert self.model is not None, "the teacher is in hand"
+            self.sampler = TransformersSampler(self.model, tokens, with_log_probs=choice.log_probs)
             return
-        contexts = sampling_contexts(rows, self.tokens)
-        length = max(map(len, contexts), default=0) + self.asked["max_new_tokens"]
-        if self.kind == "ray":
-            connect(n_cpus=self.n_engines + 1)
-        on_gpu = has_gpus(self.n_engines) if self.kind == "ray" else torch.cuda.is_available()
-        settings = self.settings | (self.share if on_gpu else {})
-        if not on_gpu:
-            check_heads(self.teacher)
-        if self.kind == "vllm":
+        contexts = sampling_contexts(rows, tokens)
+        length = max(map(len, contexts), default=0) + self.sampling.max_new_tokens
+        if choice.kind == "ray":
+            connect(n_cpus=choice.n_engines + 1)
+        on_gpu = has_gpus(choice.n_engines) if choice.kind == "ray" else torch.cuda.is_available()
+        settings: dict[str, Any] = {"dtype": None if choice.dtype == "auto" else choice.dtype}
+        if choice.log_probs and self.sampling.temperature not in (0, 1):
+            settings["logprobs_mode"] = "processed_logprobs"
+        if on_gpu:
+            settings["gpu_memory_utilization"] = choice.gpu_memory_utilization
+        else:
+            check_heads(self.path)
+        if choice.kind == "vllm":
             self._engine = RoundEngine(max_model_len=length, on_gpu=on_gpu, **settings)
-            self.sampler = self._engine.sampler_for(self.teacher, self.tokens, with_log_probs=self.log_probs)
+            self.sampler = self._engine.sampler_for(self.path, tokens, with_log_probs=choice.log_probs)
             return
         self.sampler = RaySampler(
-            self.teacher,
-            self.tokens,
-            n_engines=self.n_engines,
-            max_model_len=length,
+            self.path,
+            tokens,
+            engine_settings(max_model_len=length, on_gpu=on_gpu, **settings),
+            n_engines=choice.n_engines,
             on_gpu=on_gpu,
-            with_log_probs=self.log_probs,
-            settings=settings,
+            with_log_probs=choice.log_probs,
         )
-        self.sampler.ahead(contexts, keys_B=[row["example_id"] for row in rows], **self.asked)
+        self.sampler.ahead(contexts, self.sampling, keys_B=[row.example_id for row in rows])
 
     def close(self) -> None:
-        """Stops what runs beside this process."""
+        """Stops what runs beside this process, and lets go of the teacher."""
         if self._engine is not None:
             self._engine.close()
         if isinstance(self.sampler, RaySampler):
             self.sampler.close()
+        self.sampler = self.model = None

@@ -1,56 +1,44 @@
 """SFT as a stage of a run: a teacher that reasons, or (`direct`) one that answers at once."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from accelerate.state import AcceleratorState
 from datasets import Dataset, concatenate_datasets
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
-from anyo_rl.catalog.catalog import Catalog, build_catalog
-from anyo_rl.catalog.item_tokens import adapters, semantic_ids
-from anyo_rl.data.task import Task
-from anyo_rl.reasoning.rows import hinted_prompt, make_rows
+from anyo_rl.catalog.item_tokens import adapters
+from anyo_rl.catalog.opening import Teacher
+from anyo_rl.reasoning.rows import hinted_prompt
 from anyo_rl.run.folder import METRICS
-from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.finish import finish_stage, teacher_folder, validation
-from anyo_rl.stages.opening import make_teacher
+from anyo_rl.stages.finish import finish_stage
+from anyo_rl.stages.job import Job
 from anyo_rl.teacher.load import stop_at_marker
-from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping
+from anyo_rl.training.loop.closing import forget_last_trainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 
 
 def train_sft(
-    run_dir: Path,
-    task: Task,
-    model_args: ModelConfig,
-    teacher_args: TeacherArguments,
-    training_args: SFTConfig,
+    job: Job,
     stage: str,
+    training_args: SFTConfig,
     *,
     reasoning: bool,
     rationales: Mapping[str, Sequence[Sequence[str]]] | None = None,
     hint_share: float = 0.0,
-    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Path:
     """Trains a teacher by SFT: on reasonings, or (`reasoning=False`, the `direct` teacher) to answer at once.
 
     Args:
-        run_dir: the run folder.
-        task: the data.
-        model_args: how the model is loaded, and its adapters.
-        teacher_args: how a tiny teacher is made and how teachers are validated.
-        training_args: TRL's settings.
+        job: of the run; the path in its `model_args` is what training starts from.
         stage: name of the stage and of its folder.
+        training_args: TRL's settings.
         reasoning: whether the teacher learns to reason.
         rationales: example id to one reasoning or more; the task's rationales if `None`.
         hint_share: share of the task's rationales that are also shown with the target as a hint.
-        chat_template_kwargs: what the chat template is told.
 
     Returns:
         The folder of the finished teacher; if it is there already nothing is done.
@@ -58,53 +46,50 @@ def train_sft(
     Raises:
         ValueError: an example is longer than `max_length`.
     """
-    folder = teacher_folder(run_dir / stage)
-    if folder.exists():
-        return folder
-    make = partial(make_teacher, model_args, teacher_args, task, training_args.seed)
-    ids = semantic_ids(run_dir, task, teacher_args, model_args.model_name_or_path, make, training_args.seed)
-    make = partial(make, ids=ids)
-    model, tokenizer = make()
-    tokens = Tokens.of(tokenizer, teacher_args.marker_token, chat_template_kwargs)
-    catalog = build_catalog(task.interactions.items, tokens, ids)
-    rationales = task.rationales if rationales is None else rationales
-    train = task.split("train")
+    if job.teacher_folder(stage).exists():
+        return job.teacher_folder(stage)
+    start = job.model_args.model_name_or_path
+    teacher = job.opening.load(start)
+    rationales = job.task.rationales if rationales is None else rationales
+    train = job.task.split("train")
     if reasoning:
         train = train.filter(pl.col("example_id").is_in(list(rationales)))
-    early = teacher_args.early_answer_share if reasoning else 0.0
     dataset = sft_dataset(
-        *(make_rows(task, train, catalog, tokens), catalog, tokens, rationales if reasoning else None),
-        early_share=early,
+        job.rows_of(train, teacher),
+        teacher.catalog,
+        teacher.tokens,
+        rationales if reasoning else None,
+        early_share=job.teacher_args.early_answer_share if reasoning else 0.0,
         seed=training_args.seed,
     )
     if hint_share:
-        dataset = concatenate_datasets([dataset, hinted_dataset(task, catalog, tokens, hint_share)])
+        dataset = concatenate_datasets([dataset, hinted_dataset(job, teacher, hint_share)])
     longest = max(map(len, dataset["input_ids"]))
     if training_args.max_length is not None and longest > training_args.max_length:
         raise ValueError(
             f"an example takes {longest} tokens and max_length is {training_args.max_length}, which would cut its "
             f"answer off; raise max_length or lower history_tokens"
         )
-    training_args = keep_best(training_args, run_dir / stage)
-    stop_at_marker(model, tokens)
-    AcceleratorState._reset_state()  # DeepSpeed would hold the last stage's batch size against this one's
+    stop_at_marker(teacher.model, teacher.tokens)
+    forget_last_trainer()
     trainer = TeacherSFTTrainer(
-        model=model,
-        args=training_args,
+        model=teacher.model,
+        args=keep_best(training_args, job.folder / stage),
         train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=adapters(model_args, model, tokenizer, ids),
-        validation=validation(task, catalog, tokens, teacher_args, teacher_args.eval_mode if reasoning else "plain"),
-        callbacks=[*stopping(teacher_args.early_stopping_patience), MetricsFile(run_dir / METRICS, stage)],
+        processing_class=teacher.tokens.tokenizer,
+        peft_config=adapters(job.model_args, teacher.model, teacher.tokens.tokenizer, teacher.ids),
+        validation=job.validation(teacher, None if reasoning else "plain"),
+        callbacks=[*stopping(job.teacher_args.early_stopping_patience), MetricsFile(job.folder / METRICS, stage)],
     )
-    finish_stage(trainer, run_dir / stage, tokens, lambda: make()[0], ids)
-    return folder
+    ids = teacher.ids
+    return finish_stage(job, stage, trainer, teacher, lambda: job.opening.weights(start, ids)[0])
 
 
-def hinted_dataset(task: Task, catalog: Catalog, tokens: Tokens, share: float) -> Dataset:
+def hinted_dataset(job: Job, teacher: Teacher, share: float) -> Dataset:
     """A share of the task's rationales, after prompts with the target as a hint: so hints mean something to STaR."""
+    task, catalog, tokens = job.task, teacher.catalog, teacher.tokens
     ids = np.array(sorted(task.rationales))
     drawn = np.random.default_rng(task.args.split_seed).permutation(ids)[: max(1, round(share * len(ids)))]
-    rows = make_rows(task, task.split("train").filter(pl.col("example_id").is_in(drawn.tolist())), catalog, tokens)
-    rows = [{**row, "prompt": hinted_prompt(task, row, catalog, tokens)} for row in rows]
+    rows = job.rows_of(task.split("train").filter(pl.col("example_id").is_in(drawn.tolist())), teacher)
+    rows = [replace(row, prompt=hinted_prompt(task, row, catalog, tokens)) for row in rows]
     return sft_dataset(rows, catalog, tokens, task.rationales)

@@ -9,15 +9,15 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.files import write_whole
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.search.answers import answer
-from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.search.answers import How, answer
 
 ROWS_AT_ONCE = 256
 
@@ -25,16 +25,12 @@ ROWS_AT_ONCE = 256
 def keep_spread(
     rows: Sequence[Row],
     load: Callable[[], PreTrainedModel],
-    catalog: Catalog,
-    tokens: Tokens,
+    teacher: Teacher,
     file: Path,
+    sampling: Sampling,
     *,
     least: float,
-    max_new_tokens: int,
-    temperature: float = 1.0,
     mask_history: bool = False,
-    seed: int = 0,
-    n_paths: int = 4,
 ) -> list[Row]:
     """The examples whose largest and smallest gain over sampled paths differ by `least` or more.
 
@@ -42,52 +38,39 @@ def keep_spread(
 
     Args:
         rows: training examples.
-        load: gives the teacher that GRPO starts from; called by the main process, and only where it has to sample.
-        catalog: the catalog.
-        tokens: the teacher's tokenizer and marker.
+        load: gives the weights that GRPO starts from, which may be shared out in `teacher`; called by the main
+            process, and only where it has to sample.
+        teacher: its tokens and catalog.
         file: where the outcome is kept, so that a resumed run trains on the same examples; remade for other settings.
+        sampling: of the paths.
         least: the least difference.
-        max_new_tokens: longest reasoning.
-        temperature: at which training samples.
         mask_history: whether items of the history are left out of rankings.
-        seed: of the draws.
-        n_paths: paths sampled of each example.
 
     Raises:
         ValueError: nothing is left.
     """
     state = PartialState()
-    settings = {"least": least, "temperature": temperature, "mask_history": mask_history, "n_paths": n_paths}
-    settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
+    settings = {"least": least, "temperature": sampling.temperature, "mask_history": mask_history}
+    settings |= {"n_paths": sampling.n, "max_new_tokens": sampling.max_new_tokens, "seed": sampling.seed}
+    how = How("mixture", sampling, mask_history=mask_history, top_k=1)
     if state.is_main_process and not (file.exists() and json.loads(file.read_text())["settings"] == settings):
         with whole_weights():  # for sampling too: `generate` would wait for the other processes under ZeRO-3
             model = load().to(state.device)
-            ranker, sampler = LikelihoodRanker(catalog, model), TransformersSampler(model, tokens)
+            ranker = LikelihoodRanker(teacher.catalog, model)
+            sampler = TransformersSampler(model, teacher.tokens)
             ranks: list[int] = []
             for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="gain spread"):
-                answers = answer(
-                    rows[start : start + ROWS_AT_ONCE],
-                    ranker,
-                    sampler,
-                    tokens,
-                    "mixture",
-                    n_paths=n_paths,
-                    temperature=temperature,
-                    max_new_tokens=max_new_tokens,
-                    seed=seed,
-                    mask_history=mask_history,
-                    top_k=1,
-                )
-                ranks += [path["rank"] for path in answers.paths]
-        gains = ndcg(np.array(ranks)).reshape(len(rows), n_paths)
+                answers = answer(rows[start : start + ROWS_AT_ONCE], ranker, sampler, teacher.tokens, how)
+                ranks += [path.rank for path in answers.paths if path.rank is not None]
+        gains = ndcg(np.array(ranks)).reshape(len(rows), sampling.n)
         spread = gains.max(1) - gains.min(1)
-        kept = [row["example_id"] for row, s in zip(rows, spread, strict=True) if s >= least]
+        kept = [row.example_id for row, s in zip(rows, spread, strict=True) if s >= least]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({"settings": settings, "kept": kept}))
     state.wait_for_everyone()
     chosen = set(json.loads(file.read_text())["kept"])
     if not chosen:
         raise ValueError(
-            f"no example has a gain spread of {least} or more over {n_paths} paths; lower min_gain_spread"
+            f"no example has a gain spread of {least} or more over {sampling.n} paths; lower min_gain_spread"
         )
-    return [row for row in rows if row["example_id"] in chosen]
+    return [row for row in rows if row.example_id in chosen]

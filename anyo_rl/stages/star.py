@@ -11,11 +11,10 @@ Each of these is there whole or not at all, and is not made again.
 """
 
 import dataclasses
-import gc
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,20 @@ import numpy as np
 import polars as pl
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from anyo_rl.catalog.item_tokens import teacher_files
-from anyo_rl.data.task import Task
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
-from anyo_rl.reasoning.rows import Row, hinted_prompt, make_rows
+from anyo_rl.reasoning.rows import Row, hinted_prompt
 from anyo_rl.run.files import write_table, write_whole
 from anyo_rl.run.launch import whole_weights
-from anyo_rl.sampling.shards import read_paths
-from anyo_rl.stages.arguments import StarArguments, TeacherArguments
-from anyo_rl.stages.finish import teacher_folder, validation
-from anyo_rl.stages.opening import OpenTeacher, open_teacher
-from anyo_rl.stages.sample import JobEngine, check_engine, path_ranker, sample_in_shards
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import ShardedJob, read_paths
+from anyo_rl.stages.arguments import StarArguments
+from anyo_rl.stages.job import Job
+from anyo_rl.stages.sample import EngineChoice, JobEngine, check_engine, path_ranker, sample_in_shards
 from anyo_rl.stages.sft import train_sft
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.training.loop.validation import METRIC
@@ -54,18 +53,12 @@ class Star:
     """What all rounds of a run share.
 
     Attributes:
-        run_dir: the run folder.
-        task: the data.
-        model_args: how teachers are loaded, and their adapters.
-        teacher_args: the marker, the length of a reasoning, how validation users are answered.
+        job: of the run.
         star_args: the rounds.
         training_args: TRL's settings for the SFT of one round.
     """
 
-    run_dir: Path
-    task: Task
-    model_args: ModelConfig
-    teacher_args: TeacherArguments
+    job: Job
     star_args: StarArguments
     training_args: SFTConfig
 
@@ -75,7 +68,7 @@ class Star:
         Returns:
             The folder of the finished teacher; if it is there already nothing is done.
         """
-        folder = teacher_folder(self.run_dir / STAR)
+        folder = self.job.teacher_folder(STAR)
         if folder.exists():
             return folder
         teachers: list[Path | str] = [start]
@@ -103,27 +96,24 @@ class Star:
             ValueError: no path was good enough to train on.
         """
         stage = f"{STAR}/round-{number}"
-        folder = self.run_dir / stage
-        if not teacher_folder(folder).exists():
+        if not self.job.teacher_folder(stage).exists():
             kept = self.kept(number, teachers[-1])
             rationales = reasonings(kept)
             if self.star_args.mix_rationales:
-                for example_id, of_example in self.task.rationales.items():
+                for example_id, of_example in self.job.task.rationales.items():
                     known = rationales.setdefault(example_id, [])
                     known += [steps for steps in of_example if steps not in known]
             base = teachers[0] if self.star_args.start_from == "base" else teachers[-1]
+            from_base = dataclasses.replace(self.job.model_args, model_name_or_path=str(base))
             train_sft(
-                self.run_dir,
-                self.task,
-                dataclasses.replace(self.model_args, model_name_or_path=str(base)),
-                self.teacher_args,
-                self.training_args,
+                dataclasses.replace(self.job, model_args=from_base),
                 stage,
+                self.training_args,
                 reasoning=True,
                 rationales=rationales,
                 hint_share=self.star_args.hint_share if self.star_args.mix_rationales else 0.0,
             )
-        return teacher_folder(folder)
+        return self.job.teacher_folder(stage)
 
     def kept(self, number: int, teacher: Path | str) -> pl.DataFrame:
         """The paths that a round trains on: sampled, ranked and chosen, by all processes together.
@@ -131,16 +121,15 @@ class Star:
         Raises:
             ValueError: there is nothing to train on.
         """
-        folder = self.run_dir / STAR / f"round-{number}"
+        folder = self.job.folder / STAR / f"round-{number}"
         file = folder / "kept.parquet"
         state = PartialState()
         if self.star_args.engine != "hf":
-            check_engine(teacher, self.teacher_args)
+            check_engine(teacher, self.job.teacher_args)
         if not file.exists():
             with whole_weights():
                 chosen, counts = self._choose(number, folder, teacher)
-            gc.collect()
-            if chosen.is_empty() and not (self.star_args.mix_rationales and self.task.rationales):
+            if chosen.is_empty() and not (self.star_args.mix_rationales and self.job.task.rationales):
                 raise ValueError(
                     f"round {number}: no path has a gain of {self.star_args.least_gain} or more: lower least_gain, "
                     f"raise n_samples, or start from a better teacher ({folder} has the paths)"
@@ -152,9 +141,9 @@ class Star:
         state.wait_for_everyone()
         return pl.read_parquet(file)
 
-    def _choose(self, number: int, folder: Path, teacher: Path | str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def _choose(self, number: int, folder: Path, path: Path | str) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Samples, and once more with a hint where nothing was good enough; what is kept, and the counts."""
-        args, opened = self.star_args, self.open(teacher)
+        args = self.star_args
         keep = partial(
             keep_paths,
             least_gain=args.least_gain,
@@ -162,24 +151,25 @@ class Star:
             most_per_item=args.most_per_item,
             seed=self.training_args.seed,
         )
-        rows = make_rows(self.task, self.examples(number), opened.catalog, opened.tokens)
-        paths = self.sample(folder / "paths", number, teacher, opened, rows, args.n_samples)
-        found = keep(paths)
-        counts: dict[str, Any] = {"sampled": found.counts, "diversity": diversity(paths)}
-        if not args.rationalise:
-            return found.paths, counts
-        reached = set(found.reached)
-        failed = [
-            {**row, "hinted_prompt": hinted_prompt(self.task, row, opened.catalog, opened.tokens)}
-            for row in rows
-            if row["example_id"] not in reached
-        ]
-        hinted = keep(self.sample(folder / "hinted", number, teacher, opened, failed, args.n_hinted), hinted=True)
+        with self.job.opened(path) as teacher:
+            rows = self.job.rows_of(self.examples(number), teacher)
+            paths = self.sample(folder / "paths", number, path, teacher, rows, args.n_samples)
+            found = keep(paths)
+            counts: dict[str, Any] = {"sampled": found.counts, "diversity": diversity(paths)}
+            if not args.rationalise:
+                return found.paths, counts
+            reached = set(found.reached)
+            failed = [
+                replace(row, hinted_prompt=hinted_prompt(self.job.task, row, teacher.catalog, teacher.tokens))
+                for row in rows
+                if row.example_id not in reached
+            ]
+            hinted = keep(self.sample(folder / "hinted", number, path, teacher, failed, args.n_hinted), hinted=True)
         return pl.concat([found.paths, hinted.paths]), counts | {"hinted": hinted.counts}
 
     def examples(self, number: int) -> pl.DataFrame:
         """The training examples of a round, other ones for each where there is a limit."""
-        train = self.task.split("train")
+        train = self.job.task.split("train")
         most = self.star_args.max_examples
         if most is None or most >= len(train):
             return train
@@ -187,57 +177,43 @@ class Star:
         return train[np.sort(rng.choice(len(train), most, replace=False))]
 
     def sample(
-        self, folder: Path, number: int, teacher: Path | str, opened: OpenTeacher, rows: list[Row], n: int
+        self, folder: Path, number: int, path: Path | str, teacher: Teacher, rows: Sequence[Row], n: int
     ) -> pl.DataFrame:
         """A sampling job in shards, which all processes do together, each with the whole teacher."""
-        args, teacher_args = self.star_args, self.teacher_args
-        asked: dict[str, Any] = {
-            "n": n,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "max_new_tokens": teacher_args.max_reasoning_tokens,
-            "seed": self.training_args.seed + number,
-        }
-        engine = JobEngine(
-            args.engine,
-            teacher,
-            opened.model,
-            opened.tokens,
-            asked,
-            dtype=self.model_args.dtype,
-            gpu_memory_utilization=args.gpu_memory_utilization,
+        args, dtype = self.star_args, self.job.model_args.dtype
+        sampling = Sampling(
+            n,
+            args.temperature,
+            args.top_p,
+            self.job.teacher_args.max_reasoning_tokens,
+            self.training_args.seed + number,
         )
+        choice = EngineChoice(args.engine, dtype=dtype, gpu_memory_utilization=args.gpu_memory_utilization)
         sample_in_shards(
             rows,
-            folder,
-            engine,
-            path_ranker(opened.catalog, opened.model, args),
-            opened.tokens,
-            asked,
-            mask_history=self.task.args.mask_history,
-            n_shards=args.n_shards,
-            split="train",
-            policy=f"{STAR}-{number - 1}",
+            ShardedJob(folder, sampling, policy=f"{STAR}-{number - 1}", n_shards=args.n_shards, split="train"),
+            JobEngine(choice, path, teacher.model, teacher.tokens, sampling),
+            teacher.catalog,
+            ranker=path_ranker(teacher.catalog, teacher.model, args),
+            mask_history=self.job.task.args.mask_history,
         )
         return read_paths(folder)
 
     def measured(self, number: int, teacher: Path | str) -> dict[str, Any]:
         """Validation of a round's teacher, and what the round was made of: its row of `rounds.json`."""
-        file = self.run_dir / STAR / ROUNDS
+        file = self.job.folder / STAR / ROUNDS
         rows = json.loads(file.read_text()) if file.exists() else []
         if number < len(rows):
             return rows[number]
         state = PartialState()
-        with whole_weights():
-            opened = self.open(teacher)
-            mode = self.teacher_args.eval_mode
-            asked = validation(self.task, opened.catalog, opened.tokens, self.teacher_args, mode)
-            ranks = asked.metrics(opened.model, slice(state.process_index, None, state.num_processes))
+        with whole_weights(), self.job.opened(teacher) as opened:
+            share = slice(state.process_index, None, state.num_processes)
+            ranks = self.job.validation(opened).ranks(opened.model, share)
         ranks = gather_object(ranks) if state.num_processes > 1 else ranks
         values = per_user_metrics(np.array(ranks), cutoffs=(10,))
         interval = bootstrap_interval(values[METRIC], seed=self.training_args.seed).as_dict()
         row = {"round": number, METRIC: interval["mean"], "low": interval["low"], "high": interval["high"]}
-        kept = self.run_dir / STAR / f"round-{number}" / "kept.json"
+        kept = self.job.folder / STAR / f"round-{number}" / "kept.json"
         row |= json.loads(kept.read_text()) if number else {}
         if state.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -245,16 +221,9 @@ class Star:
         state.wait_for_everyone()
         return row
 
-    def open(self, teacher: Path | str) -> OpenTeacher:
-        """A teacher for sampling, whole in each process."""
-        return open_teacher(
-            self.run_dir, self.task, teacher, self.model_args, self.teacher_args, self.training_args.seed
-        )
-
-    def _finish(self, teacher: Path | str, folder: Path) -> None:
+    def _finish(self, path: Path | str, folder: Path) -> None:
         """Saves the best teacher where stages leave theirs."""
         if PartialState().is_main_process:
-            with whole_weights():
-                opened = self.open(teacher)
-            save_teacher(opened.model, opened.tokens.tokenizer, folder, teacher_files(opened.ids))
+            with whole_weights(), self.job.opened(path) as teacher:
+                save_teacher(teacher.model, teacher.tokens.tokenizer, folder, teacher_files(teacher.ids))
         PartialState().wait_for_everyone()

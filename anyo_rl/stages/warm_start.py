@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ import yaml
 from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
-from anyo_rl.data.task import DataArguments, Task
+from anyo_rl.data.task import DataArguments
 from anyo_rl.run.folder import WARM_START, resolve
-from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments, parse
+from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments
+from anyo_rl.stages.begin import parse
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.sft import train_sft
 from anyo_rl.training.loop.callbacks import check_saves
 
@@ -32,11 +33,6 @@ class WarmStart:
     training_args: SFTConfig
     teacher_args: TeacherArguments
     direct_max_steps: int
-
-    def arguments(self) -> dict[str, Any]:
-        """What a run folder records of it."""
-        patience = {"early_stopping_patience": self.teacher_args.early_stopping_patience}
-        return resolve(**{WARM_START: self.training_args.to_dict() | patience})
 
 
 def parse_warm_start(
@@ -91,24 +87,21 @@ def direct_max_steps(sft_args: SFTConfig, training_args: TrainingArguments, roun
     return sft_args.max_steps + rounds * training_args.max_steps
 
 
-def train_warm_start(
-    run_dir: Path,
-    task: Task,
-    model_args: ModelConfig,
-    warm_start: WarmStart | None,
-    *,
-    hint_share: float = 0.0,
-    chat_template_kwargs: dict[str, Any] | None = None,
-) -> dict[str, Path | str]:
+def recorded(warm_start: WarmStart | None) -> dict[str, Any]:
+    """What a run folder records of a warm start, as a section of its arguments; nothing where there is none."""
+    if warm_start is None:
+        return {}
+    patience = {"early_stopping_patience": warm_start.teacher_args.early_stopping_patience}
+    return resolve(**{WARM_START: warm_start.training_args.to_dict() | patience})
+
+
+def train_warm_start(job: Job, warm_start: WarmStart | None, *, hint_share: float = 0.0) -> dict[str, Path | str]:
     """Trains what a run starts from (`sft`) and the teacher that it is compared with (`direct`).
 
     Args:
-        run_dir: the run folder.
-        task: the data.
-        model_args: how the model is loaded; without a warm start its path is what the run starts from.
+        job: of the run; without a warm start the path in its `model_args` is what the run starts from.
         warm_start: `None` where there is none.
         hint_share: see `train_sft`.
-        chat_template_kwargs: what the chat template is told.
 
     Returns:
         Stage name to teacher.
@@ -117,18 +110,15 @@ def train_warm_start(
         SystemExit: there is nothing to start from.
     """
     if warm_start is None:
-        if not model_args.model_name_or_path:
+        if not job.model_args.model_name_or_path:
             raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
-        return {"sft": model_args.model_name_or_path}
-    train = partial(
-        train_sft, run_dir, task, model_args, warm_start.teacher_args, chat_template_kwargs=chat_template_kwargs
-    )
-    args = warm_start.training_args
-    teachers: dict[str, Path | str] = {"sft": train(args, "sft", reasoning=True, hint_share=hint_share)}
+        return {"sft": job.model_args.model_name_or_path}
+    job, args = dataclasses.replace(job, teacher_args=warm_start.teacher_args), warm_start.training_args
+    teachers: dict[str, Path | str] = {"sft": train_sft(job, "sft", args, reasoning=True, hint_share=hint_share)}
     if warm_start.direct_max_steps:
         args = copy.copy(args)
         args.max_steps = warm_start.direct_max_steps
-        teachers["direct"] = train(args, "direct", reasoning=False)
+        teachers["direct"] = train_sft(job, "direct", args, reasoning=False)
     return teachers
 
 

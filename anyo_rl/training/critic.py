@@ -5,7 +5,8 @@ decoder. It is a part of the model that is trained, for optimizers, DDP and Deep
 checkpoints; teachers are saved, and vLLM is told their weights, without it.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from trl import GRPOConfig
 
 CRITIC = "value_head"  # its name in the model, and the beginning of the names of its weights
 
@@ -81,6 +83,27 @@ def train_critic(config: PeftConfig | None) -> PeftConfig | None:
     if config is not None:
         config.modules_to_save = [*(config.modules_to_save or ()), CRITIC]  # type: ignore[attr-defined]
     return config
+
+
+def with_critic(args: GRPOConfig) -> GRPOConfig:
+    """A copy of the settings under which DDP waits for the critic's gradients.
+
+    It would look for weights that a forward left out by that forward's outputs, which values are none of.
+    """
+    args = copy.copy(args)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+    return args
+
+
+def completion_values(values: Sequence[torch.Tensor], n_completion: int) -> torch.Tensor:
+    """(B, T) values of the states before each token of the completions, from recorded forwards over whole sequences.
+
+    Args:
+        values: (B', W) values of parts of the batch, in order.
+        n_completion: T, the tokens of the padded completions.
+    """
+    return torch.cat(list(values))[:, -n_completion - 1 : -1]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ The dataset has texts for people and other tools, and beside them the ids that a
 leaves these alone. Collator and loss are TRL's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -16,6 +16,7 @@ from trl import DPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import Prompt
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.item_loss import item_log_prob
 from anyo_rl.training.loop.validation import Validation, run_validation
@@ -23,7 +24,7 @@ from anyo_rl.training.loop.validation import Validation, run_validation
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # what TRL's collator reads
 
 
-def check_paths(paths: pl.DataFrame, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_paths(paths: pl.DataFrame, rows: Sequence[Row]) -> None:
     """Checks that paths are of training examples as they are now.
 
     Args:
@@ -38,7 +39,7 @@ def check_paths(paths: pl.DataFrame, rows: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError(
             f"the paths are of split {', '.join(splits)}, expected train: pairs from held-out users would leak them"
         )
-    known = {row["example_id"]: row for row in rows}
+    known = {row.example_id: row for row in rows}
     found = paths.select("example_id", "target_id", "prompt").unique(maintain_order=True).to_dicts()
     strange = [path["example_id"] for path in found if path["example_id"] not in known]
     if strange:
@@ -49,19 +50,19 @@ def check_paths(paths: pl.DataFrame, rows: Sequence[Mapping[str, Any]]) -> None:
         )
     for path in found:
         row = known[path["example_id"]]
-        if path["target_id"] != row["target_id"]:
+        if path["target_id"] != row.target_id:
             raise ValueError(
                 f"example {path['example_id']!r} has the target {path['target_id']!r} in the paths and "
                 f"{row['target_id']!r} in the data: they are of other data, sample them anew"
             )
-        if path["prompt"] is not None and path["prompt"] != _text(row["prompt"]):
+        if path["prompt"] is not None and path["prompt"] != row.prompt_text:
             raise ValueError(
                 f"example {path['example_id']!r} has another prompt in the paths than here: set history_tokens, "
                 f"max_history and prompt_style as they were when the paths were sampled, or sample them anew"
             )
 
 
-def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Mapping[str, Any]], tokens: Tokens) -> Dataset:
+def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Row], tokens: Tokens) -> Dataset:
     """Preference pairs as TRL has them, with the token ids that are trained on.
 
     Args:
@@ -78,10 +79,10 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Mapping[str, Any]], tokens: 
     """
     if pairs.is_empty():
         raise ValueError("no preference pairs: lower least_gap, or sample more paths of each example")
-    known = {row["example_id"]: row for row in rows}
+    known = {row.example_id: row for row in rows}
     encoded = []
     for pair in pairs.iter_rows(named=True):
-        prompt = known[pair["example_id"]]["prompt"]
+        prompt = known[pair["example_id"]].prompt
         texts = {side: tokens.decode(pair[f"{side}_ids"]) for side in ("chosen", "rejected")}
         for side, text in texts.items():
             if not pair[side].startswith(text):
@@ -99,11 +100,6 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Mapping[str, Any]], tokens: 
             }
         )
     return Dataset.from_list(encoded)
-
-
-def _text(prompt: Prompt) -> str:
-    """A prompt as the paths table has it."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _completion(text: str, prompt: Prompt) -> Prompt:

@@ -2,8 +2,9 @@
 
 The sampled completion stops at the marker: the reasoning is the action. Ranking happens once per batch, before the
 rewards, and reaches them as columns. What TRL hooks are used: `_calculate_rewards` (columns in, errors exchanged),
-`_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`.
-Process-supervised GRPO and PPO are other advantages in the same column (`credit`, `ppo`).
+`_generate_and_score_completions` (more columns out), `_compute_loss` (item loss added) and `evaluate`. The first of
+them is called by the second, and leaves one `Scored` behind for it.
+Process-supervised GRPO and PPO are other advantages in the same column (`anyo_rl.training.advantages`).
 
 With a ranker of written items (`match`, `embedding`) the item is written too, held to the catalog, and is part of the
 action: completions come by `rollout_func`, and `_get_per_token_logps_and_entropies` masks the trainer's
@@ -19,27 +20,27 @@ import torch
 from trl import GRPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.ranking.protocol import Ranker, Ranking
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.constrained.constraint import constrained_log_probs
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.advantages.credit import Credit
-from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Ppo, completion_values, with_critic
-from anyo_rl.training.critic import recorded_values, split_critic, without_critic
-from anyo_rl.training.item_loss import item_log_prob
+from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states, steps_of_tokens
+from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Estimates, Ppo
+from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic, without_critic
+from anyo_rl.training.item_loss import item_log_prob, item_weights
 from anyo_rl.training.loop.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.loop.throughput import Clock
 from anyo_rl.training.loop.validation import Validation, run_validation
 from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker
 from anyo_rl.training.loop.weights import gathered
-from anyo_rl.training.objectives import ItemLoss, item_weights
+from anyo_rl.training.objective import SUM_FIRST, Objective, check_writing
 from anyo_rl.training.rewards.check import DeferredErrors, raise_together
 from anyo_rl.training.rewards.probes import Probes
+from anyo_rl.training.scored import Scored
 
 LEAST_ITEM_WEIGHT = 1e-3
-SUM_FIRST = "sum_then_normalize"
 
 
 class ReasonerTrainer(GRPOTrainer):
@@ -52,22 +53,15 @@ class ReasonerTrainer(GRPOTrainer):
     The model must stop at the marker, or after the item: see `anyo_rl.teacher.load.stop_at_marker`.
 
     Args:
-        catalog: the catalog.
+        catalog: in the model's tokens.
         tokens: the teacher's tokenizer and marker.
         validation: what is measured at each evaluation.
-        written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off.
-        item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
-        item_loss_weight: its weight beside the policy loss.
-        mask_history: whether items of the history are left out of the ranking.
-        credit: what the steps of a reasoning are credited with; `None`: all its tokens with the outcome, as in GRPO.
-        ppo: advantages by a critic in place of the group; the model has one then (`anyo_rl.training.critic`).
-        rank_cap: ranks beyond it count as the last; `None` for no cap.
-        rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
         reward_funcs: reward callables (DESIGN: TRL's contract). An error in one stops all processes and names it.
+        objective: what is made of a batch.
         *args, **kwargs: as TRL's.
 
     Raises:
-        ValueError: the model stops at the wrong place, or items are to be written with an item loss or with vLLM.
+        ValueError: the model stops at the wrong place, or settings of TRL's do not go with the objective.
     """
 
     def __init__(
@@ -77,45 +71,21 @@ class ReasonerTrainer(GRPOTrainer):
         tokens: Tokens,
         validation: Validation,
         reward_funcs: Sequence[Callable[..., Any]],
-        written_ranker: Ranker | None = None,
-        item_loss: ItemLoss = "best",
-        item_loss_weight: float = 0.1,
-        credit: Credit | None = None,
-        ppo: Ppo | None = None,
-        mask_history: bool = False,
-        rank_cap: int | None = None,
-        rank_node_budget: int | None = None,
+        objective: Objective,
         **kwargs: Any,
     ) -> None:
         self.catalog = catalog
         self.tokens = tokens
         self.validation = validation
-        self.written_ranker = written_ranker
-        self.item_loss = item_loss
-        self.item_loss_weight = item_loss_weight
-        self.credit = credit
-        self.ppo = ppo
-        self._source = next((way.source for way in (credit, ppo) if way is not None), None)
-        self.mask_history = mask_history
-        self.rank_cap = rank_cap
-        self.rank_node_budget = rank_node_budget
+        self.objective = objective
         self.clock = Clock()
-        self._probes = Probes(reward_funcs, written=written_ranker is not None)
+        self._probes = Probes(reward_funcs, written=objective.written_ranker is not None)
         self._reward_errors = DeferredErrors()
-        if written_ranker is not None:
-            if item_loss != "none":
-                raise ValueError(
-                    "an item loss trains an answer that is read off; set item_loss to none, or ranker to likelihood"
-                )
-            settings = kwargs["args"]
-            if settings.use_vllm or settings.top_k or settings.min_p or settings.repetition_penalty != 1.0:
-                raise ValueError(
-                    "items are written with transformers, by temperature and top_p alone; unset use_vllm, top_k, "
-                    "min_p and repetition_penalty, or set ranker to likelihood"
-                )
+        if objective.written_ranker is not None:
+            check_writing(kwargs["args"])
             kwargs["rollout_func"] = self._write
         kwargs["args"] = stop_vllm_at_marker(kwargs["args"], tokens)
-        if ppo is not None:
+        if objective.ppo is not None:
             kwargs["args"] = with_critic(kwargs["args"])
         with colocated_engine(kwargs["args"], kwargs["model"]):
             super().__init__(
@@ -126,28 +96,26 @@ class ReasonerTrainer(GRPOTrainer):
                 **kwargs,
             )
         stops = tokens.marker_id in self.eos_token_ids
-        if stops == (written_ranker is not None):
+        if stops == (objective.written_ranker is not None):
             found = "stops" if stops else "does not stop"
             raise ValueError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
-        if (credit or ppo) and (written_ranker is not None or self.multi_objective_aggregation != SUM_FIRST):
+        written = objective.written_ranker is not None
+        if objective.credits_steps and (written or self.multi_objective_aggregation != SUM_FIRST):
             raise ValueError(
                 f"credit for steps and PPO need an answer that is read off, and rewards that are summed before they "
                 f"are normalised: set ranker to likelihood and multi_objective_aggregation to {SUM_FIRST}, or take "
                 f"GRPO with advantages outcome"
             )
-        if ppo is not None and self.use_vllm:
+        if objective.ppo is not None and self.use_vllm:
             names = self.vllm_generation._iter_named_params
             self.vllm_generation._iter_named_params = lambda: without_critic(names())
-        self.step_values_B: list[np.ndarray] = []
-        self.outcomes_B = np.empty(0)
-        self._log_probs_B = torch.empty(0)
-        self._rewards_N = torch.empty(0)
+        self._scored: Scored | None = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """transformers' own, in which a critic has a learning rate of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.ppo is not None:
-            learning_rate = self.ppo.critic_learning_rate or CRITIC_FACTOR * self.args.learning_rate
+        if self.objective.ppo is not None:
+            learning_rate = self.objective.ppo.critic_learning_rate or CRITIC_FACTOR * self.args.learning_rate
             split_critic(optimizer, self.model, learning_rate)
         return optimizer
 
@@ -158,6 +126,15 @@ class ReasonerTrainer(GRPOTrainer):
     @property
     def _group_size(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _sampling(self, seed: int) -> Sampling:
+        """How completions are sampled, one of each prompt."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.args.top_p,
+            max_new_tokens=self.max_completion_length,
+            seed=seed,
+        )
 
     def _sampler(self, model: torch.nn.Module) -> TransformersSampler:
         return TransformersSampler(model, self.tokens, tree=self.catalog.tree)
@@ -172,13 +149,7 @@ class ReasonerTrainer(GRPOTrainer):
         # Another draw at each step and in each process, and the same when a run is resumed.
         seed = self.args.seed + (self.state.global_step << 16) + self.accelerator.process_index
         with gathered(self.model_wrapped, self.accelerator) as model:
-            samples = self._sampler(model).sample(
-                contexts,
-                temperature=self.temperature,
-                top_p=self.args.top_p,
-                max_new_tokens=self.max_completion_length,
-                seed=seed,
-            )
+            samples = self._sampler(model).sample(contexts, self._sampling(seed))
         return {
             "prompt_ids": contexts,
             "completion_ids": [list(sample.token_ids) for (sample,) in samples],
@@ -189,7 +160,7 @@ class ReasonerTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        if self.written_ranker is None:
+        if self.objective.written_ranker is None:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
             )
@@ -213,80 +184,75 @@ class ReasonerTrainer(GRPOTrainer):
         log_probs, entropies = (torch.cat(part).masked_fill(padding, 0.0) for part in zip(*parts, strict=True))
         return log_probs, entropies if kwargs.get("compute_entropy") else None, None
 
-    def _rank(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
-        """Ranks each completion's target; a completion without a marker is ranked as if it had ended there."""
-        targets = [row["target_id"] for row in inputs]
-        excluded = [row["history"] for row in inputs] if self.mask_history else None
-        if self.written_ranker is not None:
+    def _score(
+        self, rows: list[Row], completion_ids: list[list[int]], partners_B: Sequence[list[int] | None]
+    ) -> Scored:
+        """Ranks each completion's target, and asks the engine what else rewards and advantages need."""
+        objective = self.objective
+        targets = [row.target_id for row in rows]
+        excluded = [row.history for row in rows] if objective.mask_history else None
+        marked = [self.tokens.marker_id in ids for ids in completion_ids]
+        if objective.written_ranker is not None:
             texts = [self.tokens.decode(ids) for ids in completion_ids]
-            return self.written_ranker.rank(texts, targets, top_k=1, excluded_B=excluded)
+            return Scored(objective.written_ranker.rank(texts, targets, top_k=1, excluded_B=excluded), marked)
         contexts = [
-            self.tokens.marked_context(self.tokens.context_ids(row["prompt"]), ids)
-            for row, ids in zip(inputs, completion_ids, strict=True)
+            self.tokens.marked_context(self.tokens.context_ids(row.prompt), ids)
+            for row, ids in zip(rows, completion_ids, strict=True)
         ]
         began = time.perf_counter()
         with gathered(self.model_wrapped, self.accelerator) as model:
             # Rewards take the numbers as they are and no bracket, so no node is read for the sake of a band.
             ranker = LikelihoodRanker(
-                self.catalog, model, cap=self.rank_cap, node_budget=self.rank_node_budget, tie_band=0.0
+                self.catalog,
+                model,
+                cap=objective.rank_cap,
+                node_budget=objective.rank_node_budget,
+                tie_band=0.0,
             )
-            ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded)
-            self._log_metric("rank/seconds", time.perf_counter() - began)
-            self._probes.measure(inputs, completion_ids, ranker, self.tokens, self._log_metric, excluded)
-            if self._source is not None:
-                began = time.perf_counter()
-                self.step_values_B = self._source.values(
-                    inputs,
+            scored = Scored(ranker.rank(contexts, targets, top_k=1, excluded_B=excluded), marked)
+            began = self._log_seconds("rank", began)
+            scored.probes = self._probes.measure(rows, completion_ids, partners_B, ranker, self.tokens, excluded)
+            if scored.probes:
+                began = self._log_seconds("probes", began)
+            if objective.method.source is not None:
+                scored.step_values_B = objective.method.source.values(
+                    rows,
                     completion_ids,
                     TransformersSampler(model, self.tokens),
                     ranker,
                     self.tokens,
-                    mask_history=self.mask_history,
-                    max_new_tokens=self.max_completion_length,
-                    temperature=self.temperature,
-                    top_p=self.args.top_p,
-                    seed=self.args.seed + self.state.global_step,
+                    self._sampling(self.args.seed + self.state.global_step),
+                    mask_history=objective.mask_history,
                 )
-                self._log_metric("values/seconds", time.perf_counter() - began)
-                self._log_metric("values/first", float(np.mean([values[0] for values in self.step_values_B])))
-                self._log_metric("values/last", float(np.mean([values[-1] for values in self.step_values_B])))
-        return ranking
+                self._log_seconds("values", began)
+                self._log_metric("values/first", float(np.mean([values[0] for values in scored.step_values_B])))
+                self._log_metric("values/last", float(np.mean([values[-1] for values in scored.step_values_B])))
+        return scored
 
-    def _rank_together(self, inputs: list[dict], completion_ids: list[list[int]]) -> Ranking:
-        """`_rank`, with an error on any process raised on all: the others must not wait in a gather."""
+    def _log_seconds(self, name: str, began: float) -> float:
+        """Logs the seconds since then, and gives the time."""
+        ended = time.perf_counter()
+        self._log_metric(f"{name}/seconds", ended - began)
+        return ended
+
+    def _score_together(self, rows: list[Row], completion_ids: list[list[int]]) -> Scored:
+        """`_score`, with an error on any process raised on all: the others must not wait in a gather."""
+        partners_B = self._probes.partners(
+            rows, completion_ids, self.tokens.marker_id, self._group_size, self.accelerator
+        )
         try:
-            ranking = self._rank(inputs, completion_ids)
+            scored = self._score(rows, completion_ids, partners_B)
         except Exception as error:
             raise_together(error, self.accelerator)
             raise
         raise_together(None, self.accelerator)
-        return ranking
+        return scored
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self._probes.swap(inputs, completion_ids_list, self.tokens.marker_id, self._group_size, self.accelerator)
         with self.clock("ranking"):
-            ranking = self._rank_together(inputs, completion_ids_list)
-        marked = [self.tokens.marker_id in ids for ids in completion_ids_list]
-        gains = ndcg(ranking.ranks_B)
-        log_probs_B = np.full(len(inputs), np.nan) if ranking.log_probs_B is None else ranking.log_probs_B
-        ranked = [
-            {
-                **row,
-                "rank": int(ranking.ranks_B[i]) if marked[i] else None,
-                "gain": float(gains[i]) if marked[i] else None,
-                # An item that was written may be none of the catalog, or left out of the ranking.
-                "item_id": next(iter(ranking.top_ids_B_K[i]), None) if marked[i] else None,
-                "log_prob": None if not marked[i] or np.isnan(log_probs_B[i]) else float(log_probs_B[i]),
-                "n_items": len(self.catalog),
-                **self._probes.row(i),
-            }
-            for i, row in enumerate(inputs)
-        ]
-        self._log_probs_B = torch.tensor(
-            [log_p if ok else torch.nan for log_p, ok in zip(log_probs_B, marked, strict=True)],
-            dtype=torch.float32,  # of what has no marker it would be another, and processes gather these
-            device=self.accelerator.device,
-        )
+            scored = self._score_together([Row.of(columns) for columns in inputs], completion_ids_list)
+        columns = scored.columns(len(self.catalog))
+        ranked = [{**given, **found} for given, found in zip(inputs, columns, strict=True)]
         # TRL decodes without control tokens, and so without the marker; rewards see what people see.
         texts: list[Any] = [self.tokens.decode(ids) for ids in completion_ids_list]
         if not isinstance(completions[0], str):
@@ -294,48 +260,85 @@ class ReasonerTrainer(GRPOTrainer):
         with self.clock("rewards"):
             rewards = super()._calculate_rewards(ranked, prompts, texts, completion_ids_list)
         self._reward_errors.raise_together(self.accelerator)
+        weighted = rewards * self.reward_weights.to(rewards.device)
+        scored.rewards_A = weighted.nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+        self._log_scored(scored, rewards, columns)
+        self._scored = scored
+        return rewards
 
+    def _log_scored(self, scored: Scored, rewards: torch.Tensor, columns: list[dict[str, Any]]) -> None:
+        ranking = scored.ranking
         for name, value in reward_correlations(rewards, self.reward_func_names).items():
             self._log_metric(name, value)
-        self._log_metric("parsed_share", float(np.mean(marked)))
-        self._log_metric("ungrounded_share", float(np.mean([row["item_id"] is None for row in ranked])))
+        self._log_metric("parsed_share", float(np.mean(scored.marked_B)))
+        self._log_metric("ungrounded_share", float(np.mean([row["item_id"] is None for row in columns])))
         self._log_metric("rank/mean", float(ranking.ranks_B.mean()))
-        self._log_metric("rank/gain", float(gains.mean()))
+        self._log_metric("rank/gain", float(scored.gains_B.mean()))
         for name, of_each_B in (("nodes", ranking.n_nodes_B), ("complete_share", ranking.complete_B)):
             if of_each_B is not None:
                 self._log_metric(f"rank/{name}", float(of_each_B.mean()))
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
-        self.outcomes_B = np.where(marked, gains, 0.0)
-        weighted = rewards * self.reward_weights.to(rewards.device)
-        self._rewards_N = weighted.nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
-        self._log_metric(FLAT, flat_groups(self._rewards_N, self._group_size))
-        return rewards
+        self._log_metric(FLAT, flat_groups(scored.rewards_A, self._group_size))
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        start = self.accelerator.process_index * len(inputs)
-        if self.ppo is not None:
-            output |= self.ppo.estimates(self, output, self._rewards_N[start : start + len(inputs)])
-        if self.credit is not None:
-            output["advantages"] = self.credit.token_advantages(
-                self.step_values_B,
-                self.outcomes_B.tolist(),
-                self._rewards_N,
-                output["completion_ids"],
-                self.tokens,
-                self.accelerator,
-                group_size=self._group_size,
-                scale=self.scale_rewards,
+        scored, self._scored = self._scored, None
+        assert scored is not None, "TRL calculates rewards while it generates"
+        batch = self._batch(scored, output)
+        if self.objective.ppo is not None:
+            output |= self._estimates(self.objective.ppo, batch, output)
+        else:
+            output["advantages"] = self.objective.method.token_advantages(batch)
+        if self.objective.item_loss != "none":
+            log_probs_B = torch.tensor(
+                scored.log_probs_B,
+                dtype=torch.float32,  # of what has no marker it would be another, and processes gather these
+                device=self.accelerator.device,
             )
-        if self.item_loss != "none":
-            everyone = self.accelerator.gather(self._log_probs_B)  # a group may lie on several processes
-            weights = item_weights(everyone, self._group_size, self.item_loss)
-            output["item_weight"] = weights[start : start + len(inputs)]
+            everyone = self.accelerator.gather(log_probs_B)  # a group may lie on several processes
+            output["item_weight"] = item_weights(everyone, self._group_size, self.objective.item_loss)[batch.own]
             targets = self.catalog.indices([row["target_id"] for row in inputs])
             output["item_index"] = torch.from_numpy(targets).to(self.accelerator.device)
         return output
 
-    def log_probs_and_values(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, scored: Scored, output: dict[str, Any]) -> Batch:
+        """What advantages are made of; all processes call this together, since a group may lie on several."""
+        ids_B_T, device = output["completion_ids"], output["completion_ids"].device
+        states_A_S = None
+        if scored.step_values_B:
+            longest = torch.tensor([max(map(len, scored.step_values_B))], device=device)
+            width = int(self.accelerator.gather(longest).max()) + 1
+            states_B_S = padded_states(scored.step_values_B, scored.outcomes_B.tolist(), width)
+            states_A_S = self.accelerator.gather(states_B_S.to(device))
+        assert scored.rewards_A is not None, "rewards were calculated"
+        by_steps = states_A_S is not None
+        return Batch(
+            rewards_A=scored.rewards_A,
+            outcome_B=output["advantages"],
+            mask_B_T=output["completion_mask"],
+            step_B_T=steps_of_tokens(ids_B_T, self.tokens) if by_steps else torch.zeros_like(ids_B_T),
+            ends_B=[self.tokens.step_ends(ids) for ids in ids_B_T.tolist()] if by_steps else [],
+            states_A_S=states_A_S,
+            start=self.accelerator.process_index * len(ids_B_T),
+            group_size=self._group_size,
+            scale=self.scale_rewards,
+        )
+
+    def _estimates(self, ppo: Ppo, batch: Batch, output: dict[str, Any]) -> dict[str, Any]:
+        """PPO's advantages and what its losses read, by a forward for the old values."""
+        with torch.no_grad():
+            log_probs_B_T, old_B_T = self._log_probs_and_values(output)
+        penalty_B_T, add_up = None, self.accelerator.reduce
+        if self.beta and ppo.kl == "reward":
+            divergence_B_T = (log_probs_B_T - output["ref_per_token_logps"]) * batch.mask_B_T
+            penalty_B_T = self.beta * divergence_B_T
+            self._log_number("kl", masked_mean(divergence_B_T, batch.mask_B_T, add_up))
+        estimates = ppo.estimates(batch, old_B_T, penalty_B_T, add_up)
+        for name, number in estimates.numbers.items():
+            self._log_number(name, number)
+        return {name: getattr(estimates, name) for name in ("advantages", "old_values", "returns", "value_mask")}
+
+    def _log_probs_and_values(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T) log-probabilities of the completions' tokens, and values of the states before them."""
         ids, mask = (
             torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], 1) for kind in ("ids", "mask")
@@ -346,33 +349,41 @@ class ReasonerTrainer(GRPOTrainer):
             log_probs, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, n_tokens, size)
         return log_probs, completion_values(values, n_tokens)
 
-    def mean(self, numbers: torch.Tensor, mask: torch.Tensor) -> float:
-        """The mean over what the mask leaves, on all processes together."""
-        sums = self.accelerator.reduce(torch.stack([(numbers * mask).sum().float(), mask.sum().float()]))
-        return (sums[0] / sums[1].clamp(min=1)).item()
-
-    def log_number(self, name: str, number: float) -> None:
+    def _log_number(self, name: str, number: float) -> None:
         """Logs a number of this batch beside TRL's own; it is the same on all processes."""
         self._metrics["train"][name].append(number)
 
     def _compute_loss(self, model, inputs):
-        if self.ppo is None or not self.model.training:
+        ppo = self.objective.ppo
+        if ppo is None or not self.model.training:
             loss = super()._compute_loss(model, inputs)
         else:
-            beta = self.args.beta
-            self.beta = beta if self.ppo.kl == "loss" else 0.0
-            try:
-                with recorded_values(self.accelerator.unwrap_model(self.model)) as values:
-                    loss = super()._compute_loss(model, inputs)
-            finally:
-                self.beta = beta
-            values_B_T = completion_values(values, inputs["completion_ids"].shape[1])
-            loss = loss + self.ppo.vf_coef * self.ppo.value_loss(self, inputs, values_B_T)
-        if self.item_loss == "none" or not self.model.training:
+            loss = self._ppo_loss(ppo, model, inputs)
+        if self.objective.item_loss == "none" or not self.model.training:
             return loss
         item_loss = self._item_loss(model, inputs)
-        self.log_number("item_loss", self.accelerator.gather(item_loss.detach()).mean().item())
-        return loss + self.item_loss_weight * item_loss / self.current_gradient_accumulation_steps
+        self._log_number("item_loss", self.accelerator.gather(item_loss.detach()).mean().item())
+        return loss + self.objective.item_loss_weight * item_loss / self.current_gradient_accumulation_steps
+
+    def _ppo_loss(self, ppo: Ppo, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's clipped policy loss, and the critic's beside it."""
+        beta = self.args.beta
+        self.beta = beta if ppo.kl == "loss" else 0.0
+        try:
+            with recorded_values(self.accelerator.unwrap_model(self.model)) as values:
+                loss = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        n_tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        n_tokens = n_tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        estimates = Estimates(
+            **{name: inputs[name] for name in ("advantages", "old_values", "returns", "value_mask")}, numbers={}
+        )
+        values_B_T = completion_values(values, inputs["completion_ids"].shape[1])
+        value_loss, numbers = ppo.value_loss(values_B_T, estimates, n_tokens, self.accelerator.reduce)
+        for name, number in numbers.items():
+            self._log_number(name, number)
+        return loss + ppo.vf_coef * value_loss
 
     def _item_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Mean over prompts of the weighted −log p(target | path), by one forward over the paths that take part."""

@@ -8,6 +8,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.validation import Validation, run_validation
 
@@ -15,7 +16,7 @@ IGNORED = -100
 
 
 def sft_dataset(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     catalog: Catalog,
     tokens: Tokens,
     rationales: Mapping[str, Sequence[Sequence[str]]] | None,
@@ -44,7 +45,7 @@ def sft_dataset(
     """
     if not 0 <= early_share <= 1:
         raise ValueError(f"early_answer_share is {early_share}: expected 0 to 1")
-    chosen = [row for row in rows if rationales is None or row["example_id"] in rationales]
+    chosen = [row for row in rows if rationales is None or row.example_id in rationales]
     if not chosen:
         raise ValueError(
             f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a "
@@ -53,9 +54,9 @@ def sft_dataset(
     rng = np.random.default_rng(seed)
     encoded = []
     for row in chosen:
-        context = tokens.context_ids(row["prompt"])
-        path = catalog.paths[catalog.index[row["target_id"]]]
-        for reasoning in [()] if rationales is None else rationales[row["example_id"]]:
+        context = tokens.context_ids(row.prompt)
+        path = catalog.paths[catalog.index[row.target_id]]
+        for reasoning in [()] if rationales is None else rationales[row.example_id]:
             completion = [*tokens.reasoning_ids(map(tokens.safe_text, reasoning)), *path]
             encoded.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
             if reasoning and rng.random() < early_share:

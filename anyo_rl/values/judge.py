@@ -22,8 +22,9 @@ from anyo_rl.llm.http import Server, ServerError
 from anyo_rl.llm.journal import Answer, Journal
 from anyo_rl.llm.judge import judge_messages, read_score
 from anyo_rl.llm.server import Request, ask
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.values.step_values import Rows, State, of_each_state
+from anyo_rl.values.step_values import State, of_each_state
 
 PROMPT = Path(__file__).with_name("judge.txt")
 MOST_UNSCORED = 0.5  # of the states of a call: beyond it something is wrong with the prompt or the model
@@ -53,7 +54,9 @@ class JudgeValues:
         if self.server.has_budget and self.journal is None:
             raise ValueError("a judge with a budget and no journal: name a folder to count in, or set no budget")
 
-    def values(self, rows: Rows, completion_ids_B: Sequence[Sequence[int]], tokens: Tokens) -> list[np.ndarray]:
+    def values(
+        self, rows: Sequence[Row], completion_ids_B: Sequence[Sequence[int]], tokens: Tokens
+    ) -> list[np.ndarray]:
         """The scores before each step, at least one each, in [0, 1]; NaN where the judge gave none.
 
         Args:
@@ -71,10 +74,10 @@ class JudgeValues:
             keys: list[tuple[str, str]] = []
             for state in states:
                 row = rows[state.row]
-                parts = {"history": completion_text(row["prompt"]), "reasoning": tokens.decode(state.steps)}
+                parts = {"history": completion_text(row.prompt), "reasoning": tokens.decode(state.steps)}
                 messages = judge_messages(self.instructions, parts)
-                keys.append((row["example_id"], messages[-1]["content"]))
-                requests.setdefault(keys[-1], Request(row["example_id"], 0, messages))
+                keys.append((row.example_id, messages[-1]["content"]))
+                requests.setdefault(keys[-1], Request(row.example_id, 0, messages))
             scores = dict(zip(requests, self._scores(list(requests.values())), strict=True))
             return np.array([scores[key] for key in keys])
 

@@ -10,10 +10,10 @@ recommendation has many near misses. V_T, after the last step, is the gain that 
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -22,14 +22,13 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrai
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.paths import KEY
 from anyo_rl.teacher.policy import inference
 from anyo_rl.teacher.tokens import Tokens
 
 PRM_FILE = "prm.json"
 IGNORED = -100.0  # the label of a token that has none
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 def state_positions(n_context: int, completion_ids: Sequence[int], tokens: Tokens) -> list[int]:
@@ -66,9 +65,9 @@ def labelled_example(
 
 def label_paths(
     paths: pl.DataFrame,
-    rows: Rows,
+    rows: Sequence[Row],
     tokens: Tokens,
-    values: Callable[[Rows, list[list[int]]], list[np.ndarray]],
+    values: Callable[[Sequence[Row], list[list[int]]], list[np.ndarray]],
 ) -> pl.DataFrame:
     """Paths with their `step_values` V_0 … V_T, and with `prompt_ids`, the tokens of their prompts.
 
@@ -83,7 +82,7 @@ def label_paths(
             their texts by this tokenizer.
     """
     check_ranked(paths)
-    known = {row["example_id"]: row for row in rows}
+    known = {row.example_id: row for row in rows}
     of_paths = [known[example_id] for example_id in paths["example_id"]]
     completion_ids_B = paths["token_ids"].to_list()
     for ids, text in zip(completion_ids_B, paths["completion"], strict=True):
@@ -98,10 +97,10 @@ def label_paths(
         state_values(before, ids, gain, tokens)
         for before, ids, gain in zip(before_B, completion_ids_B, gains, strict=True)
     ]
-    contexts = {example_id: tokens.context_ids(known[example_id]["prompt"]) for example_id in set(paths["example_id"])}
+    contexts = {example_id: tokens.context_ids(known[example_id].prompt) for example_id in set(paths["example_id"])}
     return paths.with_columns(
         pl.Series("step_values", labels, dtype=pl.List(pl.Float32)),
-        pl.Series("prompt_ids", [contexts[row["example_id"]] for row in of_paths], dtype=pl.List(pl.Int64)),
+        pl.Series("prompt_ids", [contexts[row.example_id] for row in of_paths], dtype=pl.List(pl.Int64)),
     )
 
 

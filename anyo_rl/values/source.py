@@ -1,13 +1,14 @@
 """Where the values of the states between steps come from, as a training run is told."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.protocol import Sampler
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampler, Sampling
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.judge import JudgeValues, held
 from anyo_rl.values.prm import Prm
@@ -52,23 +53,23 @@ class StepSource:
 
     def values(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Row],
         completion_ids_B: Sequence[Sequence[int]],
         sampler: Sampler,
         ranker: LikelihoodRanker,
         tokens: Tokens,
+        sampling: Sampling,
         *,
         mask_history: bool,
-        **sampling: Any,
     ) -> list[np.ndarray]:
-        """Values before the steps of each completion, at least one; `sampling` as `monte_carlo_values` takes it."""
+        """Values before the steps of each completion, at least one; `sampling` is that of the completions."""
         if self.prm is not None:
             self.prm.check_texts(completion_ids_B, [tokens.decode(ids) for ids in completion_ids_B])
-            scores_B = self.prm.scores([tokens.context_ids(row["prompt"]) for row in rows], completion_ids_B)
+            scores_B = self.prm.scores([tokens.context_ids(row.prompt) for row in rows], completion_ids_B)
             return [scores[: max(1, len(scores) - 1)] for scores in scores_B]
         if self.judge is not None:
             return held(self.judge.values(rows, completion_ids_B, tokens))
         if self.kind == "forced_answer":
             return forced_answer_values(rows, completion_ids_B, ranker, tokens, mask_history=mask_history)
-        asked = {"n": self.n_continuations, "mask_history": mask_history, **sampling}
-        return monte_carlo_values(rows, completion_ids_B, sampler, ranker, tokens, **asked)
+        on = replace(sampling, n=self.n_continuations)
+        return monte_carlo_values(rows, completion_ids_B, sampler, ranker, tokens, on, mask_history=mask_history)

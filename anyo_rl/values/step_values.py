@@ -8,17 +8,16 @@ reasonings sampled from there on, which is what the value of a policy is, at the
 Equal states, such as the beginnings of all paths of a group, are valued once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.protocol import Sampler
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampler, Sampling
 from anyo_rl.teacher.tokens import Tokens
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class State(NamedTuple):
@@ -30,7 +29,7 @@ class State(NamedTuple):
 
 
 def forced_answer_values(
-    rows: Rows,
+    rows: Sequence[Row],
     completion_ids_B: Sequence[Sequence[int]],
     ranker: LikelihoodRanker,
     tokens: Tokens,
@@ -53,9 +52,9 @@ def forced_answer_values(
     def value(states: list[State]) -> np.ndarray:
         ranking = ranker.rank(
             [tokens.answered_now(state.context, state.steps) for state in states],
-            [rows[state.row]["target_id"] for state in states],
+            [rows[state.row].target_id for state in states],
             top_k=0,
-            excluded_B=[rows[state.row]["history"] for state in states] if mask_history else None,
+            excluded_B=[rows[state.row].history for state in states] if mask_history else None,
         )
         return ndcg(ranking.ranks_B)
 
@@ -63,20 +62,16 @@ def forced_answer_values(
 
 
 def monte_carlo_values(
-    rows: Rows,
+    rows: Sequence[Row],
     completion_ids_B: Sequence[Sequence[int]],
     sampler: Sampler,
     ranker: LikelihoodRanker,
     tokens: Tokens,
+    sampling: Sampling,
     *,
-    n: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     mask_history: bool = False,
 ) -> list[np.ndarray]:
-    """The mean gain of the target after n reasonings sampled on from before each step; unfinished ones have gain 0.
+    """The mean gain of the target after reasonings sampled on from before each step; unfinished ones have gain 0.
 
     Args:
         rows: B examples (`anyo_rl.reasoning.rows.make_rows`), one for each completion.
@@ -84,12 +79,8 @@ def monte_carlo_values(
         sampler: a sampler of the teacher.
         ranker: the engine on the same weights.
         tokens: the teacher's tokenizer and marker.
-        n: reasonings sampled from each state, 1 or more.
-        max_new_tokens: most tokens of one; what the whole completion may have is right, for a policy that is not
-            told how much it has written.
-        temperature: of the sampling.
-        top_p: nucleus.
-        seed: of the draws.
+        sampling: of the reasonings from each state. What the whole completion may have is right for the most tokens
+            of one, for a policy that is not told how much it has written.
         mask_history: whether items of the history are left out of the ranking.
 
     Returns:
@@ -97,14 +88,7 @@ def monte_carlo_values(
     """
 
     def value(states: list[State]) -> np.ndarray:
-        samples_B_G = sampler.sample(
-            [[*state.context, *state.steps] for state in states],
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        )
+        samples_B_G = sampler.sample([[*state.context, *state.steps] for state in states], sampling)
         finished = [
             (place, [*state.context, *state.steps, *sample.token_ids])
             for place, (state, samples) in enumerate(zip(states, samples_B_G, strict=True))
@@ -116,18 +100,21 @@ def monte_carlo_values(
             asked = [rows[states[place].row] for place, _ in finished]
             ranking = ranker.rank(
                 [context for _, context in finished],
-                [row["target_id"] for row in asked],
+                [row.target_id for row in asked],
                 top_k=0,
-                excluded_B=[row["history"] for row in asked] if mask_history else None,
+                excluded_B=[row.history for row in asked] if mask_history else None,
             )
             np.add.at(total, [place for place, _ in finished], ndcg(ranking.ranks_B))
-        return total / n
+        return total / sampling.n
 
     return of_each_state(rows, completion_ids_B, tokens, value)
 
 
 def of_each_state(
-    rows: Rows, completion_ids_B: Sequence[Sequence[int]], tokens: Tokens, value: Callable[[list[State]], np.ndarray]
+    rows: Sequence[Row],
+    completion_ids_B: Sequence[Sequence[int]],
+    tokens: Tokens,
+    value: Callable[[list[State]], np.ndarray],
 ) -> list[np.ndarray]:
     """Values of the states before the steps of each completion, each different state valued once by `value`."""
     contexts: dict[str, list[int]] = {}
@@ -135,9 +122,9 @@ def of_each_state(
     states: list[State] = []
     places_B: list[list[int]] = []
     for b, (row, completion) in enumerate(zip(rows, completion_ids_B, strict=True)):
-        example = row["example_id"]
+        example = row.example_id
         if example not in contexts:
-            contexts[example] = tokens.context_ids(row["prompt"])
+            contexts[example] = tokens.context_ids(row.prompt)
         places_B.append([])
         for start in (0, *tokens.step_ends(completion)[:-1]):
             key = (example, tuple(completion[:start]))

@@ -13,9 +13,10 @@ from anyo_rl.data.toy.routines import LONGEST_LAP
 from anyo_rl.data.toy.world import parse_intent
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.search.answers import answer
-from anyo_rl.stages.arguments import parse
+from anyo_rl.search.answers import How, answer
+from anyo_rl.stages.begin import parse
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,9 @@ def test_a_catalog_of_one_item(write_log, small_tokens, small_teacher):
     assert [row["target_id"] for row in rows] == ["a", "a", "a"]
     ranker, sampler = LikelihoodRanker(catalog, small_teacher), TransformersSampler(small_teacher, small_tokens)
     for mode, n_each in (("plain", 0), ("greedy", 1), ("mixture", 2)):
-        found = answer(rows, ranker, sampler, small_tokens, mode, n_paths=2, max_new_tokens=4, mask_history=True)
+        found = answer(
+            rows, ranker, sampler, small_tokens, How(mode, Sampling(n=2, max_new_tokens=4), mask_history=True)
+        )
         assert found.ranks_U.tolist() == [1, 1, 1]
         assert found.top_ids_U_K == [["a"], ["a"], ["a"]]
         assert [(path["item_id"], path["rank"]) for path in found.paths] == [("a", 1)] * 3 * n_each

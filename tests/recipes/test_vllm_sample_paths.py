@@ -10,6 +10,7 @@ import pytest
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import make_rows
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.shards import read_paths
 from anyo_rl.sampling.vllm.sampler import VllmSampler
@@ -45,7 +46,7 @@ def test_engines_agree_and_go_on_with_each_other(sample, vllm_engine, tmp_path):
     catalog = build_catalog(task.interactions.items, tokens)
     rows = make_rows(task, task.split("train", 30), catalog, tokens)
     sampler = VllmSampler(vllm_engine.llm, tokens)
-    in_hand = pl.DataFrame(ranked_paths(rows, sampler, catalog, tokens, n=3, max_new_tokens=12))
+    in_hand = pl.DataFrame(ranked_paths(rows, sampler, tokens, catalog, Sampling(n=3, max_new_tokens=12)))
     columns = ["example_id", "sample_index", "seed", "token_ids", "completion", "finish_reason"]
 
     folder = tmp_path / "job"

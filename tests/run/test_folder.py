@@ -9,7 +9,8 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.data.task import DataArguments
 from anyo_rl.run import folder as run_folder
 from anyo_rl.run.folder import WARM_START, RunFolderError, check_same, read_arguments, resolve, start_run
-from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments, plain_errors
+from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
+from anyo_rl.stages.begin import plain_errors
 
 DATA, TEACHER, REASONER = DataArguments(), TeacherArguments(), GrpoArguments()
 

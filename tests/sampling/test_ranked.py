@@ -5,6 +5,7 @@ import pytest
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.sampling.paths import PATHS_SCHEMA, paths_table
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.seeds import request_seed
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -33,7 +34,7 @@ def ranker(small_catalog, small_teacher):
 
 
 def test_each_path_is_ranked_alone(rows, sampler, ranker, small_tokens, small_catalog):
-    paths = ranked_paths(rows, sampler, ranker, small_tokens, **ASKED)
+    paths = ranked_paths(rows, sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker)
     assert [(p["example_id"], p["sample_index"]) for p in paths] == [
         (f"u{i}:1", g) for i in range(3) for g in range(3)
     ]
@@ -52,10 +53,14 @@ def test_each_path_is_ranked_alone(rows, sampler, ranker, small_tokens, small_ca
 
 
 def test_the_parts_of_a_job_are_the_whole(rows, sampler, ranker, small_tokens, monkeypatch):
-    whole = ranked_paths(rows, sampler, ranker, small_tokens, **ASKED)
+    whole = ranked_paths(rows, sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker)
     monkeypatch.setattr("anyo_rl.sampling.ranked.ROWS_AT_ONCE", 2)
-    again = ranked_paths(rows, sampler, ranker, small_tokens, **ASKED)
-    parts = [path for row in rows[::-1] for path in ranked_paths([row], sampler, ranker, small_tokens, **ASKED)]
+    again = ranked_paths(rows, sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker)
+    parts = [
+        path
+        for row in rows[::-1]
+        for path in ranked_paths([row], sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker)
+    ]
     for found in (again, sorted(parts, key=lambda p: (p["example_id"], p["sample_index"]))):
         for key in ("example_id", "sample_index", "token_ids", "rank", "item_id", "seed"):
             assert [p[key] for p in found] == [p[key] for p in whole]
@@ -64,11 +69,13 @@ def test_the_parts_of_a_job_are_the_whole(rows, sampler, ranker, small_tokens, m
 def test_history_masking_and_a_hint(rows, sampler, ranker, small_tokens):
     """The hint is read while sampling; it is neither ranked under nor kept."""
     hinted = [{**row, "hinted_prompt": f"{row['prompt']}hint\n"} for row in rows]
-    paths = ranked_paths(hinted, sampler, ranker, small_tokens, mask_history=True, **ASKED)
+    paths = ranked_paths(
+        hinted, sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker, mask_history=True
+    )
     expected = sampler.sample(
         [small_tokens.context_ids(row["hinted_prompt"]) for row in hinted],
+        Sampling(**ASKED),
         keys_B=[row["example_id"] for row in rows],
-        **ASKED,
     )
     assert [tuple(p["token_ids"]) for p in paths] == [s.token_ids for of_row in expected for s in of_row]
     for path, row in zip(paths, [row for row in rows for _ in range(3)], strict=True):
@@ -79,4 +86,4 @@ def test_history_masking_and_a_hint(rows, sampler, ranker, small_tokens):
 
 
 def test_no_examples(sampler, ranker, small_tokens):
-    assert ranked_paths([], sampler, ranker, small_tokens, **ASKED) == []
+    assert ranked_paths([], sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker) == []

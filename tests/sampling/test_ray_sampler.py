@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.ray import RaySampler, connect
 from anyo_rl.sampling.seeds import request_seed
 
@@ -27,16 +28,18 @@ class FakeEngines(RaySampler):
 
 @pytest.fixture
 def engines(small_tokens):
-    engines = FakeEngines("teacher", small_tokens, n_engines=2, max_model_len=6, on_gpu=False, with_log_probs=True)
+    engines = FakeEngines(
+        "teacher", small_tokens, {"max_model_len": 6}, n_engines=2, on_gpu=False, with_log_probs=True
+    )
     engines.length = 3
     return engines
 
 
 def test_each_sample_comes_to_its_place(engines, small_tokens):
-    engines.ahead(CONTEXTS, keys_B=KEYS, **ASKED)
+    engines.ahead(CONTEXTS, Sampling(**ASKED), keys_B=KEYS)
     assert not hasattr(engines, "runs")  # nothing runs before it is asked for
-    (last,) = engines.sample(CONTEXTS[2:], keys_B=KEYS[2:], **ASKED)
-    first = engines.sample(CONTEXTS[:2], keys_B=KEYS[:2], **ASKED)
+    (last,) = engines.sample(CONTEXTS[2:], Sampling(**ASKED), keys_B=KEYS[2:])
+    first = engines.sample(CONTEXTS[:2], Sampling(**ASKED), keys_B=KEYS[:2])
     assert len(engines.runs) == 1
     assert [[r["seed"] for r in engines.runs[0] if r["key"] == key] for key in KEYS] == [
         [request_seed(4, key), request_seed(4, key) + 1] for key in KEYS
@@ -48,30 +51,30 @@ def test_each_sample_comes_to_its_place(engines, small_tokens):
 
 
 def test_what_was_not_told_ahead_is_run_by_itself(engines):
-    engines.sample(CONTEXTS, n=2, max_new_tokens=3)
-    engines.sample(CONTEXTS[:1], n=2, max_new_tokens=3, seed=1)
+    engines.sample(CONTEXTS, Sampling(n=2, max_new_tokens=3))
+    engines.sample(CONTEXTS[:1], Sampling(n=2, max_new_tokens=3, seed=1))
     assert [len(requests) for requests in engines.runs] == [6, 2]
-    greedy = engines.sample(CONTEXTS[:1], n=3, temperature=0.0, max_new_tokens=3)
+    greedy = engines.sample(CONTEXTS[:1], Sampling(n=3, temperature=0.0, max_new_tokens=3))
     assert [len(requests) for requests in engines.runs] == [6, 2, 1]
     assert len(greedy[0]) == 3
-    assert engines.sample([], n=2, max_new_tokens=3) == []
+    assert engines.sample([], Sampling(n=2, max_new_tokens=3)) == []
 
 
 def test_what_is_wrong_is_said(engines):
     with pytest.raises(ValueError, match=r"take up to 7 tokens, the engines 6, .*raise max_model_len"):
-        engines.ahead(CONTEXTS, max_new_tokens=4)
+        engines.ahead(CONTEXTS, Sampling(max_new_tokens=4))
     with pytest.raises(ValueError, match="none may be empty"):
-        engines.ahead([[]], max_new_tokens=3)
+        engines.ahead([[]], Sampling(max_new_tokens=3))
     with pytest.raises(ValueError, match=r"raw_logprobs are not those of the policy at temperature 0\.5"):
-        engines.ahead(CONTEXTS, max_new_tokens=3, temperature=0.5)
+        engines.ahead(CONTEXTS, Sampling(max_new_tokens=3, temperature=0.5))
     engines.length = 2
     with pytest.raises(RuntimeError, match=r"after 2 tokens, none of .* the last: expected one, or 3 tokens"):
-        engines.sample(CONTEXTS, max_new_tokens=3)
+        engines.sample(CONTEXTS, Sampling(max_new_tokens=3))
     engines.length = 3
-    engines.ahead(CONTEXTS[:1], keys_B=KEYS[:1], **ASKED)
+    engines.ahead(CONTEXTS[:1], Sampling(**ASKED), keys_B=KEYS[:1])
     engines._stream = iter(())
     with pytest.raises(RuntimeError, match="the engines ended without all samples of a"):
-        engines.sample(CONTEXTS[:1], keys_B=KEYS[:1], **ASKED)
+        engines.sample(CONTEXTS[:1], Sampling(**ASKED), keys_B=KEYS[:1])
 
 
 def test_only_a_cluster_that_is_named_is_joined(monkeypatch):

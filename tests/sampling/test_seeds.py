@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
 from anyo_rl.sampling.transformers import TransformersSampler
 
@@ -40,20 +41,22 @@ def test_draws_do_not_depend_on_the_company(small_teacher, small_tokens, context
     asked = {"temperature": 1.5, "max_new_tokens": 6, "seed": 4}
     keys = [f"u{i}" for i in range(5)]
     sampler = TransformersSampler(small_teacher, small_tokens, batch_size=4)
-    whole = sampler.sample(contexts, n=3, keys_B=keys, **asked)
-    assert sampler.sample(contexts[::-1], n=3, keys_B=keys[::-1], **asked) == whole[::-1]
-    alone = [sampler.sample([c], n=3, keys_B=[k], **asked)[0] for c, k in zip(contexts, keys, strict=True)]
+    whole = sampler.sample(contexts, Sampling(n=3, **asked), keys_B=keys)
+    assert sampler.sample(contexts[::-1], Sampling(n=3, **asked), keys_B=keys[::-1]) == whole[::-1]
+    alone = [sampler.sample([c], Sampling(n=3, **asked), keys_B=[k])[0] for c, k in zip(contexts, keys, strict=True)]
     assert alone == whole
-    fewer = TransformersSampler(small_teacher, small_tokens, batch_size=7).sample(contexts, n=2, keys_B=keys, **asked)
+    fewer = TransformersSampler(small_teacher, small_tokens, batch_size=7).sample(
+        contexts, Sampling(n=2, **asked), keys_B=keys
+    )
     assert fewer == [row[:2] for row in whole]
-    assert sampler.sample(contexts, n=3, keys_B=[f"v{i}" for i in range(5)], **asked) != whole
+    assert sampler.sample(contexts, Sampling(n=3, **asked), keys_B=[f"v{i}" for i in range(5)]) != whole
 
 
 def test_one_draw_follows_the_policy(small_teacher, small_tokens, contexts):
     """Many keys of one context, with a nucleus: a chi-square test against the model's own probabilities."""
     n = 4000
     sampler = TransformersSampler(small_teacher, small_tokens, batch_size=1000)
-    rows = sampler.sample([contexts[0]] * n, temperature=0.7, top_p=0.8, max_new_tokens=1)
+    rows = sampler.sample([contexts[0]] * n, Sampling(temperature=0.7, top_p=0.8, max_new_tokens=1))
     counts = np.bincount([row[0].token_ids[0] for row in rows], minlength=small_teacher.config.vocab_size)
     with torch.no_grad():
         p = torch.softmax(small_teacher(torch.tensor([contexts[0]])).logits[0, -1].double() / 0.7, -1).numpy()

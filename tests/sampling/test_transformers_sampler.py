@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import anyo_rl.sampling.transformers as sampler_module
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.teacher.tokens import Tokens
 
@@ -28,7 +29,7 @@ def test_greedy_is_greedy_whatever_the_checkpoint_says(small_teacher, small_toke
     config.update(**own)
     before = config.to_dict()
     sampler = TransformersSampler(small_teacher, small_tokens, batch_size=2)
-    found = sampler.sample(contexts, temperature=0, max_new_tokens=8)
+    found = sampler.sample(contexts, Sampling(temperature=0, max_new_tokens=8))
     stops = {small_tokens.eos_id, small_tokens.marker_id}
     assert [row[0].token_ids for row in found] == [greedy_by_hand(small_teacher, c, stops, 8) for c in contexts]
     assert small_teacher.generation_config is config
@@ -38,7 +39,9 @@ def test_greedy_is_greedy_whatever_the_checkpoint_says(small_teacher, small_toke
 def test_sampling_takes_no_top_k_from_the_checkpoint(small_teacher, small_tokens, contexts):
     small_teacher.generation_config.top_k = 1
     small_teacher.generation_config.min_p = 0.99
-    rows = TransformersSampler(small_teacher, small_tokens).sample(contexts[:1], n=50, temperature=3, max_new_tokens=1)
+    rows = TransformersSampler(small_teacher, small_tokens).sample(
+        contexts[:1], Sampling(n=50, temperature=3, max_new_tokens=1)
+    )
     assert len({sample.token_ids for sample in rows[0]}) > 10
 
 
@@ -56,11 +59,11 @@ def test_it_stops_at_the_marker_and_at_the_end(small_teacher, small_tokens, cont
     sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
     for stop in (small_tokens.marker_id, small_tokens.eos_id):
         prefer(small_teacher, stop)
-        for row in sampler.sample(contexts, n=2, temperature=temperature, max_new_tokens=5):
+        for row in sampler.sample(contexts, Sampling(n=2, temperature=temperature, max_new_tokens=5)):
             assert [(s.token_ids, s.finish_reason) for s in row] == [((stop,), "stop")] * 2
             assert row[0].log_probs == pytest.approx((0.0,), abs=1e-6)
     prefer(small_teacher, 7)
-    for row in sampler.sample(contexts, temperature=temperature, max_new_tokens=5):
+    for row in sampler.sample(contexts, Sampling(temperature=temperature, max_new_tokens=5)):
         assert row[0].token_ids == (7,) * 5
         assert row[0].finish_reason == "length"
         assert len(row[0].log_probs) == 5
@@ -69,7 +72,7 @@ def test_it_stops_at_the_marker_and_at_the_end(small_teacher, small_tokens, cont
 def test_no_tokens_after_the_stop_of_a_shorter_neighbour(small_teacher, small_tokens, contexts):
     stops = {small_tokens.eos_id, small_tokens.marker_id}
     sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
-    samples = [s for row in sampler.sample(contexts, n=40, temperature=4, max_new_tokens=200) for s in row]
+    samples = [s for row in sampler.sample(contexts, Sampling(n=40, temperature=4, max_new_tokens=200)) for s in row]
     assert len({len(s.token_ids) for s in samples}) > 3
     for sample in samples:
         assert len(sample.log_probs) == len(sample.token_ids)
@@ -81,7 +84,7 @@ def test_no_tokens_after_the_stop_of_a_shorter_neighbour(small_teacher, small_to
 def test_log_probs_are_those_of_a_teacher_forced_forward(small_teacher, small_tokens, contexts, temperature):
     sampler = TransformersSampler(small_teacher, small_tokens, batch_size=4, with_log_probs=True)
     for context, row in zip(
-        contexts, sampler.sample(contexts, n=3, temperature=temperature, max_new_tokens=6), strict=True
+        contexts, sampler.sample(contexts, Sampling(n=3, temperature=temperature, max_new_tokens=6)), strict=True
     ):
         for sample in row:
             with torch.no_grad():
@@ -104,7 +107,7 @@ def test_log_probs_are_those_of_generation(small_teacher, small_tokens, contexts
 
     monkeypatch.setattr(type(small_teacher), "generate", keep_logits)
     sampler = TransformersSampler(small_teacher, small_tokens, batch_size=6, with_log_probs=True)
-    rows = sampler.sample(contexts, n=2, temperature=1.5, max_new_tokens=6)
+    rows = sampler.sample(contexts, Sampling(n=2, temperature=1.5, max_new_tokens=6))
     (output,) = kept
     by_step = torch.stack([torch.log_softmax(step.float() / 1.5, -1) for step in output.logits], 1)
     new = output.sequences[:, -by_step.shape[1] :]
@@ -121,20 +124,22 @@ def test_seeds_repeat_and_leave_other_draws_alone(small_teacher, small_tokens, c
     untouched = torch.rand(3)
     torch.manual_seed(7)
     small_teacher.train()
-    first = sampler.sample(contexts, n=4, seed=1, max_new_tokens=6)
+    first = sampler.sample(contexts, Sampling(n=4, seed=1, max_new_tokens=6))
     assert torch.equal(torch.rand(3), untouched)
     assert small_teacher.training
     torch.manual_seed(8)
-    assert sampler.sample(contexts, n=4, seed=1, max_new_tokens=6) == first
-    assert sampler.sample(contexts, n=4, seed=2, max_new_tokens=6) != first
+    assert sampler.sample(contexts, Sampling(n=4, seed=1, max_new_tokens=6)) == first
+    assert sampler.sample(contexts, Sampling(n=4, seed=2, max_new_tokens=6)) != first
     assert len({sample.token_ids for sample in first[0]}) > 1  # the draws of one prompt are not copies
 
 
 def test_samples_come_back_in_the_order_of_their_contexts(small_teacher, small_tokens, contexts):
     sampler = TransformersSampler(small_teacher, small_tokens, batch_size=1)
-    together = TransformersSampler(small_teacher, small_tokens).sample(contexts, n=2, temperature=0, max_new_tokens=4)
-    assert together == sampler.sample(contexts, n=2, temperature=0, max_new_tokens=4)
-    assert together[::-1] == sampler.sample(contexts[::-1], n=2, temperature=0, max_new_tokens=4)
+    together = TransformersSampler(small_teacher, small_tokens).sample(
+        contexts, Sampling(n=2, temperature=0, max_new_tokens=4)
+    )
+    assert together == sampler.sample(contexts, Sampling(n=2, temperature=0, max_new_tokens=4))
+    assert together[::-1] == sampler.sample(contexts[::-1], Sampling(n=2, temperature=0, max_new_tokens=4))
     assert [len(row) for row in together] == [2, 2, 2]
-    assert sampler.sample([], n=2) == []
+    assert sampler.sample([], Sampling(n=2)) == []
     assert together[0][0].log_probs is None

@@ -3,9 +3,9 @@ import pytest
 
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.search.answers import answer
+from anyo_rl.search.answers import How, answer
 
 ROWS = [
     {"example_id": f"u{u}:3", "user_id": f"u{u}", "prompt": prompt, "history": history, "target_id": target}
@@ -33,7 +33,7 @@ def ranker(small_catalog, small_teacher) -> LikelihoodRanker:
 
 
 def test_plain_asks_at_once(ranker, small_tokens):
-    found = answer(ROWS, ranker, Scripted([]), small_tokens, "plain", top_k=4)
+    found = answer(ROWS, ranker, Scripted([]), small_tokens, How("plain", top_k=4))
     contexts = [[*small_tokens.context_ids(row["prompt"]), small_tokens.marker_id] for row in ROWS]
     expected = ranker.rank(contexts, [row["target_id"] for row in ROWS], top_k=4)
     assert found.ranks_U.tolist() == expected.ranks_B.tolist()
@@ -44,7 +44,7 @@ def test_plain_asks_at_once(ranker, small_tokens):
 def test_greedy_is_one_path_at_temperature_0(ranker, small_tokens):
     steps = small_tokens.reasoning_ids(["likes tea"])
     sampler = Scripted([[Sample(tuple(steps), (-0.5,) * len(steps), "stop")], [Sample((5, 6), None, "length")]])
-    found = answer(ROWS[:2], ranker, sampler, small_tokens, "greedy", n_paths=9, max_new_tokens=7)
+    found = answer(ROWS[:2], ranker, sampler, small_tokens, How("greedy", Sampling(n=9, max_new_tokens=7)))
     assert (sampler.asked["n"], sampler.asked["temperature"], sampler.asked["max_new_tokens"]) == (1, 0.0, 7)
     starts = [small_tokens.context_ids(row["prompt"]) for row in ROWS]
     expected = ranker.rank([[*starts[0], *steps], [*starts[1], 5, 6, small_tokens.marker_id]], ["i4", "i0"])
@@ -62,7 +62,9 @@ def test_greedy_is_one_path_at_temperature_0(ranker, small_tokens):
 def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_teacher, small_tokens, mask_history):
     paths = [(5, 6, small_tokens.marker_id), (7,), (small_tokens.marker_id,)]
     sampler = Scripted([[Sample(path, None, "stop") for path in paths]] * 3)
-    found = answer(ROWS, ranker, sampler, small_tokens, "mixture", n_paths=3, mask_history=mask_history, top_k=20)
+    found = answer(
+        ROWS, ranker, sampler, small_tokens, How("mixture", Sampling(n=3), mask_history=mask_history, top_k=20)
+    )
     for user, row in enumerate(ROWS):
         start = small_tokens.context_ids(row["prompt"])
         contexts = [small_tokens.marked_context(start, path) for path in paths]
@@ -85,9 +87,9 @@ def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_t
 def test_batches_of_users_change_nothing(ranker, small_tokens, small_teacher, monkeypatch, mode):
     sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
     asked = {"max_new_tokens": 4, "n_paths": 3, "seed": 5}
-    whole = answer(ROWS, ranker, sampler, small_tokens, mode, **asked)
+    whole = answer(ROWS, ranker, sampler, small_tokens, How(mode, **asked))
     monkeypatch.setattr("anyo_rl.search.answers.USERS_AT_ONCE", 2)
-    halves = answer(ROWS, ranker, sampler, small_tokens, mode, **asked)
+    halves = answer(ROWS, ranker, sampler, small_tokens, How(mode, **asked))
     assert halves.ranks_U.tolist() == whole.ranks_U.tolist()
     assert halves.top_ids_U_K == whole.top_ids_U_K
     for key in ("token_ids", "rank", "item_id", "seed", "example_id", "sample_index"):
@@ -96,5 +98,5 @@ def test_batches_of_users_change_nothing(ranker, small_tokens, small_teacher, mo
 
 @pytest.mark.parametrize("mode", ["plain", "greedy", "mixture"])
 def test_no_users(ranker, small_tokens, mode):
-    found = answer([], ranker, Scripted([]), small_tokens, mode)
+    found = answer([], ranker, Scripted([]), small_tokens, How(mode))
     assert (found.ranks_U.tolist(), found.top_ids_U_K, found.paths) == ([], [], [])

@@ -14,9 +14,8 @@ from anyo_rl.stages.arguments import (
     GrpoArguments,
     StarArguments,
     TeacherArguments,
-    parse,
-    plain_errors,
 )
+from anyo_rl.stages.begin import parse, plain_errors
 from anyo_rl.stages.server_arguments import ServerArguments
 from anyo_rl.stages.warm_start import parse_warm_start
 from anyo_rl.training.loop.callbacks import check_saves

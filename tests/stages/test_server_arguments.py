@@ -4,7 +4,7 @@ import pytest
 
 from anyo_rl.llm.server import Server
 from anyo_rl.reasoning.rationales.filters import FilterArguments
-from anyo_rl.stages.arguments import parse
+from anyo_rl.stages.begin import parse
 from anyo_rl.stages.server_arguments import ServerArguments
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.search.answers import answer
+from anyo_rl.search.answers import How, answer
 from anyo_rl.stages.spread import keep_spread
 
 PROMPTS = [("Alien\n", "i1", ["i0"]), ("mug\n", "i9", ["i8"]), ("Toys\n", "i4", ["i5"]), ("lamp\n", "i6", ["i7"])]
@@ -38,7 +39,7 @@ def keep(small_teacher, small_catalog, small_tokens, tmp_path):
 
 def test_examples_are_kept_by_the_spread_of_their_gains(keep, small_teacher, small_catalog, small_tokens):
     ranker, sampler = LikelihoodRanker(small_catalog, small_teacher), TransformersSampler(small_teacher, small_tokens)
-    paths = answer(ROWS, ranker, sampler, small_tokens, "mixture", n_paths=4, top_k=1, **SAMPLING).paths
+    paths = answer(ROWS, ranker, sampler, small_tokens, How("mixture", Sampling(n=4), top_k=1, **SAMPLING)).paths
     gains = ndcg(np.array([path["rank"] for path in paths])).reshape(4, 4)
     spread = gains.max(1) - gains.min(1)
     least = float(np.sort(spread)[2])

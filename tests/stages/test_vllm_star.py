@@ -8,6 +8,7 @@ from trl import ModelConfig
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.vllm.sampler import VllmSampler
 from anyo_rl.stages import sample as sample_job
@@ -43,7 +44,7 @@ def test_a_round_samples_with_the_engine(vllm_engine, tmp_path, monkeypatch):
     rows = star.task.rows(star.examples(1), opened.catalog, opened.tokens)
     paths = star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2)
     sampler = VllmSampler(vllm_engine.llm, opened.tokens)
-    expected = ranked_paths(rows, sampler, opened.catalog, opened.tokens, n=2, max_new_tokens=12, seed=4)
+    expected = ranked_paths(rows, sampler, opened.tokens, opened.catalog, Sampling(n=2, max_new_tokens=12, seed=4))
     columns = ["example_id", "sample_index", "token_ids"]
     assert paths.select(columns).equals(pl.DataFrame(expected).select(columns))
     assert paths["rank"].null_count() == 0

@@ -10,9 +10,13 @@ from trl import GRPOConfig
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.ranking.distribution import DistributionRanker
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.search.answers import How
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.validation import Validation
+from anyo_rl.training.objective import Objective
 from anyo_rl.training.reasoner import ReasonerTrainer
 
 G = 4
@@ -61,9 +65,10 @@ def reasoner(
         rows: dicts of the examples, which training and validation share.
         reward: one reward, or a list of them.
         write_item: whether the model stops after the item in place of the marker.
-        **arguments: as the trainer's.
+        **arguments: of the objective.
     """
     stop_at_marker(model, tokens, write_item)
+    how = How("greedy", Sampling(max_new_tokens=3), top_k=1)
     return ReasonerTrainer(
         model=model,
         args=grpo_config(args, **(settings or {})) if isinstance(args, Path) else args,
@@ -72,8 +77,8 @@ def reasoner(
         reward_funcs=reward if isinstance(reward, list) else [reward],
         catalog=catalog,
         tokens=tokens,
-        validation=Validation(rows, catalog, tokens, "greedy", max_new_tokens=3),
-        **arguments,
+        validation=Validation([Row.of(row) for row in rows], catalog, tokens, how),
+        objective=Objective(**arguments),
     )
 
 

@@ -72,7 +72,7 @@ def train(algorithm: str, args: GRPOConfig, folder: Path) -> list[dict[str, floa
         rows=rows,
         reward=by_rank,
         item_loss="mixture",
-        ppo=Ppo(step_rewards="shaping", source=StepSource()) if algorithm == "ppo" else None,
+        method=Ppo(step_rewards="shaping", source=StepSource()) if algorithm == "ppo" else None,
         rollout_func=lambda prompts, _: replay(prompts, tokens),
     )
     trainer.train()

@@ -89,7 +89,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
             folder,
             reward=by_rank,
             settings=settings,
-            ppo=Ppo() if algorithm == "ppo" else None,
+            method=Ppo() if algorithm == "ppo" else None,
         )
         trainer.train(resume_from_checkpoint=resumed or None)
         histories.append([row for row in trainer.state.log_history if "loss" in row])

@@ -6,8 +6,9 @@ from trl import SFTConfig
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.search.answers import answer
+from anyo_rl.search.answers import How, answer
 from anyo_rl.training.loop.callbacks import MetricsFile
 from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
@@ -105,7 +106,7 @@ def test_two_steps_train_the_completion_only_and_measure_ranks(small_catalog, sm
 
     found = trainer.evaluate()
     sampler, ranker = TransformersSampler(small_teacher, small_tokens), LikelihoodRanker(small_catalog, small_teacher)
-    ranks = answer(ROWS, ranker, sampler, small_tokens, "greedy", max_new_tokens=4).ranks_U
+    ranks = answer(ROWS, ranker, sampler, small_tokens, How("greedy", Sampling(max_new_tokens=4))).ranks_U
     assert found["eval_ndcg@10"] == pytest.approx(ndcg(ranks, 10).mean())
     assert found["eval_hr@10"] == (ranks <= 10).mean()
     assert found["eval_mrr"] == pytest.approx((1 / ranks).mean())

@@ -10,6 +10,7 @@ from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.ranking.written import written_ranker
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.training.reasoner import ReasonerTrainer
 from reward.valid_item import ValidItemReward
 from tests.training.helpers import G, reasoner
@@ -112,7 +113,7 @@ def test_log_probabilities_are_those_of_reasoning_and_item(make, small_catalog, 
     trainer = make()
     with_log_probs(trainer)
     contexts = [small_tokens.context_ids(row["prompt"]) for row in ROWS]
-    samples = trainer._sampler(small_teacher).sample(contexts, n=3, max_new_tokens=MOST, seed=1)
+    samples = trainer._sampler(small_teacher).sample(contexts, Sampling(n=3, max_new_tokens=MOST, seed=1))
     small_teacher.eval()
     for context, of_prompt in zip(contexts, samples, strict=True):
         for sample in of_prompt:

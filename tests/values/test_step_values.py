@@ -4,7 +4,7 @@ import pytest
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
 
@@ -64,7 +64,7 @@ def test_monte_carlo_is_the_mean_gain_of_what_is_sampled_on(small_catalog, small
             return [[Sample((*text, marker), None, "stop"), Sample(tuple(text), None, "length")] for _ in contexts_B]
 
     asked = {"n": 2, "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 4}
-    found = monte_carlo_values(ROWS, completions, Fixed(), ranker, small_tokens, **asked)
+    found = monte_carlo_values(ROWS, completions, Fixed(), ranker, small_tokens, Sampling(**asked))
     ((contexts, given),) = seen
     assert given == asked
     assert [len(values) for values in found] == [2, 3, 1, 1]
@@ -82,9 +82,9 @@ def test_monte_carlo_samples_the_teacher(small_catalog, small_teacher, small_tok
     sampler = TransformersSampler(small_teacher, small_tokens)
     ranker = LikelihoodRanker(small_catalog, small_teacher)
     asked = {"n": 3, "max_new_tokens": 4}
-    first = monte_carlo_values(ROWS, completions, sampler, ranker, small_tokens, **asked)
-    again = monte_carlo_values(ROWS, completions, sampler, ranker, small_tokens, **asked)
-    other = monte_carlo_values(ROWS, completions, sampler, ranker, small_tokens, **asked, seed=9)
+    first = monte_carlo_values(ROWS, completions, sampler, ranker, small_tokens, Sampling(**asked))
+    again = monte_carlo_values(ROWS, completions, sampler, ranker, small_tokens, Sampling(**asked))
+    other = monte_carlo_values(ROWS, completions, sampler, ranker, small_tokens, Sampling(seed=9, **asked))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(((values >= 0) & (values <= 1)).all() for values in first + other)
     assert first[0][0] == first[1][0]  # the same state

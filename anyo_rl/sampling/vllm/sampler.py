@@ -7,9 +7,10 @@ vLLM is imported when an engine is asked, so this module is also there without i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from anyo_rl.sampling.protocol import Sample
+from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.seeds import keys_of, request_seed
 from anyo_rl.teacher.tokens import Tokens
 
@@ -49,16 +50,7 @@ def check_log_probs(mode: str, with_log_probs: bool, temperature: float, top_p: 
         )
 
 
-def request_settings(
-    stops: Sequence[int],
-    with_log_probs: bool,
-    *,
-    n: int,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    seed: int,
-) -> dict[str, Any]:
+def request_settings(stops: Sequence[int], with_log_probs: bool, sampling: Sampling) -> dict[str, Any]:
     """Arguments of `vllm.SamplingParams` for one request.
 
     Nothing is left to the checkpoint's generation config, which would bring in its own top_k and stop tokens.
@@ -66,24 +58,20 @@ def request_settings(
     Args:
         stops: tokens that end a completion.
         with_log_probs: whether to ask for the log-probability of the tokens.
-        n: completions; greedy gives one.
-        temperature: 0 (greedy) or more.
-        top_p: nucleus, in (0, 1].
-        max_new_tokens: most tokens.
-        seed: of this request (`request_seed`); vLLM adds the sample's index.
+        sampling: how; its seed is that of this request (`request_seed`), to which vLLM adds the sample's index.
     """
-    greedy = temperature == 0
+    greedy = sampling.temperature == 0
     return {
-        "n": 1 if greedy else n,  # vLLM refuses to be greedy twice
-        "temperature": float(temperature),
-        "top_p": 1.0 if greedy else top_p,
+        "n": 1 if greedy else sampling.n,  # vLLM refuses to be greedy twice
+        "temperature": float(sampling.temperature),
+        "top_p": 1.0 if greedy else sampling.top_p,
         "top_k": 0,
         "min_p": 0.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
-        "max_tokens": max_new_tokens,
-        "seed": None if greedy else seed,
+        "max_tokens": sampling.max_new_tokens,
+        "seed": None if greedy else sampling.seed,
         # The end of sequence by its id: what the checkpoint calls one may be other tokens.
         "ignore_eos": True,
         "stop_token_ids": list(stops),
@@ -130,23 +118,16 @@ class VllmSampler:
     def sample(
         self,
         contexts_B: Sequence[Sequence[int]],
+        sampling: Sampling = Sampling(),
         *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 64,
-        seed: int = 0,
         keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
         """See `anyo_rl.sampling.protocol.Sampler`.
 
         Args:
             contexts_B: token ids of the prompts.
-            n: completions of each; those of a smaller n are the first of a larger one's.
-            temperature: 0 (greedy, n copies), or 0.01 to 2, which are vLLM's bounds.
-            top_p: nucleus, in (0, 1].
-            max_new_tokens: most tokens, the marker included.
-            seed: of the draws.
+            sampling: how; completions of a smaller n are the first of a larger one's. The temperature is 0 (greedy,
+                n copies), or 0.01 to 2, which are vLLM's bounds.
             keys_B: what tells the contexts apart, such as example ids. By default the context itself, and which of
                 the same contexts in the call it is.
 
@@ -154,39 +135,28 @@ class VllmSampler:
             ValueError: a setting is out of its range, a context is empty or too long, keys are not one for each
                 context, or the engine has not the log-probabilities that are asked for.
         """
-        self._check(contexts_B, n, temperature, top_p, max_new_tokens)
-        keys = keys_of(contexts_B, keys_B)
-        params = [
-            self.params(n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, key=key)
-            for key in keys
-        ]
+        self._check(contexts_B, sampling)
+        params = [self.params(sampling, key) for key in keys_of(contexts_B, keys_B)]
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(context)} for context in contexts_B],
             params,
             lora_request=self.lora_request,
             use_tqdm=False,
         )
-        copies = n if temperature == 0 else 1
+        copies = sampling.n if sampling.temperature == 0 else 1
         return [[self._sample(found) for found in output.outputs] * copies for output in outputs]
 
-    def params(self, *, n: int, temperature: float, top_p: float, max_new_tokens: int, seed: int, key: str) -> Any:
+    def params(self, sampling: Sampling, key: str) -> Any:
         """The `vllm.SamplingParams` of one context's request."""
         from vllm import SamplingParams
 
-        settings = request_settings(
-            self.stops,
-            self.with_log_probs,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            seed=request_seed(seed, key),
-        )
+        of_request = replace(sampling, seed=request_seed(sampling.seed, key))
+        settings = request_settings(self.stops, self.with_log_probs, of_request)
         return SamplingParams(**settings, flat_logprobs=self.with_log_probs)
 
-    def _check(
-        self, contexts: Sequence[Sequence[int]], n: int, temperature: float, top_p: float, max_new_tokens: int
-    ) -> None:
+    def _check(self, contexts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        n, max_new_tokens = sampling.n, sampling.max_new_tokens
+        temperature, top_p = sampling.temperature, sampling.top_p
         heated = temperature == 0 or LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE
         if n < 1 or max_new_tokens < 1 or not heated or not 0 < top_p <= 1:
             raise ValueError(

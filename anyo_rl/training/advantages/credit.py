@@ -1,18 +1,23 @@
-"""Credit for steps: how the tokens of a reasoning share the reward of its outcome."""
+"""GRPO's advantages as a run is told: what the tokens of a reasoning are credited with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 
-from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.objectives import ProcessReduction, Scale, process_advantages, progress_advantages
+from anyo_rl.training.advantages.batch import Batch
+from anyo_rl.training.advantages.outcome import outcome
+from anyo_rl.training.advantages.process import ProcessReduction, process
+from anyo_rl.training.advantages.progress import progress
 from anyo_rl.values.source import StepSource
 
-StepAdvantages = Literal["progress", "process"]
+Advantages = Literal["outcome", "progress", "process"]
+ADVANTAGES: dict[Advantages, Callable[..., torch.Tensor]] = {
+    "outcome": outcome,
+    "progress": progress,
+    "process": process,
+}
 
 
 @dataclass(frozen=True)
@@ -20,78 +25,35 @@ class Credit:
     """What a step is credited with.
 
     Attributes:
-        advantages: `progress` (the path's reward, less what was gained before the step) or `process` (what this step
-            and those after it gained); see `anyo_rl.training.objectives`.
-        source: what the states between steps are worth.
+        advantages: `outcome` (the path's reward, alike for all steps), `progress` (the same, less what was gained
+            before the step) or `process` (what this step and those after it gained).
+        source: what the states between steps are worth, where the outcome is not all.
         reduction: for `process`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or no source where one is needed.
     """
 
-    advantages: StepAdvantages = "progress"
-    source: StepSource = field(default_factory=StepSource)
+    advantages: Advantages = "outcome"
+    source: StepSource | None = None
     reduction: ProcessReduction = "mean"
 
     def __post_init__(self) -> None:
-        for name, kind in (("advantages", StepAdvantages), ("reduction", ProcessReduction)):
+        for name, kind in (("advantages", Advantages), ("reduction", ProcessReduction)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
+        if (self.advantages == "outcome") != (self.source is None):
+            raise ValueError(
+                f"advantages is {self.advantages!r} {'without' if self.source is None else 'with'} a source of step "
+                f"values: outcome takes none, and the others need one"
+            )
 
-    def token_advantages(
-        self,
-        values_B: Sequence[np.ndarray],
-        outcomes_B: Sequence[float],
-        rewards_N: torch.Tensor,
-        completion_ids_B_T: torch.Tensor,
-        tokens: Tokens,
-        accelerator: Accelerator,
-        *,
-        group_size: int,
-        scale: Scale,
-    ) -> torch.Tensor:
-        """Advantages of this process's completions: for each token those of the step that it is a part of.
+    @property
+    def critic(self) -> None:
+        """GRPO has none: its baseline is the group."""
+        return None
 
-        Called by all processes together, since a group may lie on several.
-
-        Args:
-            values_B: what `source` gave.
-            outcomes_B: the gain after the last step; 0 for a completion without a marker.
-            rewards_N: rewards of the completions of all processes.
-            completion_ids_B_T: (B, T) token ids, padded on the right.
-            tokens: the teacher's tokenizer and marker.
-            accelerator: the processes.
-            group_size: completions of each prompt, in a row.
-            scale: TRL's `scale_rewards`; `process` is always scaled by the group.
-
-        Returns:
-            (B, T) advantages; the marker belongs to the last step.
-        """
-        device = completion_ids_B_T.device
-        longest = torch.tensor([max(map(len, values_B))], device=device)
-        states_B_S = np.full((len(values_B), int(accelerator.gather(longest).max()) + 1), np.nan, np.float32)
-        for row, values, outcome in zip(states_B_S, values_B, outcomes_B, strict=True):
-            row[: len(values) + 1] = [*values, outcome]
-        states_N_S = accelerator.gather(torch.from_numpy(states_B_S).to(device))
-        if self.advantages == "progress":
-            before_N_S = states_N_S[:, :-1].masked_fill(states_N_S[:, 1:].isnan(), torch.nan)
-            advantages_N_S = progress_advantages(rewards_N, before_N_S, group_size, scale)
-        else:
-            advantages_N_S = process_advantages(states_N_S.diff(dim=1), group_size, self.reduction)
-        start = accelerator.process_index * len(values_B)
-        step_B_T = steps_of_tokens(completion_ids_B_T, tokens)
-        return advantages_N_S[start : start + len(values_B)].gather(1, step_B_T)
-
-
-def steps_of_tokens(completion_ids_B_T: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-    """(B, T) which step each token is a part of, from 0; what comes after the last step, the marker too, is its part.
-
-    Args:
-        completion_ids_B_T: token ids, padded on the right.
-        tokens: the teacher's tokenizer and marker.
-    """
-    step_B_T = torch.zeros_like(completion_ids_B_T)
-    for step_T, ids in zip(step_B_T, completion_ids_B_T.tolist(), strict=True):
-        for end in tokens.step_ends(ids)[:-1]:
-            step_T[end:] += 1
-    return step_B_T
+    def token_advantages(self, batch: Batch) -> torch.Tensor:
+        """(B,) or (B, T) advantages of this process's completions; the marker belongs to the last step."""
+        settings = {"reduction": self.reduction} if self.advantages == "process" else {}
+        return ADVANTAGES[self.advantages](batch, **settings)

@@ -2,30 +2,41 @@
 
 The policy loss is TRL's clipped one; what is added to GRPO is a critic, advantages by GAE in place of the group's, and
 the critic's own loss. The reward of the outcome is given with a completion's last token, and those of steps where they
-end.
+end. All of it is arrays in and arrays out: the trainer runs the forwards.
 """
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from trl import GRPOConfig
 
-from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.advantages.credit import steps_of_tokens
-from anyo_rl.training.objectives import clipped_value_loss, gae, potential_shaping, whiten
+from anyo_rl.training.advantages.batch import AddUp, Batch, masked_mean
+from anyo_rl.training.advantages.gae import clipped_value_loss, gae, potential_shaping, whiten
 from anyo_rl.values.source import StepSource
-
-if TYPE_CHECKING:
-    from anyo_rl.training.reasoner import ReasonerTrainer
 
 CRITIC_FACTOR = 10.0
 StepRewards = Literal["none", "shaping", "scores"]
 CriticKind = Literal["head", "separate"]
 KlPlace = Literal["reward", "loss"]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What PPO's losses need of a batch that was just sampled.
+
+    Attributes:
+        advantages: (B, T), of the policy's loss.
+        old_values: (B, T) values of the states before each token, as they were when it was sampled.
+        returns: (B, T), what the values are fitted to.
+        value_mask: (B, T) which of them count: completions that no reward applies to teach nothing.
+        numbers: for the log, over all processes.
+    """
+
+    advantages: torch.Tensor
+    old_values: torch.Tensor
+    returns: torch.Tensor
+    value_mask: torch.Tensor
+    numbers: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -78,115 +89,78 @@ class Ppo:
         if (self.step_rewards == "none") != (self.source is None):
             raise ValueError("rewards for steps need a source of their values, and only they do")
 
-    def token_rewards(
-        self,
-        rewards_B: torch.Tensor,
-        mask_B_T: torch.Tensor,
-        completion_ids_B_T: torch.Tensor,
-        tokens: Tokens,
-        values_B: Sequence[np.ndarray] = (),
-        outcomes_B: Sequence[float] = (),
-    ) -> torch.Tensor:
-        """(B, T) rewards of tokens: the completion's at its last token, and what steps get.
-
-        Args:
-            rewards_B: rewards of completions; 0 where there is none.
-            mask_B_T: which tokens there are.
-            completion_ids_B_T: token ids, padded on the right.
-            tokens: the teacher's tokenizer and marker.
-            values_B: V_0 … V_{T−1} of each completion's steps, where steps are rewarded.
-            outcomes_B: the value after the last step, likewise.
-        """
+    def token_rewards(self, batch: Batch) -> torch.Tensor:
+        """(B, T) rewards of tokens: the completion's at its last token (0 where there is none), and what steps get."""
+        rewards_B, mask_B_T = batch.rewards_A[batch.own].nan_to_num(), batch.mask_B_T
         given_B_T = torch.zeros(mask_B_T.shape, dtype=torch.float32, device=rewards_B.device)
         last_B = (mask_B_T.sum(1) - 1).clamp(min=0)
         given_B_T.scatter_(1, last_B[:, None], rewards_B[:, None].float())
         if self.step_rewards == "shaping":
-            phi_B_T = torch.zeros_like(given_B_T)
-            for phi_T, step_T, values in zip(
-                phi_B_T, steps_of_tokens(completion_ids_B_T, tokens), values_B, strict=True
-            ):
-                phi_T[:] = torch.as_tensor(values, dtype=phi_T.dtype, device=phi_T.device)[step_T]
+            phi_B_T = batch.of_tokens(batch.states).to(given_B_T)
             given_B_T += self.step_reward_weight * potential_shaping(phi_B_T, mask_B_T, self.gamma)
         elif self.step_rewards == "scores":
-            for given_T, ids, values, outcome in zip(
-                given_B_T, completion_ids_B_T.tolist(), values_B, outcomes_B, strict=True
-            ):
-                ends = tokens.step_ends(ids)
-                for end, score in zip(ends, [*values[1 : len(ends)], outcome], strict=False):
-                    given_T[end - 1] += self.step_reward_weight * float(score) / len(ends)
+            for given_T, ends, states_S in zip(given_B_T, batch.ends_B, batch.states[batch.own], strict=True):
+                for end, score in zip(ends, states_S[1:].tolist(), strict=False):
+                    given_T[end - 1] += self.step_reward_weight * score / len(ends)
         return given_B_T * mask_B_T
 
-    def estimates(self, trainer: "ReasonerTrainer", output: dict[str, Any], rewards_B: torch.Tensor) -> dict[str, Any]:
-        """What the loss needs of a batch that was just sampled: `advantages`, `old_values` and `returns`, all (B, T).
-
-        All processes call this together. Completions that no reward applies to teach nothing.
+    def estimates(
+        self,
+        batch: Batch,
+        old_values_B_T: torch.Tensor,
+        penalty_B_T: torch.Tensor | None = None,
+        add_up: AddUp = lambda x: x,
+    ) -> Estimates:
+        """Advantages by GAE, and what the critic is fitted to.
 
         Args:
-            trainer: with the values of steps and the outcomes of this process's completions.
-            output: what TRL made of the batch.
-            rewards_B: weighted rewards of this process's completions, NaN where there is none.
+            batch: the completions.
+            old_values_B_T: (B, T) values of the states before each token.
+            penalty_B_T: (B, T) taken off each token's reward: beta times the divergence from the reference.
+            add_up: sums over all processes, which call this together.
         """
-        mask_B_T, known_B = output["completion_mask"], ~rewards_B.isnan()
-        with torch.no_grad():
-            log_probs_B_T, old_B_T = trainer.log_probs_and_values(output)
-        given_B_T = self.token_rewards(
-            rewards_B.nan_to_num(),
-            mask_B_T,
-            output["completion_ids"],
-            trainer.tokens,
-            trainer.step_values_B,
-            trainer.outcomes_B.tolist(),
-        )
-        if trainer.beta and self.kl == "reward":
-            divergence_B_T = (log_probs_B_T - output["ref_per_token_logps"]) * mask_B_T
-            given_B_T = given_B_T - trainer.beta * divergence_B_T
-            trainer.log_number("kl", trainer.mean(divergence_B_T, mask_B_T))
-        advantages_B_T, returns_B_T = gae(given_B_T, old_B_T, mask_B_T, self.gamma, self.lam)
+        mask_B_T, known_B = batch.mask_B_T, ~batch.rewards_A[batch.own].isnan()
+        given_B_T = self.token_rewards(batch)
+        if penalty_B_T is not None:
+            given_B_T = given_B_T - penalty_B_T
+        advantages_B_T, returns_B_T = gae(given_B_T, old_values_B_T, mask_B_T, self.gamma, self.lam)
         counted_B_T = mask_B_T * known_B[:, None]
-        mean = trainer.mean(returns_B_T, counted_B_T)
-        spread = trainer.mean(returns_B_T.square(), counted_B_T) - mean**2
-        error = trainer.mean((returns_B_T - old_B_T).square(), counted_B_T)
-        trainer.log_number("value/mean", trainer.mean(old_B_T, counted_B_T))
-        trainer.log_number("value/return", mean)
+        mean = masked_mean(returns_B_T, counted_B_T, add_up)
+        spread = masked_mean(returns_B_T.square(), counted_B_T, add_up) - mean**2
+        error = masked_mean((returns_B_T - old_values_B_T).square(), counted_B_T, add_up)
+        numbers = {"value/mean": masked_mean(old_values_B_T, counted_B_T, add_up), "value/return": mean}
         if spread > 0:
-            trainer.log_number("value/explained_variance", 1 - error / spread)
+            numbers["value/explained_variance"] = 1 - error / spread
         if self.whiten_advantages:
-            advantages_B_T = whiten(advantages_B_T, counted_B_T, trainer.accelerator.reduce)
-        return {
-            "advantages": advantages_B_T * counted_B_T,
-            "old_values": old_B_T,
-            "returns": torch.where(counted_B_T.bool(), returns_B_T, old_B_T),
-            "value_mask": counted_B_T,
-        }
+            advantages_B_T = whiten(advantages_B_T, counted_B_T, add_up)
+        return Estimates(
+            advantages=advantages_B_T * counted_B_T,
+            old_values=old_values_B_T,
+            returns=torch.where(counted_B_T.bool(), returns_B_T, old_values_B_T),
+            value_mask=counted_B_T,
+            numbers=numbers,
+        )
 
-    def value_loss(self, trainer: "ReasonerTrainer", inputs: dict[str, Any], values_B_T: torch.Tensor) -> torch.Tensor:
-        """The critic's loss, a mean over the tokens of an optimizer step, as TRL's `dapo` is for the policy."""
-        mask_B_T, old_B_T, returns_B_T = inputs["value_mask"], inputs["old_values"], inputs["returns"]
-        loss_B_T = clipped_value_loss(values_B_T, old_B_T, returns_B_T, self.cliprange_value)
+    def value_loss(
+        self,
+        values_B_T: torch.Tensor,
+        estimates: Estimates,
+        n_tokens: torch.Tensor | float,
+        add_up: AddUp = lambda x: x,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The critic's loss, a mean over the tokens of an optimizer step as TRL's `dapo` is, and numbers for the log.
+
+        Args:
+            values_B_T: (B, T) values, with gradients.
+            estimates: of the same completions; its own numbers are not read.
+            n_tokens: what the sum over tokens is divided by.
+            add_up: sums over all processes, which call this together.
+        """
+        old_B_T, mask_B_T = estimates.old_values, estimates.value_mask
+        loss_B_T = clipped_value_loss(values_B_T, old_B_T, estimates.returns, self.cliprange_value)
         moved_B_T = (values_B_T.detach() - old_B_T).abs() > self.cliprange_value
-        trainer.log_number("value/clip_ratio", trainer.mean(moved_B_T.float(), mask_B_T))
-        trainer.log_number("value/loss", trainer.mean(loss_B_T.detach(), mask_B_T))
-        n = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
-        n = n * trainer.current_gradient_accumulation_steps / trainer.args.steps_per_generation
-        return (loss_B_T * mask_B_T).sum() / n
-
-
-def with_critic(args: GRPOConfig) -> GRPOConfig:
-    """A copy of the settings under which DDP waits for the critic's gradients.
-
-    It would look for weights that a forward left out by that forward's outputs, which values are none of.
-    """
-    args = copy.copy(args)
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False
-    return args
-
-
-def completion_values(values: Sequence[torch.Tensor], n_completion: int) -> torch.Tensor:
-    """(B, T) values of the states before each token of the completions, from recorded forwards over whole sequences.
-
-    Args:
-        values: (B', W) values of parts of the batch, in order.
-        n_completion: T, the tokens of the padded completions.
-    """
-    return torch.cat(list(values))[:, -n_completion - 1 : -1]
+        numbers = {
+            "value/clip_ratio": masked_mean(moved_B_T.float(), mask_B_T, add_up),
+            "value/loss": masked_mean(loss_B_T.detach(), mask_B_T, add_up),
+        }
+        return (loss_B_T * mask_B_T).sum() / n_tokens, numbers

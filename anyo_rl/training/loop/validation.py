@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -12,8 +11,9 @@ from transformers import Trainer
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.metrics.ranking import mean_metrics, per_user_metrics
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.search.answers import Mode, answer
+from anyo_rl.search.answers import How, answer
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.weights import gathered
 
@@ -28,35 +28,22 @@ class Validation:
         rows: validation examples (`anyo_rl.reasoning.rows.make_rows`).
         catalog: the catalog.
         tokens: the teacher's tokenizer and marker.
-        mode: how the teacher answers.
-        n_paths: paths of a mixture.
-        max_new_tokens: longest reasoning.
-        mask_history: whether items of the history are left out.
-        seed: of the mixture's draws, the same each time, so that measurements compare.
+        how: how the teacher answers; the draws of a mixture are the same each time, so that measurements compare.
     """
 
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[Row]
     catalog: Catalog
     tokens: Tokens
-    mode: Mode
-    n_paths: int = 4
-    max_new_tokens: int = 64
-    mask_history: bool = False
-    seed: int = 0
+    how: How
 
-    def metrics(self, model: nn.Module, share: slice = slice(None)) -> list[int]:
+    def ranks(self, model: nn.Module, share: slice = slice(None)) -> list[int]:
         """Ranks of a share of the validation users' targets."""
         answers = answer(
             self.rows[share],
             LikelihoodRanker(self.catalog, model),
             TransformersSampler(model, self.tokens),
             self.tokens,
-            self.mode,
-            n_paths=self.n_paths,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            mask_history=self.mask_history,
-            top_k=1,
+            self.how,
         )
         return answers.ranks_U.tolist()
 
@@ -70,7 +57,7 @@ def run_validation(trainer: Trainer, validation: Validation, prefix: str = "eval
     accelerator = trainer.accelerator
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     with gathered(trainer.model_wrapped, accelerator) as model:
-        ranks = validation.metrics(model, share)
+        ranks = validation.ranks(model, share)
     everyone = np.array(gather_object(ranks) if accelerator.num_processes > 1 else ranks)
     means = mean_metrics(per_user_metrics(everyone, cutoffs=(10,)))
     metrics = {f"{prefix}_{name}": value for name, value in means.items()}

@@ -8,7 +8,6 @@ a process may hold a single group, so reasonings are swapped over all of them.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from accelerate.utils import gather_object
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.rewards.check import wanted_columns
 
@@ -84,59 +84,63 @@ class Probes:
                 f"a reward asks for {', '.join(sorted(self.wanted))}, and an item that is written has none: set "
                 f"ranker to likelihood, or leave the reward out"
             )
-        self._reasonings_B: list[list[int] | None] = []
-        self._columns: dict[str, list[float | None]] = {}
 
-    def swap(
-        self, rows: Sequence[dict], completion_ids: list[list[int]], marker_id: int, group_size: int, accelerator: Any
-    ) -> None:
-        """Shares reasonings out, where they are wanted; all processes call this, before anything can fail on one."""
+    def partners(
+        self, rows: Sequence[Row], completion_ids: list[list[int]], marker_id: int, group_size: int, accelerator: Any
+    ) -> list[list[int] | None]:
+        """For each completion that of another user, where a reward wants to swap them (`swap_partners`); else `None`.
+
+        All processes call this, before anything can fail on one.
+        """
         if SWAPPED not in self.wanted:
-            return
-        mine = [Written(row["user_id"], ids, marker_id in ids) for row, ids in zip(rows, completion_ids, strict=True)]
+            return [None] * len(rows)
+        mine = [Written(row.user_id, ids, marker_id in ids) for row, ids in zip(rows, completion_ids, strict=True)]
         everyone = _gather(mine, accelerator)
         start = accelerator.process_index * len(mine)
         partners = swap_partners(everyone, group_size)[start : start + len(mine)]
-        self._reasonings_B = [None if partner is None else everyone[partner].ids for partner in partners]
+        return [None if partner is None else everyone[partner].ids for partner in partners]
 
     def measure(
         self,
-        rows: Sequence[dict],
+        rows: Sequence[Row],
         completion_ids: list[list[int]],
+        partners_B: Sequence[list[int] | None],
         ranker: LikelihoodRanker,
         tokens: Tokens,
-        log_metric: Callable[[str, float], None],
         excluded_B: Sequence[Sequence[str]] | None = None,
-    ) -> None:
+    ) -> dict[str, list[float | None]]:
         """Asks the engine; the weights are whole, so processes need not wait for one another.
 
         Args:
-            rows: of the batch, with `prompt` and `target_id`.
+            rows: of the batch.
             completion_ids: what was written.
+            partners_B: what `partners` gave.
             ranker: the engine, with the cap and budget of the ranks.
             tokens: the teacher's tokenizer and marker.
-            log_metric: gets the seconds.
             excluded_B: items taken out of each ranking.
+
+        Returns:
+            The wanted columns by name.
         """
+        columns: dict[str, list[float | None]] = {}
         if not self.wanted:
-            return
-        began = time.perf_counter()
-        prompts = [tokens.context_ids(row["prompt"]) for row in rows]
-        targets = [row["target_id"] for row in rows]
+            return columns
+        prompts = [tokens.context_ids(row.prompt) for row in rows]
+        targets = [row.target_id for row in rows]
         if DIRECT in self.wanted:
             # The target's own path gives its probability; its rank would cost a search.
             path = LikelihoodRanker(ranker.catalog, ranker.model, cap=1, node_budget=1, tie_band=0.0)
             found = path.rank([tokens.marked_context(prompt, []) for prompt in prompts], targets, top_k=0)
             assert found.log_probs_B is not None
-            self._columns[DIRECT] = found.log_probs_B.tolist()
+            columns[DIRECT] = found.log_probs_B.tolist()
         if SWAPPED in self.wanted:
             there = [
                 i
-                for i, (ids, other) in enumerate(zip(completion_ids, self._reasonings_B, strict=True))
+                for i, (ids, other) in enumerate(zip(completion_ids, partners_B, strict=True))
                 if other is not None and tokens.marker_id in ids
             ]
             swapped = ranker.rank(
-                [tokens.marked_context(prompts[i], self._reasonings_B[i] or []) for i in there],
+                [tokens.marked_context(prompts[i], partners_B[i] or []) for i in there],
                 [targets[i] for i in there],
                 top_k=0,
                 excluded_B=None if excluded_B is None else [excluded_B[i] for i in there],
@@ -144,12 +148,8 @@ class Probes:
             column: list[float | None] = [None] * len(rows)
             for i, gain in zip(there, ndcg(swapped.ranks_B).tolist(), strict=True):
                 column[i] = gain
-            self._columns[SWAPPED] = column
-        log_metric("probes/seconds", time.perf_counter() - began)
-
-    def row(self, i: int) -> dict[str, float | None]:
-        """The columns of one completion."""
-        return {name: column[i] for name, column in self._columns.items()}
+            columns[SWAPPED] = column
+        return columns
 
 
 def _gather(mine: list[Written], accelerator: Accelerator) -> list[Written]:

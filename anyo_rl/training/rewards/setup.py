@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from datasets import Dataset
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.sequences import training_sequences
@@ -53,9 +54,9 @@ def check_rewards(reward_funcs: Sequence[Callable[..., Any]], settings: Scaling)
 
 
 def prepare_rewards(
-    reward_funcs: Sequence[Callable[..., Any]], rows: list[Row], task: Task, catalog: Catalog, seed: int
-) -> list[Row]:
-    """Fits the rewards that want it, and gives the rows with the columns that rewards ask for.
+    reward_funcs: Sequence[Callable[..., Any]], rows: Sequence[Row], task: Task, catalog: Catalog, seed: int
+) -> Dataset:
+    """Fits the rewards that want it, and gives the training examples with the columns that rewards ask for.
 
     Args:
         reward_funcs: the rewards, as they were loaded.
@@ -69,10 +70,10 @@ def prepare_rewards(
         if fit is not None:
             fit(task, catalog, seed)
     if PROPENSITY not in wanted_columns(reward_funcs):
-        return rows
+        return Dataset.from_list([row.columns() for row in rows])
     counts_N = fit_popularity(training_sequences(task, catalog.index)[0], len(catalog)).counts
     of_item = dict(zip(catalog.item_ids, propensities(counts_N).tolist(), strict=True))
-    return [{**row, PROPENSITY: of_item[row["target_id"]]} for row in rows]
+    return Dataset.from_list([{**row.columns(), PROPENSITY: of_item[row.target_id]} for row in rows])
 
 
 def propensities(counts_N: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.sampling.vllm.engine import RoundEngine, check_heads, engine_environment, engine_settings
 from anyo_rl.teacher.make import make_tiny_teacher
@@ -42,31 +43,33 @@ def test_each_round_samples_with_its_own_weights(vllm_engine, tmp_path):
         adapted.save_pretrained(tmp_path / f"adapter-{round_}")
         adapters[round_] = tmp_path / f"adapter-{round_}"
         merged = adapted.merge_and_unload().eval()
-        expected[round_] = ids(TransformersSampler(merged, tokens).sample(contexts, **GREEDY))
+        expected[round_] = ids(TransformersSampler(merged, tokens).sample(contexts, Sampling(**GREEDY)))
         save_teacher(merged, tokens.tokenizer, tmp_path / f"merged-{round_}")
-    expected[0] = ids(TransformersSampler(model, tokens).sample(contexts, **GREEDY))
+    expected[0] = ids(TransformersSampler(model, tokens).sample(contexts, Sampling(**GREEDY)))
     assert expected[0] != expected[1] != expected[2] != expected[0]
 
     before = dict(os.environ)
     engine = RoundEngine(max_model_len=128, max_lora_rank=8, on_gpu=False, max_num_seqs=64)
     try:
         first = engine.sampler_for(base, tokens)
-        assert ids(first.sample(contexts, **GREEDY)) == expected[0]
+        assert ids(first.sample(contexts, Sampling(**GREEDY))) == expected[0]
         assert dict(os.environ) == before  # the engine's settings are not left to later ones
         for round_ in (1, 2, 1):  # the first one again, from the same prefixes
             sampler = engine.sampler_for(base, tokens, adapters[round_])
             assert sampler.llm is first.llm
-            assert ids(sampler.sample(contexts, **GREEDY)) == expected[round_]
+            assert ids(sampler.sample(contexts, Sampling(**GREEDY))) == expected[round_]
         adapters[2].joinpath("adapter_model.safetensors").replace(adapters[1] / "adapter_model.safetensors")
-        assert ids(engine.sampler_for(base, tokens, adapters[1]).sample(contexts, **GREEDY)) == expected[2]
-        assert ids(engine.sampler_for(base, tokens).sample(contexts, **GREEDY)) == expected[0]
+        assert ids(engine.sampler_for(base, tokens, adapters[1]).sample(contexts, Sampling(**GREEDY))) == expected[2]
+        assert ids(engine.sampler_for(base, tokens).sample(contexts, Sampling(**GREEDY))) == expected[0]
 
         merged = engine.sampler_for(tmp_path / "merged-1", tokens)
         assert merged.llm is not first.llm
-        assert ids(merged.sample(contexts, **GREEDY)) == expected[1]
-        drawn = ids(merged.sample(contexts, n=3, seed=4, max_new_tokens=12))
+        assert ids(merged.sample(contexts, Sampling(**GREEDY))) == expected[1]
+        drawn = ids(merged.sample(contexts, Sampling(n=3, seed=4, max_new_tokens=12)))
         of_adapter = ids(
-            engine.sampler_for(tmp_path / "merged-1", tokens).sample(contexts, n=3, seed=4, max_new_tokens=12)
+            engine.sampler_for(tmp_path / "merged-1", tokens).sample(
+                contexts, Sampling(n=3, seed=4, max_new_tokens=12)
+            )
         )
         assert drawn == of_adapter
     finally:

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.seeds import request_seed
 from anyo_rl.sampling.shards import read_paths, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -100,12 +101,14 @@ def check_frequencies(samples, probabilities: np.ndarray) -> None:
 def test_greedy_writes_what_the_model_in_hand_writes(vllm_engine, many_contexts):
     tokens = vllm_engine.tokens
     asked = {"temperature": 0.0, "max_new_tokens": 24}
-    found = VllmSampler(vllm_engine.llm, tokens, with_log_probs=True).sample(many_contexts, **asked)
-    in_hand = TransformersSampler(vllm_engine.model, tokens, with_log_probs=True).sample(many_contexts, **asked)
+    found = VllmSampler(vllm_engine.llm, tokens, with_log_probs=True).sample(many_contexts, Sampling(**asked))
+    in_hand = TransformersSampler(vllm_engine.model, tokens, with_log_probs=True).sample(
+        many_contexts, Sampling(**asked)
+    )
     for (ours,), (theirs,) in zip(found, in_hand, strict=True):
         assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=LOG_PROB_TOLERANCE)
-    twice = VllmSampler(vllm_engine.llm, tokens, with_log_probs=True).sample(many_contexts[:2], n=2, **asked)
+    twice = VllmSampler(vllm_engine.llm, tokens, with_log_probs=True).sample(many_contexts[:2], Sampling(n=2, **asked))
     assert [[s.token_ids for s in row] for row in twice] == [[row[0].token_ids] * 2 for row in found[:2]]
 
 
@@ -114,7 +117,7 @@ def test_greedy_writes_what_the_model_in_hand_writes(vllm_engine, many_contexts)
 def test_draws_have_the_policy_s_probabilities(vllm_engine, contexts, temperature, top_p):
     sampler = VllmSampler(vllm_engine.llm, vllm_engine.tokens)
     asked = {"n": 2000, "temperature": temperature, "top_p": top_p, "max_new_tokens": 1, "seed": 3}
-    for context, samples in zip(contexts[:2], sampler.sample(contexts[:2], **asked), strict=True):
+    for context, samples in zip(contexts[:2], sampler.sample(contexts[:2], Sampling(**asked)), strict=True):
         with torch.no_grad():
             logits = vllm_engine.model(torch.tensor([context])).logits[0, -1].double()
         p, order = (logits / temperature).softmax(-1).sort(descending=True)
@@ -125,7 +128,7 @@ def test_draws_have_the_policy_s_probabilities(vllm_engine, contexts, temperatur
 
 def test_the_second_token_is_drawn_given_the_first(vllm_engine, contexts):
     sampler = VllmSampler(vllm_engine.llm, vllm_engine.tokens)
-    (samples,) = sampler.sample(contexts[:1], n=4000, temperature=0.4, max_new_tokens=2, seed=1)
+    (samples,) = sampler.sample(contexts[:1], Sampling(n=4000, temperature=0.4, max_new_tokens=2, seed=1))
     firsts, counts = np.unique([sample.token_ids[0] for sample in samples], return_counts=True)
     first = int(firsts[counts.argmax()])
     with torch.no_grad():
@@ -140,7 +143,7 @@ def test_raw_log_probs_leave_the_nucleus_aside(vllm_engine, contexts):
     sampler = VllmSampler(vllm_engine.llm, vllm_engine.tokens, with_log_probs=True)
     for top_p in (1.0, 0.5):
         asked = {"n": 20, "top_p": top_p, "max_new_tokens": 12, "seed": 2}
-        for context, row in zip(contexts, sampler.sample(contexts, **asked), strict=True):
+        for context, row in zip(contexts, sampler.sample(contexts, Sampling(**asked)), strict=True):
             for sample in row:
                 expected = log_probs_by_hand(vllm_engine.model, context, sample.token_ids)
                 assert sample.log_probs == pytest.approx(expected, abs=LOG_PROB_TOLERANCE)
@@ -150,7 +153,9 @@ def test_processed_log_probs_are_at_the_temperature(vllm_engine, lora_llm, conte
     sampler = VllmSampler(lora_llm, vllm_engine.tokens, with_log_probs=True)
     for temperature in (0.0, 0.5, 1.0, 2.0):
         for context, row in zip(
-            contexts, sampler.sample(contexts, n=10, temperature=temperature, max_new_tokens=12, seed=2), strict=True
+            contexts,
+            sampler.sample(contexts, Sampling(n=10, temperature=temperature, max_new_tokens=12, seed=2)),
+            strict=True,
         ):
             for sample in row:
                 expected = log_probs_by_hand(vllm_engine.model, context, sample.token_ids, temperature or 1.0)
@@ -160,15 +165,17 @@ def test_processed_log_probs_are_at_the_temperature(vllm_engine, lora_llm, conte
 def test_log_probs_that_the_engine_has_not_are_refused(vllm_engine, lora_llm, contexts):
     raw = VllmSampler(vllm_engine.llm, vllm_engine.tokens, with_log_probs=True)
     with pytest.raises(ValueError, match=r"raw_logprobs are not .* LLM\(\.\.\., logprobs_mode='processed_logprobs'\)"):
-        raw.sample(contexts, temperature=0.7)
+        raw.sample(contexts, Sampling(temperature=0.7))
     with pytest.raises(ValueError, match="leave top_p at 1, or sample without log-probabilities"):
-        raw.sample(contexts, temperature=0.7, top_p=0.9)
+        raw.sample(contexts, Sampling(temperature=0.7, top_p=0.9))
     processed = VllmSampler(lora_llm, vllm_engine.tokens, with_log_probs=True)
     with pytest.raises(ValueError, match=r"processed_logprobs are not .* logprobs_mode='raw_logprobs'"):
-        processed.sample(contexts, top_p=0.9)
+        processed.sample(contexts, Sampling(top_p=0.9))
     # What would come back: log-probabilities among the nucleus alone, which are too high.
     processed._check = lambda *_: None
-    for context, (sample,) in zip(contexts, processed.sample(contexts, top_p=0.3, max_new_tokens=8), strict=True):
+    for context, (sample,) in zip(
+        contexts, processed.sample(contexts, Sampling(top_p=0.3, max_new_tokens=8)), strict=True
+    ):
         own = log_probs_by_hand(vllm_engine.model, context, sample.token_ids)
         assert sum(sample.log_probs) > sum(own) + 0.01
 
@@ -178,7 +185,7 @@ def test_it_stops_at_the_marker_and_at_the_end(vllm_engine, many_contexts):
     assert tokens.marker_id in vllm_engine.llm.llm_engine.model_config.try_get_generation_config()["eos_token_id"]
     stops = {tokens.eos_id, tokens.marker_id}
     sampler = VllmSampler(vllm_engine.llm, tokens, with_log_probs=True)
-    samples = [s for row in sampler.sample(many_contexts, n=25, max_new_tokens=60, seed=4) for s in row]
+    samples = [s for row in sampler.sample(many_contexts, Sampling(n=25, max_new_tokens=60, seed=4)) for s in row]
     ends = {sample.token_ids[-1] for sample in samples if sample.finish_reason == "stop"}
     assert ends == stops
     for sample in samples:
@@ -193,7 +200,9 @@ def test_only_the_marker_and_the_end_stop(vllm_engine, contexts):
     tokens = vllm_engine.tokens
     other = Tokens(tokens.tokenizer, 7)
     samples = [
-        s for row in VllmSampler(vllm_engine.llm, other).sample(contexts, n=250, max_new_tokens=60) for s in row
+        s
+        for row in VllmSampler(vllm_engine.llm, other).sample(contexts, Sampling(n=250, max_new_tokens=60))
+        for s in row
     ]
     assert any(tokens.marker_id in s.token_ids[:-1] for s in samples)
     assert all(s.token_ids[-1] in (7, tokens.eos_id) for s in samples if s.finish_reason == "stop")
@@ -203,17 +212,19 @@ def test_draws_belong_to_the_example(vllm_engine, many_contexts):
     sampler = VllmSampler(vllm_engine.llm, vllm_engine.tokens)
     asked = {"n": 3, "max_new_tokens": 8, "seed": 1}
     keys = [f"u{i}:1" for i in range(len(many_contexts))]
-    whole = sampler.sample(many_contexts, keys_B=keys, **asked)
-    assert sampler.sample(many_contexts[::-1], keys_B=keys[::-1], **asked) == whole[::-1]
-    alone = [sampler.sample([c], keys_B=[k], **asked)[0] for c, k in zip(many_contexts[:6], keys, strict=False)]
+    whole = sampler.sample(many_contexts, Sampling(**asked), keys_B=keys)
+    assert sampler.sample(many_contexts[::-1], Sampling(**asked), keys_B=keys[::-1]) == whole[::-1]
+    alone = [
+        sampler.sample([c], Sampling(**asked), keys_B=[k])[0] for c, k in zip(many_contexts[:6], keys, strict=False)
+    ]
     assert alone == whole[:6]
-    longer = sampler.sample(many_contexts[:6], keys_B=keys[:6], **asked | {"n": 5})
+    longer = sampler.sample(many_contexts[:6], Sampling(**asked | {"n": 5}), keys_B=keys[:6])
     assert [row[:3] for row in longer] == whole[:6]
-    assert sampler.sample(many_contexts, keys_B=keys, **asked | {"seed": 2}) != whole
+    assert sampler.sample(many_contexts, Sampling(**asked | {"seed": 2}), keys_B=keys) != whole
     # Without keys a context is its own; the same one again is another example.
-    own = sampler.sample(many_contexts, **asked)
+    own = sampler.sample(many_contexts, Sampling(**asked))
     assert own != whole
-    again = sampler.sample([*many_contexts[2:4], many_contexts[2]], **asked)
+    again = sampler.sample([*many_contexts[2:4], many_contexts[2]], Sampling(**asked))
     assert again[:2] == own[2:4]
     assert again[2] != again[0]
     assert len({sample.token_ids for sample in own[0]}) > 1
@@ -225,7 +236,7 @@ def test_a_job_writes_the_same_paths_in_1_shard_and_in_7(vllm_engine, many_conte
 
     def make_paths(rows):
         keys = [row["example_id"] for row in rows]
-        found = sampler.sample([row["context"] for row in rows], keys_B=keys, n=3, max_new_tokens=8, seed=5)
+        found = sampler.sample([row["context"] for row in rows], Sampling(n=3, max_new_tokens=8, seed=5), keys_B=keys)
         return [
             {"example_id": key, "sample_index": g, "token_ids": sample.token_ids, "seed": request_seed(5, key)}
             for key, samples in zip(keys, found, strict=True)
@@ -243,7 +254,7 @@ def test_more_context_than_the_engine_reads_at_once(vllm_engine):
     config = vllm_engine.llm.llm_engine.vllm_config.scheduler_config
     contexts = [[5 + i % 200, *[7] * 199] for i in range(200)]
     assert config.max_num_batched_tokens < 200 * 200
-    found = VllmSampler(vllm_engine.llm, vllm_engine.tokens).sample(contexts, n=2, max_new_tokens=1)
+    found = VllmSampler(vllm_engine.llm, vllm_engine.tokens).sample(contexts, Sampling(n=2, max_new_tokens=1))
     assert [len(row) for row in found] == [2] * 200
 
 
@@ -264,12 +275,12 @@ def test_adapters_are_sampled_with(vllm_engine, lora_llm, many_contexts, adapter
     with_adapter = VllmSampler(
         lora_llm, tokens, with_log_probs=True, lora_request=LoRARequest("policy", 1, str(folder))
     )
-    expected = TransformersSampler(merged, tokens, with_log_probs=True).sample(many_contexts, **asked)
-    plain = VllmSampler(lora_llm, tokens).sample(many_contexts, **asked)
-    for (ours,), (theirs,) in zip(with_adapter.sample(many_contexts, **asked), expected, strict=True):
+    expected = TransformersSampler(merged, tokens, with_log_probs=True).sample(many_contexts, Sampling(**asked))
+    plain = VllmSampler(lora_llm, tokens).sample(many_contexts, Sampling(**asked))
+    for (ours,), (theirs,) in zip(with_adapter.sample(many_contexts, Sampling(**asked)), expected, strict=True):
         assert ours.token_ids == theirs.token_ids
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=LOG_PROB_TOLERANCE)
-    in_hand = TransformersSampler(vllm_engine.model, tokens).sample(many_contexts, **asked)
+    in_hand = TransformersSampler(vllm_engine.model, tokens).sample(many_contexts, Sampling(**asked))
     assert [row[0].token_ids for row in plain] == [row[0].token_ids for row in in_hand]
     assert [row[0].token_ids for row in plain] != [row[0].token_ids for row in expected]
     with pytest.raises(ValueError, match="enable_lora=True"):
@@ -285,9 +296,9 @@ def test_what_cannot_be_honoured_is_refused(vllm_engine, contexts, monkeypatch):
     assert sampler.sample([]) == []
     for wrong in ({"n": 0}, {"temperature": 0.005}, {"temperature": 2.5}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="expected at least 1, at least 1, 0 or"):
-            sampler.sample(contexts, **wrong)
+            sampler.sample(contexts, Sampling(**wrong))
     with pytest.raises(ValueError, match=r"take up to 257 tokens, the engine 256; .*max_model_len=257"):
-        sampler.sample([[5] * 250], max_new_tokens=7)
+        sampler.sample([[5] * 250], Sampling(max_new_tokens=7))
     with pytest.raises(ValueError, match="a context is empty"):
         sampler.sample([[5], []])
     with pytest.raises(ValueError, match="1 different keys for 2 contexts"):

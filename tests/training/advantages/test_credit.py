@@ -159,4 +159,4 @@ def test_unknown_advantages_are_refused():
 
 def test_rewards_normalised_one_by_one_have_no_scale_for_values(make_stepping):
     with pytest.raises(ValueError, match="set ranker to likelihood and multi_objective_aggregation"):
-        make_stepping(credit=Credit(), settings={"multi_objective_aggregation": "normalize_then_sum"})
+        make_stepping(method=Credit(), settings={"multi_objective_aggregation": "normalize_then_sum"})

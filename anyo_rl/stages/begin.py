@@ -1,0 +1,178 @@
+"""How every recipe begins: what it is told (YAML with flags on top, strictly), its launch, data and run folder."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from accelerate import PartialState
+from transformers import TrainingArguments
+from trl import ModelConfig, TrlParser
+
+from anyo_rl.data.schema import DataError
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.run.folder import RunFolderError, resolve, start_run
+from anyo_rl.run.launch import LaunchError, check_launch
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.job import Job
+from anyo_rl.teacher.policy import TREE_ATTENTION
+from anyo_rl.training.loop.callbacks import check_saves
+from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
+
+
+def begin(
+    dataclass_types: Sequence[type],
+    default_config: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    on_cpu: bool | None = None,
+) -> tuple[Any, ...]:
+    """The preamble of a recipe: parses what it is told, sets up its console, and checks its launch.
+
+    Args:
+        dataclass_types: what it is told.
+        default_config: the YAML file where `--config` names none.
+        defaults: values below those of the YAML file.
+        on_cpu: whether processes meet on the CPU, for recipes without trainer settings, which would say so.
+
+    Returns:
+        See `parse`.
+
+    Raises:
+        LaunchError: what runs is not what was asked of the launcher.
+        SystemExit: see `parse`; or checkpoints come without a validation.
+    """
+    parsed = parse(dataclass_types, default_config, defaults=defaults)
+    state = PartialState() if on_cpu is None else PartialState(cpu=on_cpu)
+    logging.basicConfig(level=logging.INFO if state.is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a server
+    check_launch()
+    with plain_errors(ValueError):
+        for instance in parsed:
+            if isinstance(instance, TrainingArguments):
+                check_saves(instance)
+    return parsed
+
+
+def start_job(
+    data_args: DataArguments,
+    model_args: ModelConfig,
+    teacher_args: TeacherArguments,
+    training_args: TrainingArguments,
+    *others: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Job:
+    """Loads the data and claims the run folder for these arguments.
+
+    Args:
+        data_args: the data.
+        model_args: how teachers are loaded.
+        teacher_args: how teachers are made, validated and evaluated.
+        training_args: TRL's settings, with the folder and the seed.
+        *others: dataclasses that the run depends on besides.
+        chat_template_kwargs: what chat templates are told.
+        **sections: what the folder records besides, by name.
+
+    Raises:
+        DataError: the data cannot be used.
+        RunFolderError: the folder is of a run with other arguments.
+    """
+    arguments = resolve(data_args, model_args, teacher_args, *others, training_args, **sections)
+    task, folder = load_task(data_args), Path(training_args.output_dir)
+    start_run(folder, arguments, task.report)
+    return Job(folder, task, model_args, teacher_args, training_args.seed, chat_template_kwargs)
+
+
+def parse(
+    dataclass_types: Sequence[type],
+    default_config: Path | None = None,
+    args: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Parses flags on top of the YAML file of `--config`, or on top of the default file where none is named.
+
+    Args:
+        dataclass_types: what to parse.
+        default_config: the YAML file where `--config` names none.
+        args: flags; those of the command line if `None`.
+        defaults: values below those of the YAML file, in place of the dataclasses' own; others are ignored.
+
+    Returns:
+        One instance of each dataclass, then the path of the config file (`None` where there is none).
+
+    Raises:
+        SystemExit: an unknown key or flag, a value of the wrong kind, or a file that is not there; says which.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if args[-1:] == ["--config"]:
+        sys.exit("--config has no path after it; the shipped configs are in recipes/configs")
+    if "--config" not in args and default_config is not None:
+        args = ["--config", str(default_config), *args]
+    config = Path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
+    if config is not None and not config.is_file():
+        sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
+    try:
+        parser = TrlParser(list(dataclass_types))
+        parser.set_defaults_with_config(**(defaults or {}))
+        parsed = parser.parse_args_and_config(args)
+        for instance in parsed:
+            _check_choices(instance)
+            _check_attention(instance)
+            if getattr(instance, "hub_token", None):
+                raise ValueError(
+                    "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
+                )
+        return (*parsed, config)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        sys.exit(f"{config or 'command line'}: {error}")
+
+
+@contextmanager
+def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the program with the message alone where the user can mend the cause, as on a full disk; also a decorator.
+
+    Everything else keeps its traceback: it is a bug, ours or a reward's.
+
+    Args:
+        *kinds: errors whose message says all there is to say; those of data, launches, run folders and checkpoints if
+            none is named.
+
+    Raises:
+        SystemExit: in place of such an error, with its message and exit status 1.
+    """
+    caught = kinds or (DataError, LaunchError, RunFolderError, CheckpointError)
+    try:
+        yield
+    except caught as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        sys.exit(
+            f"error: no room to write ({error}). What was finished is whole: make room, and the same command goes on"
+        )
+
+
+def _check_attention(instance: Any) -> None:
+    """Refuses at the start what ranking would refuse at the first validation."""
+    attention = getattr(instance, "attn_implementation", None)
+    if attention not in (None, *TREE_ATTENTION):
+        raise ValueError(
+            f"attn_implementation is {attention!r}; expected one of {', '.join(TREE_ATTENTION)}: ranks are read with "
+            f"a mask over the tree of items, which others do not take"
+        )
+
+
+def _check_choices(instance: Any) -> None:
+    """Checks values against `Literal` types: argparse does so for flags, but not for what comes from YAML."""
+    for item in dataclasses.fields(instance):
+        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
+        value = getattr(instance, item.name)
+        if choices and value not in choices:
+            raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(map(str, choices))}")

@@ -1,0 +1,115 @@
+"""What a recipe was asked to do, as one noun that its stages share."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from anyo_rl.catalog.item_tokens import ItemTokens
+from anyo_rl.catalog.opening import Opening, Teacher
+from anyo_rl.data.task import Task
+from anyo_rl.reasoning.rows import Row, make_rows, sample_texts
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.search.answers import How, Mode
+from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.teacher.codes import add_codes
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.training.loop.validation import Validation
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe was asked.
+
+    Attributes:
+        folder: the run folder.
+        task: the data.
+        model_args: how teachers are loaded (TRL's); the path in it is what the run starts from, none makes a tiny one.
+        teacher_args: the marker, what teachers answer with, how long they reason, how they are validated.
+        seed: of everything that is drawn.
+        chat_template_kwargs: what chat templates are told.
+    """
+
+    folder: Path
+    task: Task
+    model_args: ModelConfig
+    teacher_args: TeacherArguments
+    seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def teacher_folder(self, stage: str) -> Path:
+        """Where a stage keeps its finished teacher; that the folder is there says that the stage is done."""
+        return self.folder / stage / TEACHER
+
+    @property
+    def opening(self) -> Opening:
+        """How this run's teachers are opened."""
+        args = self.teacher_args
+        return Opening(
+            folder=self.folder,
+            items=self.task.interactions.items,
+            model_args=self.model_args,
+            make=self._make,
+            item_tokens=ItemTokens(
+                kind=args.item_tokens,
+                column=args.semantic_id_column,
+                n_levels=args.semantic_id_levels,
+                n_codes=args.semantic_id_codes,
+                seed=self.seed,
+            ),
+            marker_token=args.marker_token,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
+    @contextmanager
+    def opened(self, path: Path | str) -> Iterator[Teacher]:
+        """A teacher to be asked; see `Opening.opened`."""
+        with self.opening.opened(path) as teacher:
+            yield teacher
+
+    def rows(self, split: str, teacher: Teacher, limit: int | None = None) -> list[Row]:
+        """The examples of a split as a teacher reads them; with a limit, that many drawn by the data seed."""
+        return self.rows_of(self.task.split(split, limit), teacher)
+
+    def rows_of(self, examples: pl.DataFrame, teacher: Teacher) -> list[Row]:
+        """Examples as a teacher reads them."""
+        return make_rows(self.task, examples, teacher.catalog, teacher.tokens)
+
+    def how(self, mode: Mode, top_k: int = 20) -> How:
+        """How users are answered in this run."""
+        args = self.teacher_args
+        sampling = Sampling(n=args.n_paths, max_new_tokens=args.max_reasoning_tokens, seed=self.seed)
+        return How(mode, sampling, mask_history=self.task.args.mask_history, top_k=top_k)
+
+    def validation(self, teacher: Teacher, mode: Mode | None = None) -> Validation:
+        """What is measured on validation users while training.
+
+        Args:
+            teacher: reads them.
+            mode: how it answers; as the run was told if `None`.
+        """
+        how = self.how(mode or self.teacher_args.eval_mode, top_k=1)
+        return Validation(
+            rows=self.rows("validation", teacher, self.task.args.max_validation),
+            catalog=teacher.catalog,
+            tokens=teacher.tokens,
+            how=dataclasses.replace(how, sampling=dataclasses.replace(how.sampling, seed=0)),
+        )
+
+    def _make(self, codes: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A tiny teacher for the task, which knows the codes."""
+        args = self.teacher_args
+        tokenizer = train_tokenizer(sample_texts(self.task), args.tiny_vocab_size)
+        add_codes(tokenizer, codes)
+        model = make_tiny_teacher(
+            tokenizer, hidden_size=args.tiny_hidden_size, n_layers=args.tiny_layers, seed=self.seed
+        )
+        return model, tokenizer

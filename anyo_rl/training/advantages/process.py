@@ -1,0 +1,56 @@
+"""Process-supervised GRPO: rewards of steps, normalised over the group."""
+
+from typing import Literal
+
+import torch
+
+from anyo_rl.training.advantages.batch import EPSILON, Batch
+
+ProcessReduction = Literal["sum", "mean"]
+
+
+def process(batch: Batch, reduction: ProcessReduction = "mean") -> torch.Tensor:
+    """(B, T) advantages of tokens: those of the step that each is a part of, by `process_advantages`.
+
+    The reward of a step is what its state gained, so rewards other than the gain have no part in it.
+    """
+    return batch.of_tokens(process_advantages(batch.states.diff(dim=1), batch.group_size, reduction))
+
+
+def process_advantages(
+    step_rewards_A_S: torch.Tensor, group_size: int, reduction: ProcessReduction = "mean"
+) -> torch.Tensor:
+    """Process-supervised GRPO (DeepSeekMath, arXiv 2402.03300 §4.1.3): rewards of steps, normalised over the group.
+
+    The tokens of a step get the sum of the normalised rewards r̃ of this step and those after it.
+
+    Args:
+        step_rewards_A_S: (A, S) a reward for each step; NaN where a path has fewer.
+        group_size: paths of each prompt, G.
+        reduction: `sum` is the paper's, which pays for steps: those that are better than the mean by anything make a
+            path better the more there are of them. `mean` divides the sum by the number of steps in it, and padding
+            a path with steps like its others gains nothing.
+
+    Returns:
+        (A, S) advantages; 0 where a path has fewer steps.
+
+    >>> process_advantages(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), 2, "sum").round(decimals=2)
+    tensor([[ 1.7300,  0.8700],
+            [-1.7300, -0.8700]])
+    """
+    there = ~step_rewards_A_S.isnan()
+    groups, there_G = (
+        step_rewards_A_S.nan_to_num().view(-1, group_size * there.shape[1]),
+        there.view(-1, group_size * there.shape[1]),
+    )
+    n = there_G.sum(1, keepdim=True).clamp(min=1)
+    mean = groups.sum(1, keepdim=True) / n
+    centred = torch.where(there_G, groups - mean, 0.0)
+    std = (centred.square().sum(1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
+    normal = (centred / (std + EPSILON)).view_as(step_rewards_A_S)
+    to_go = normal.flip(1).cumsum(1).flip(1)
+    if reduction == "mean":
+        to_go = to_go / there.flip(1).cumsum(1).flip(1).clamp(min=1)
+    elif reduction != "sum":
+        raise ValueError(f"the reduction is {reduction!r}; expected sum or mean")
+    return torch.where(there, to_go, 0.0)
