@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.search.answers import How
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
@@ -100,7 +101,7 @@ def main() -> None:
     rows = make_rows(task, task.split("train"), catalog, tokens)
     dataset = Dataset.from_list(rows)
     ours_only = {"catalog": catalog, "tokens": tokens, "item_loss": "none"}
-    ours_only["validation"] = Validation(rows[:1], catalog, tokens, "greedy")
+    ours_only["validation"] = Validation(rows[:1], catalog, tokens, How("greedy", top_k=1))
 
     def turn(ours: bool, folder: str, seed: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
         model = make_tiny_teacher(tokens.tokenizer, hidden_size=args.hidden_size, n_layers=args.layers)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -98,8 +98,7 @@ class Evaluation:
         if together and not PartialState().is_main_process:
             return
         if answers.paths:
-            known = {"policy": stage, "split": "test", "model": stage}
-            paths = paths_table([{**path, **known} for path in answers.paths])
+            paths = paths_table([replace(path, policy=stage, split="test", model=stage) for path in answers.paths])
             write_table(paths, self.run_dir / "paths" / f"{stage}.{mode}.parquet")
         frame = pl.DataFrame(
             {"example_id": self.test["example_id"], "rank": answers.ranks_U},

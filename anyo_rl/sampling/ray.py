@@ -184,7 +184,7 @@ class RaySampler:
         if not stopped and len(token_ids) != self._sampling.max_new_tokens:  # Ray does not pass on why it ended
             raise RuntimeError(
                 f"an engine ended a completion after {len(token_ids)} tokens, none of {self.stops} the last: expected "
-                f"one, or {self._asked['max_new_tokens']} tokens"
+                f"one, or {self._sampling.max_new_tokens} tokens"
             )
         log_probs = tuple(map(float, row["log_probs"])) if self.with_log_probs else None
         of_key = self._found.get(row["key"])

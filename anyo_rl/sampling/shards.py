@@ -97,7 +97,6 @@ def run_shards(
         ValueError: a count is below 1.
     """
     folder, n_shards, n_samples = job.folder, job.n_shards, job.sampling.n
-    known = {"policy": job.policy, "split": job.split, "model": job.model}
     if n_shards < 1 or n_samples < 1:
         raise ValueError(f"n_shards {n_shards}, n_samples {n_samples}: expected at least 1")
     ids = [row.example_id for row in rows]
@@ -133,7 +132,11 @@ def run_shards(
                 if not _is_done(file, fingerprint):  # by somebody else, just before
                     mine = slice(part.start, part.stop)
                     paths = make_paths(rows[mine]) if part else []
-                    frame = _checked([replace(path, **known) for path in paths], ids[mine], n_samples)
+                    frame = _checked(
+                        [replace(path, policy=job.policy, split=job.split, model=job.model) for path in paths],
+                        ids[mine],
+                        n_samples,
+                    )
                     try:
                         write_table(frame, file, {FINGERPRINT: fingerprint}, partial)
                     except FileNotFoundError:  # the next owner of our claim was done first and tidied up

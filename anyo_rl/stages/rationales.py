@@ -29,7 +29,7 @@ from anyo_rl.reasoning.rationales.filters import FilterArguments, Verdict, count
 from anyo_rl.reasoning.rationales.questions import Question
 from anyo_rl.reasoning.rationales.titles import Titles
 from anyo_rl.run.files import write_table, write_whole
-from anyo_rl.sampling.paths import paths_table
+from anyo_rl.sampling.paths import SampledPath, paths_table
 
 REPORT = "rationales.json"
 TABLE = "rationales.md"
@@ -132,25 +132,28 @@ def report_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _path(question: Question, sample: int, answer: Answer, verdict: Verdict, server: Server) -> dict[str, Any]:
+def _path(question: Question, sample: int, answer: Answer, verdict: Verdict, server: Server) -> SampledPath:
     example, prompt = question.example, question.prompt
     rewards = {"kept": 1.0} if verdict.reason is None else {"kept": 0.0, verdict.reason: 0.0}
-    return {
-        **{name: example[name] for name in ("example_id", "user_id", "split", "target_id")},
-        "sample_index": sample,
-        "policy": server.model,
-        "history": list(question.history),
-        "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-        "completion": answer.text,
-        "steps": list(verdict.steps),
-        "item_id": verdict.item_id,
-        "item_title": verdict.item,
-        "target_title": question.shown.target,
-        "rewards": json.dumps(rewards),
-        "finish_reason": answer.finish_reason,
-        "model": server.model,
-        "seed": None if server.seed is None else server.seed + sample,
-    }
+    return SampledPath(
+        example_id=example["example_id"],
+        sample_index=sample,
+        policy=server.model,
+        split=example["split"],
+        user_id=example["user_id"],
+        history=list(question.history),
+        prompt=prompt if isinstance(prompt, str) else prompt[-1]["content"],
+        completion=answer.text,
+        steps=list(verdict.steps),
+        item_id=verdict.item_id,
+        item_title=verdict.item,
+        target_id=example["target_id"],
+        target_title=question.shown.target,
+        rewards=json.dumps(rewards),
+        finish_reason=answer.finish_reason,
+        model=server.model,
+        seed=None if server.seed is None else server.seed + sample,
+    )
 
 
 def _kept(question: Question, sample: int, verdict: Verdict, style: Literal["text", "chat"]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def check_paths(paths: pl.DataFrame, rows: Sequence[Row]) -> None:
         if path["target_id"] != row.target_id:
             raise ValueError(
                 f"example {path['example_id']!r} has the target {path['target_id']!r} in the paths and "
-                f"{row['target_id']!r} in the data: they are of other data, sample them anew"
+                f"{row.target_id!r} in the data: they are of other data, sample them anew"
             )
         if path["prompt"] is not None and path["prompt"] != row.prompt_text:
             raise ValueError(

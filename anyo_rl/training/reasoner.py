@@ -285,10 +285,11 @@ class ReasonerTrainer(GRPOTrainer):
         scored, self._scored = self._scored, None
         assert scored is not None, "TRL calculates rewards while it generates"
         batch = self._batch(scored, output)
-        if self.objective.ppo is not None:
-            output |= self._estimates(self.objective.ppo, batch, output)
+        method = self.objective.method
+        if isinstance(method, Ppo):
+            output |= self._estimates(method, batch, output)
         else:
-            output["advantages"] = self.objective.method.token_advantages(batch)
+            output["advantages"] = method.token_advantages(batch)
         if self.objective.item_loss != "none":
             log_probs_B = torch.tensor(
                 scored.log_probs_B,

@@ -11,6 +11,7 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.catalog.item_tokens import SEMANTIC_IDS, adapters, load_answering, semantic_ids, teacher_files
 from anyo_rl.catalog.semantic_ids import read_ids
 from anyo_rl.data.schema import DataError
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.finish import finish_stage, load_checkpoint, teacher_folder
 from anyo_rl.teacher.codes import add_item_tokens
@@ -105,7 +106,7 @@ def test_training_moves_the_rows_of_codes_and_saves_them(lora, tmp_path):
     tokens = Tokens.of(tokenizer)
     catalog = build_catalog(ITEMS, tokens, ids)
     rows = [
-        {"prompt": f"{TITLES[i]}\n", "example_id": str(i), "target_id": f"i{(i + 1) % 16}", "history": [f"i{i}"]}
+        Row(prompt=f"{TITLES[i]}\n", example_id=str(i), target_id=f"i{(i + 1) % 16}", history=[f"i{i}"], user_id="u")
         for i in range(16)
     ]
     settings = SFTConfig(

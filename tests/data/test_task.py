@@ -62,16 +62,16 @@ def test_rows_and_the_history_budget(toy, small_tokens):
     catalog = build_catalog(toy.interactions.items, small_tokens)
     examples = toy.split("test", 3)
     rows = make_rows(toy, examples, catalog, small_tokens)
-    assert [row["example_id"] for row in rows] == examples["example_id"].to_list()
+    assert [row.example_id for row in rows] == examples["example_id"].to_list()
     names = {"prompt", "example_id", "user_id", "history", "target_id", "cold_item", "cold_user"}
     for row in rows:
-        assert set(row) == names
-        lines = row["prompt"].split("\n")
+        assert set(row.columns()) == names
+        lines = row.prompt.split("\n")
         assert (lines[0], lines[-2:]) == ("History:", ["Next:", ""])
         shown = [catalog.find(line) for line in lines[1:-2]]
-        assert shown == row["history"][-len(shown) :]  # the newest, oldest first
+        assert shown == row.history[-len(shown) :]  # the newest, oldest first
         assert sum(small_tokens.n_text_tokens(f"{line}\n") for line in lines[1:-2]) <= toy.args.history_tokens
-        assert toy.position(row["example_id"]) >= toy.args.min_history
+        assert toy.position(row.example_id) >= toy.args.min_history
 
 
 def test_the_tokenizers_texts_hold_titles_and_rationales(toy):
@@ -98,7 +98,7 @@ def test_attribute_rationales_go_to_a_share_of_training_users(log, share, n_user
 def test_chats_and_masks_are_arguments_of_the_task(log, small_tokens):
     task = load_task(DataArguments(**log, prompt_style="chat", rationale_share=0, split="leave_one_out"))
     catalog = build_catalog(task.interactions.items, small_tokens)
-    prompt = make_rows(task, task.split("test", 1), catalog, small_tokens)[0]["prompt"]
+    prompt = make_rows(task, task.split("test", 1), catalog, small_tokens)[0].prompt
     assert [message["role"] for message in prompt] == ["system", "user"]
 
 
@@ -243,15 +243,15 @@ def test_hard_titles_go_through_to_the_prompt(write_log, small_tokens, style):
     rows = make_rows(task, task.examples, catalog, small_tokens)
     assert len(rows) == len(task.examples)
     for row in rows:
-        text = row["prompt"] if style == "text" else row["prompt"][1]["content"]
+        text = row.prompt if style == "text" else row.prompt[1]["content"]
         before, after = ("History:\n", "Next:\n") if style == "text" else ("<history>\n", "</history>\n")
         lines = text.split(before)[1].split(after)[0].splitlines()
-        assert 1 <= len(lines) <= len(row["history"])
+        assert 1 <= len(lines) <= len(row.history)
         assert sum(small_tokens.n_text_tokens(f"{line}\n") for line in lines) <= 40
-        newest = catalog.titles[catalog.index[row["history"][-1]]]
+        newest = catalog.titles[catalog.index[row.history[-1]]]
         assert lines[-1] == newest or (lines[-1].endswith("…") and newest.startswith(lines[-1][:-1]))
         assert small_tokens.marker_id not in small_tokens.context_ids(text)
-    assert {row["history"][-1] for row in rows} == set(names)
+    assert {row.history[-1] for row in rows} == set(names)
     assert catalog.titles[catalog.index["html"]] == "Tea & mug"
 
 
@@ -260,7 +260,7 @@ def test_a_catalog_of_one_item(write_log, small_tokens, small_teacher):
     task = load_task(write_log(events, [("a", "Alien")], split="leave_one_out", rationale_share=1.0))
     catalog = build_catalog(task.interactions.items, small_tokens)
     rows = make_rows(task, task.split("test"), catalog, small_tokens)
-    assert [row["target_id"] for row in rows] == ["a", "a", "a"]
+    assert [row.target_id for row in rows] == ["a", "a", "a"]
     ranker, sampler = LikelihoodRanker(catalog, small_teacher), TransformersSampler(small_teacher, small_tokens)
     for mode, n_each in (("plain", 0), ("greedy", 1), ("mixture", 2)):
         found = answer(
@@ -268,7 +268,7 @@ def test_a_catalog_of_one_item(write_log, small_tokens, small_teacher):
         )
         assert found.ranks_U.tolist() == [1, 1, 1]
         assert found.top_ids_U_K == [["a"], ["a"], ["a"]]
-        assert [(path["item_id"], path["rank"]) for path in found.paths] == [("a", 1)] * 3 * n_each
+        assert [(path.item_id, path.rank) for path in found.paths] == [("a", 1)] * 3 * n_each
 
 
 def test_rationales_of_a_file_are_those_of_the_task(log, tmp_path):

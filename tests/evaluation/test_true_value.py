@@ -15,7 +15,7 @@ from anyo_rl.evaluation.prm_quality import markdown, quality
 from anyo_rl.evaluation.true_value import all_ranks, first_intent, state_contexts, truth
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.reasoning.rows import Row, make_rows, sample_texts
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.step_values import forced_answer_values
@@ -48,13 +48,13 @@ def labels(task, tokens, ranker) -> pl.DataFrame:
     """For two users: the truth, the truth with another style, one that never ends, and one without steps."""
     paths = []
     for row in make_rows(task, task.split("validation", 2), ranker.catalog, tokens):
-        true = list(task.world.rationale(row["user_id"], task.position(row["example_id"])))
+        true = list(task.world.rationale(row.user_id, task.position(row.example_id)))
         other = "style: coral" if true[-1] != "style: coral" else "style: oak"
         ids = [tokens.reasoning_ids(steps) for steps in (true, [*true[:-1], other], true[:2], [])]
         ids[2] = ids[2][:-1]  # its marker
         for steps, of_path in zip((true, [*true[:-1], other], true[:2], []), ids, strict=True):
             paths.append(
-                {**row, "steps": steps, "token_ids": of_path, "prompt_ids": tokens.context_ids(row["prompt"])}
+                {**row.columns(), "steps": steps, "token_ids": of_path, "prompt_ids": tokens.context_ids(row.prompt)}
             )
     return pl.DataFrame(paths, schema_overrides={"steps": pl.List(pl.String)}).drop("prompt")
 
@@ -75,7 +75,7 @@ def test_a_true_value_is_the_sum_over_all_items_of_what_each_would_gain(labels, 
             chances = dict(zip(task.world.item_ids, task.world.oracle_scores([history])[0], strict=True))
             known[example] = np.array([chances[item] for item in ids])
         # What each state would be worth if this item were the target: N_ITEMS values of each state.
-        rows = [{"example_id": f"{example} {i}", "prompt": "x", "target_id": i, "history": []} for i in ids]
+        rows = [Row(example_id=f"{example} {i}", prompt="x", target_id=i, history=[], user_id="u") for i in ids]
         ends = tokens.step_ends(path["token_ids"])
         expected = []
         for end in [0, *ends]:
@@ -97,7 +97,7 @@ def test_labels_are_draws_of_which_the_true_value_is_the_mean(labels, task, rank
     drawn = np.random.default_rng(0).choice(len(chances), 3000, p=chances)
     prompt = "tea oak 1\n"
     rows = [
-        {"example_id": str(n), "prompt": prompt, "target_id": task.world.item_ids[item], "history": []}
+        Row(example_id=str(n), prompt=prompt, target_id=task.world.item_ids[item], history=[], user_id="u")
         for n, item in enumerate(drawn)
     ]
     slow = forced_answer_values(

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyo_rl.sampling.shards as shards_module
-from anyo_rl.sampling.paths import PATHS_SCHEMA, paths_table
+from anyo_rl.sampling.paths import PATHS_SCHEMA
 from anyo_rl.sampling.shards import MANIFEST, JobError, partition, read_paths, run_shards
+from tests.tables import table_of
 
 ROWS = [{"example_id": f"u{u}:{u % 3}", "prompt": f"Häufig, {u}\n"} for u in range(20)]
 ARGUMENTS = {"temperature": 1.0, "seed": 3}
@@ -107,7 +108,7 @@ def test_the_table_does_not_depend_on_the_number_of_shards(tmp_path_factory, n_s
     folder = tmp_path_factory.mktemp("job")
     rows = ROWS[:n_rows]
     run(folder, rows, n_shards=n_shards, n_samples=n_samples, make_paths=lambda part: paths_of(part, n_samples)[::-1])
-    expected = paths_table([{**path, "policy": "sft"} for path in paths_of(rows, n_samples)])
+    expected = table_of([{**path, "policy": "sft"} for path in paths_of(rows, n_samples)])
     assert read_paths(folder).equals(expected)
     assert read_paths(folder).schema == PATHS_SCHEMA
 
@@ -317,7 +318,7 @@ def test_wrong_paths_are_refused(tmp_path):
             run(tmp_path, n_shards=1, make_paths=make_paths)
     assert [file.name for file in tmp_path.iterdir()] == [MANIFEST]
     with pytest.raises(ValueError, match=r"\['policy'\] missing of its key"):
-        paths_table(paths_of(ROWS[:1]))
+        table_of(paths_of(ROWS[:1]))
     with pytest.raises(JobError, match="20 rows have 1 different example ids"):
         run(tmp_path / "twins", [ROWS[0]] * 20)
     with pytest.raises(ValueError, match="n_shards 0, n_samples 2: expected at least 1"):

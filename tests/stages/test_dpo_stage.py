@@ -6,11 +6,12 @@ from accelerate import PartialState
 from datasets import load_dataset
 
 from anyo_rl.data.schema import DataError
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.shards import run_shards
 from anyo_rl.stages.dpo import PAIRS, PairArguments, load_paths, make_pairs
 
 ROWS = [
-    {"example_id": f"u{u}:1", "prompt": prompt, "target_id": target}
+    Row(example_id=f"u{u}:1", prompt=prompt, target_id=target, user_id="u", history=[])
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9"), ("Toys and toys\n", "i4")])
 ]
 

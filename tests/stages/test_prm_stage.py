@@ -6,12 +6,13 @@ from accelerate import PartialState
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.paths import paths_table
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.stages.arguments import PrmArguments
 from anyo_rl.stages.prm import label_in_parts, some_examples
+from tests.tables import table_of
 
 ROWS = [
-    {"example_id": f"u{u}:1", "prompt": prompt, "target_id": target, "history": []}
+    Row(example_id=f"u{u}:1", prompt=prompt, target_id=target, history=[], user_id="u")
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9"), ("Toys and toys\n", "i4")])
 ]
 
@@ -21,10 +22,10 @@ def paths(small_tokens) -> pl.DataFrame:
     """Of each example two paths of two steps that begin alike."""
     PartialState(cpu=True)
     ids = [small_tokens.reasoning_ids(steps) for steps in (["toys", "mug"], ["toys", "Alien"])]
-    return paths_table(
+    return table_of(
         [
             {
-                "example_id": row["example_id"],
+                "example_id": row.example_id,
                 "sample_index": index,
                 "policy": "sft",
                 "ranker": "likelihood",

@@ -10,6 +10,7 @@ from anyo_rl.reasoning.rows import sample_texts
 from anyo_rl.sampling.seeds import request_seed
 from anyo_rl.sampling.shards import JobError, read_paths
 from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import JobEngine, SampleArguments, sample_job
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.save import save_teacher
@@ -27,7 +28,8 @@ def job(tmp_path_factory):
     def run(name: str, *, teacher: str | Path | None = folder / "teacher", **changes):
         args = SampleArguments(output_dir=str(folder / name), max_examples=6, n_samples=2, n_shards=2)
         model_args = ModelConfig(model_name_or_path=str(teacher) if teacher else None)
-        sample_job(task, model_args, TeacherArguments(max_reasoning_tokens=5), dataclasses.replace(args, **changes))
+        args = dataclasses.replace(args, **changes)
+        sample_job(Job(folder / name, task, model_args, TeacherArguments(max_reasoning_tokens=5), args.seed), args)
         return read_paths(folder / name)
 
     return run

@@ -1,11 +1,14 @@
 import copy
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, answer
@@ -13,15 +16,17 @@ from anyo_rl.stages.spread import keep_spread
 
 PROMPTS = [("Alien\n", "i1", ["i0"]), ("mug\n", "i9", ["i8"]), ("Toys\n", "i4", ["i5"]), ("lamp\n", "i6", ["i7"])]
 ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": history, "target_id": target}
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=history, target_id=target)
     for u, (prompt, target, history) in enumerate(PROMPTS)
 ]
-SAMPLING = {"max_new_tokens": 6, "temperature": 1.5, "mask_history": True, "seed": 3}
+SAMPLING = Sampling(n=4, temperature=1.5, max_new_tokens=6, seed=3)
 
 
 @pytest.fixture
 def keep(small_teacher, small_catalog, small_tokens, tmp_path):
     """Filters `ROWS`, and counts how often the teacher was asked for."""
+
+    teacher = Teacher(small_teacher, small_tokens, small_catalog)
 
     def load():
         call.n_loads += 1
@@ -29,8 +34,9 @@ def keep(small_teacher, small_catalog, small_tokens, tmp_path):
 
     def call(least: float, **changed) -> list[str]:
         file = tmp_path / "grpo" / "kept_examples.json"
-        kept = keep_spread(ROWS, load, small_catalog, small_tokens, file, least=least, **SAMPLING | changed)
-        return [row["example_id"] for row in kept]
+        sampling = dataclasses.replace(SAMPLING, **changed)
+        kept = keep_spread(ROWS, load, teacher, file, sampling, least=least, mask_history=True)
+        return [row.example_id for row in kept]
 
     call.n_loads = 0
     call.file = tmp_path / "grpo" / "kept_examples.json"
@@ -39,13 +45,13 @@ def keep(small_teacher, small_catalog, small_tokens, tmp_path):
 
 def test_examples_are_kept_by_the_spread_of_their_gains(keep, small_teacher, small_catalog, small_tokens):
     ranker, sampler = LikelihoodRanker(small_catalog, small_teacher), TransformersSampler(small_teacher, small_tokens)
-    paths = answer(ROWS, ranker, sampler, small_tokens, How("mixture", Sampling(n=4), top_k=1, **SAMPLING)).paths
-    gains = ndcg(np.array([path["rank"] for path in paths])).reshape(4, 4)
+    paths = answer(ROWS, ranker, sampler, small_tokens, How("mixture", SAMPLING, mask_history=True, top_k=1)).paths
+    gains = ndcg(np.array([path.rank for path in paths])).reshape(4, 4)
     spread = gains.max(1) - gains.min(1)
     least = float(np.sort(spread)[2])
     assert least > 0
     assert spread.min() < least
-    expected = [row["example_id"] for row, s in zip(ROWS, spread, strict=True) if s >= least]
+    expected = [row.example_id for row, s in zip(ROWS, spread, strict=True) if s >= least]
     assert keep(least) == expected
     assert json.loads(keep.file.read_text())["settings"]["least"] == least
 

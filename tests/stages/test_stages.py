@@ -13,16 +13,19 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import ModelConfig, SFTConfig
 
 from anyo_rl.catalog.catalog import build_catalog
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.reasoning.rows import make_rows
+from anyo_rl.reasoning.rows import make_rows, sample_texts
 from anyo_rl.run.folder import METRICS
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.evaluate import evaluate_run
 from anyo_rl.stages.finish import load_checkpoint
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.sft import train_sft
 from anyo_rl.teacher.load import load_teacher
-from anyo_rl.teacher.make import make_tiny_teacher
+from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.teacher.tokens import Tokens
 
@@ -56,7 +59,7 @@ def sft(task: Task, run_dir: Path, model: ModelConfig | None = None, **settings)
         disable_tqdm=True,
         **settings,
     )
-    return train_sft(run_dir, task, model or ModelConfig(), TINY, args, "sft", reasoning=True)
+    return train_sft(Job(run_dir, task, model or ModelConfig(), TINY, args.seed), "sft", args, reasoning=True)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +85,12 @@ def slow_metrics(task: Task, teacher: Path, split: str, most: int, *, reasoning:
     assert len(rows) == most
     contexts = []
     for row in rows:
-        context, ids = tokens.context_ids(row["prompt"]), []
+        context, ids = tokens.context_ids(row.prompt), []
         while reasoning and len(ids) < TINY.max_reasoning_tokens and not {tokens.marker_id, tokens.eos_id} & set(ids):
             with torch.no_grad():
                 ids.append(int(model.eval()(torch.tensor([[*context, *ids]])).logits[0, -1].argmax()))
         contexts.append(tokens.marked_context(context, ids))
-    targets, seen = [row["target_id"] for row in rows], [row["history"] for row in rows]
+    targets, seen = [row.target_id for row in rows], [row.history for row in rows]
     ranks = DistributionRanker(catalog, model).rank(contexts, targets, excluded_B=seen).ranks_B
     return float(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean()), float((1 / ranks).mean())
 
@@ -140,7 +143,7 @@ def test_an_evaluation_asks_each_teacher_as_it_was_trained(task, trained, tmp_pa
     teacher = tmp_path / "teacher"
     save_teacher(model, tokenizer, teacher)
     teachers = {"sft": teacher, "direct": teacher}
-    summary = evaluate_run(trained, task, teachers, ModelConfig(dtype="float32"), TINY, baselines=False, seed=3)
+    summary = evaluate_run(Job(trained, task, ModelConfig(dtype="float32"), TINY, seed=3), teachers, baselines=False)
     assert {stage: set(modes) for stage, modes in summary["stages"].items()} == {
         "sft": {"greedy", "mixture"},
         "direct": {"plain"},
@@ -175,6 +178,20 @@ def test_adapters_of_a_checkpoint_are_merged_into_the_model_that_the_stage_start
     with torch.no_grad():
         assert not torch.allclose(found(IDS).logits, small_teacher(IDS).logits, atol=1e-2)
         torch.testing.assert_close(found(IDS).logits, adapted(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_validation_takes_the_runs_settings(small_teacher, tmp_path):
+    task = load_task(DataArguments(toy_users=60, toy_categories=4, max_validation=7, mask_history=True))
+    tokens = Tokens.of(train_tokenizer(sample_texts(task), 400))
+    catalog = build_catalog(task.interactions.items, tokens)
+    job = Job(tmp_path, task, ModelConfig(), TeacherArguments(n_paths=3, max_reasoning_tokens=5), seed=4)
+    found = job.validation(Teacher(small_teacher, tokens, catalog), "mixture")
+    # The same draws whatever the run's seed is, so that measurements compare.
+    assert found.how.sampling == Sampling(n=3, max_new_tokens=5, seed=0)
+    assert (found.how.mask_history, found.how.mode) == (True, "mixture")
+    users = task.split("validation", 7)["user_id"].to_list()
+    assert [row.user_id for row in found.rows] == users
+    assert len(users) == 7
 
 
 def test_adapters_of_a_quantised_model_end_in_whole_weights(small_tokens, tmp_path):

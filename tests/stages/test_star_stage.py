@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from trl import ModelConfig
 
-from anyo_rl.sampling.paths import paths_table
-from anyo_rl.stages.arguments import StarArguments
+from anyo_rl.stages.arguments import StarArguments, TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.star import Star
 from anyo_rl.training.loop.validation import METRIC
+from tests.tables import table_of
 
 
 @pytest.fixture
@@ -17,7 +19,8 @@ def star(tmp_path):
     """A run on 20 examples without any rationale."""
     train = pl.DataFrame({"example_id": [f"u{n}:1" for n in range(20)]})
     task = SimpleNamespace(split=lambda name: train, rationales={})
-    return Star(tmp_path, task, None, None, StarArguments(), SimpleNamespace(seed=3))
+    job = Job(tmp_path, task, ModelConfig(), TeacherArguments())
+    return Star(job, StarArguments(), SimpleNamespace(seed=3))
 
 
 def settings(star, **changes):
@@ -42,7 +45,7 @@ def test_rounds_end_when_validation_gains_no_more(star, values, patience, goes_o
 
 
 def test_each_round_draws_its_own_examples(star):
-    assert star.examples(1).equals(star.task.split("train"))
+    assert star.examples(1).equals(star.job.task.split("train"))
     few = settings(star, max_examples=8)
     first, again, second = few.examples(1), few.examples(1), few.examples(2)
     assert first.equals(again)
@@ -53,8 +56,7 @@ def test_each_round_draws_its_own_examples(star):
 
 
 def test_a_round_without_a_good_path_says_what_to_do(star, monkeypatch):
-    monkeypatch.setattr(Star, "open", lambda self, teacher: None)
-    monkeypatch.setattr(Star, "_choose", lambda *args: (paths_table([]), {}))
+    monkeypatch.setattr(Star, "_choose", lambda *args: (table_of([]), {}))
     with pytest.raises(ValueError, match=r"round 1: no path has a gain of 0\.5 or more: lower least_gain"):
         star.kept(1, "teacher")
-    assert not (star.run_dir / "star" / "round-1" / "kept.parquet").exists()
+    assert not (star.job.folder / "star" / "round-1" / "kept.parquet").exists()

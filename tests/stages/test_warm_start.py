@@ -6,7 +6,14 @@ from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.run.folder import WARM_START
 from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments
-from anyo_rl.stages.warm_start import direct_max_steps, parse_warm_start, sft_config_path, train_warm_start
+from anyo_rl.stages.job import Job
+from anyo_rl.stages.warm_start import (
+    direct_max_steps,
+    parse_warm_start,
+    recorded,
+    sft_config_path,
+    train_warm_start,
+)
 
 
 def test_the_warm_starts_config_lies_beside_its_own_or_here(tmp_path, monkeypatch):
@@ -43,8 +50,8 @@ def test_a_warm_start_has_its_own_trainer_settings_and_patience(warm_start):
     assert (found.training_args.max_steps, found.training_args.seed, found.training_args.use_cpu) == (5, 3, True)
     teacher = found.teacher_args  # a flag holds for both
     assert (teacher.tiny_layers, teacher.n_paths, teacher.early_stopping_patience) == (6, 2, 4)
-    recorded = found.arguments()[WARM_START]
-    assert (recorded["max_steps"], recorded["early_stopping_patience"]) == (5, 4)
+    kept = recorded(found)[WARM_START]
+    assert (kept["max_steps"], kept["early_stopping_patience"]) == (5, 4)
 
 
 @pytest.mark.parametrize(("train_direct", "rounds", "expected"), [(True, 1, 12), (True, 3, 26), (False, 3, 0)])
@@ -53,11 +60,15 @@ def test_direct_has_the_updates_of_all_that_it_is_compared_with(warm_start, trai
 
 
 def test_without_a_config_there_is_no_warm_start():
+    def job(model_args):
+        return Job(Path("run"), None, model_args, TeacherArguments())
+
     assert parse_warm_start(ComparisonArguments(sft_config=None), None, None, TeacherArguments()) is None
     with pytest.raises(SystemExit, match="no teacher: set model_name_or_path, or sft_config"):
-        train_warm_start(Path("run"), None, ModelConfig(), None)
+        train_warm_start(job(ModelConfig()), None)
     named = ModelConfig(model_name_or_path="teacher")
-    assert train_warm_start(Path("run"), None, named, None) == {"sft": "teacher"}
+    assert train_warm_start(job(named), None) == {"sft": "teacher"}
+    assert recorded(None) == {}
 
 
 @pytest.mark.parametrize(

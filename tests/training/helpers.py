@@ -1,8 +1,11 @@
 """How the tests make a reasoner trainer: the one place that knows what its constructor takes."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -15,14 +18,16 @@ from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.search.answers import How
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.advantages.batch import Batch, padded_states, steps_of_tokens
 from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.objective import Objective
 from anyo_rl.training.reasoner import ReasonerTrainer
 
 G = 4
+OBJECTIVE = {field.name for field in fields(Objective)}
 QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
 ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": history, "target_id": target}
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=history, target_id=target)
     for u, (prompt, history, target) in enumerate(
         [("Alien\n", ["i0"], "i1"), ("mug\n", ["i9"], "i9"), ("Toys and toys\n", ["i5"], "i4"), ("x\n", [], "i7")]
     )
@@ -62,23 +67,56 @@ def reasoner(
 
     Args:
         args: TRL's settings; a folder stands for those of `grpo_config`, with `settings` over them.
-        rows: dicts of the examples, which training and validation share.
+        rows: the examples, which training and validation share.
         reward: one reward, or a list of them.
         write_item: whether the model stops after the item in place of the marker.
-        **arguments: of the objective.
+        **arguments: of the objective, or the trainer's own.
     """
     stop_at_marker(model, tokens, write_item)
     how = How("greedy", Sampling(max_new_tokens=3), top_k=1)
     return ReasonerTrainer(
         model=model,
         args=grpo_config(args, **(settings or {})) if isinstance(args, Path) else args,
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list([row.columns() for row in rows]),
         processing_class=tokens.tokenizer,
         reward_funcs=reward if isinstance(reward, list) else [reward],
         catalog=catalog,
         tokens=tokens,
-        validation=Validation([Row.of(row) for row in rows], catalog, tokens, how),
-        objective=Objective(**arguments),
+        validation=Validation(rows, catalog, tokens, how),
+        objective=Objective(**{name: arguments.pop(name) for name in OBJECTIVE & arguments.keys()}),
+        **arguments,
+    )
+
+
+def batch_of(
+    completions: Sequence[list[int]],
+    tokens: Tokens,
+    rewards: Sequence[float],
+    values: Sequence[np.ndarray] = (),
+    outcomes: Sequence[float] = (),
+    scale: str = "none",
+) -> Batch:
+    """Completions of one group as advantages see them, padded by two tokens more than they need.
+
+    Args:
+        completions: token ids of each.
+        rewards: of each.
+        values: before the steps of each, where they have any; then `outcomes` too.
+    """
+    width = max(map(len, completions)) + 2
+    pad = tokens.tokenizer.pad_token_id
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in completions])
+    n_states = max(map(len, values), default=0) + 1
+    return Batch(
+        rewards_A=torch.tensor(rewards),
+        outcome_B=torch.tensor(rewards) - torch.tensor(rewards).nanmean(),
+        mask_B_T=torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in completions]),
+        step_B_T=steps_of_tokens(ids, tokens),
+        ends_B=[tokens.step_ends(row) for row in completions],
+        states_A_S=padded_states(values, outcomes, n_states) if len(values) else None,
+        start=0,
+        group_size=len(completions),
+        scale=scale,
     )
 
 

@@ -21,9 +21,11 @@ from trl import GRPOConfig, TrlParser
 
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.metrics.gains import ndcg
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.launch import check_launch, whole_weights
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic
 from anyo_rl.values.source import StepSource
@@ -62,7 +64,7 @@ def train(algorithm: str, args: GRPOConfig, folder: Path) -> list[dict[str, floa
         if algorithm == "ppo":
             attach_critic(model)
     rows = [
-        {"example_id": f"u{n}:1", "user_id": f"u{n}", "prompt": f"{n} {title}\n", "history": [], "target_id": f"i{n}"}
+        Row(example_id=f"u{n}:1", user_id=f"u{n}", prompt=f"{n} {title}\n", history=[], target_id=f"i{n}")
         for n, title in enumerate(TITLES)
     ]
     args.output_dir = str(folder / algorithm)
@@ -72,7 +74,7 @@ def train(algorithm: str, args: GRPOConfig, folder: Path) -> list[dict[str, floa
         rows=rows,
         reward=by_rank,
         item_loss="mixture",
-        method=Ppo(step_rewards="shaping", source=StepSource()) if algorithm == "ppo" else None,
+        method=Ppo(step_rewards="shaping", source=StepSource()) if algorithm == "ppo" else Credit(),
         rollout_func=lambda prompts, _: replay(prompts, tokens),
     )
     trainer.train()

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -10,17 +11,21 @@ from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.sampling.paths import paths_table
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.search.answers import How
 from anyo_rl.training.dpo import TeacherDPOTrainer, check_paths, dpo_dataset
 from anyo_rl.training.loop.callbacks import MetricsFile
 from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.pairs import preference_pairs
+from tests.tables import table_of
 
 ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=[], target_id=target)
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9"), ("Toys and toys\n", "i4")])
 ]
 BETA = 0.3
+GREEDY = How("greedy", Sampling(max_new_tokens=4), top_k=1)
 # Of each example a good reasoning, a bad one and one without an end.
 STEPS = [(["likes films", "wants 3"], ["likes mugs"]), (["wants mugs"], []), (["toys"], ["likes films", "no toys"])]
 
@@ -31,10 +36,10 @@ def paths(small_tokens):
     for row, (good, bad) in zip(ROWS, STEPS, strict=True):
         for index, (steps, rank) in enumerate([(bad, 8), (good, 1)]):
             ids = small_tokens.reasoning_ids(steps)
-            known = {name: row[name] for name in ("example_id", "prompt", "target_id")}
+            known = {name: getattr(row, name) for name in ("example_id", "prompt", "target_id")}
             rows.append({**known, "sample_index": index, "policy": "sft", "split": "train", "rank": rank})
             rows[-1] |= {"token_ids": ids, "completion": small_tokens.decode(ids), "ranker": "likelihood"}
-    return paths_table(rows)
+    return table_of(rows)
 
 
 @pytest.fixture
@@ -55,7 +60,9 @@ def make_trainer(dataset, small_catalog, small_tokens, tmp_path):
             processing_class=small_tokens.tokenizer,
             catalog=small_catalog,
             tokens=small_tokens,
-            validation=Validation(ROWS, small_catalog, small_tokens, "greedy", max_new_tokens=4),
+            validation=Validation(
+                ROWS, small_catalog, small_tokens, How("greedy", Sampling(max_new_tokens=4), top_k=1)
+            ),
             callbacks=[MetricsFile(tmp_path / "metrics.jsonl", "dpo")],
             **settings,
         )
@@ -114,12 +121,12 @@ def test_chats_are_pairs_of_messages(paths, small_tokens):
     tokens = copy.copy(small_tokens)
     object.__setattr__(tokens, "tokenizer", copy.deepcopy(small_tokens.tokenizer))
     tokens.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'A:' }}"
-    rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
+    rows = [replace(row, prompt=[{"role": "user", "content": row.prompt}]) for row in ROWS]
     check_paths(paths, rows)
     found = dpo_dataset(preference_pairs(paths, tokens.marker_id, least_gap=0.1).frame, rows, tokens)
     assert found[1]["prompt"] == [{"role": "user", "content": "mug\n"}]
     assert found[1]["chosen"] == [{"role": "assistant", "content": "wants mugs ->"}]
-    assert found[1]["prompt_ids"] == tokens.context_ids(rows[1]["prompt"])
+    assert found[1]["prompt_ids"] == tokens.context_ids(rows[1].prompt)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])

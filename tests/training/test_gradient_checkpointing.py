@@ -10,6 +10,9 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import DPOConfig, ModelConfig, SFTConfig
 
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.search.answers import How
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic, train_critic
 from anyo_rl.training.dpo import TeacherDPOTrainer
@@ -21,7 +24,7 @@ from tests.training.helpers import QUIET, grpo_config, reasoner
 pytestmark = pytest.mark.slow
 
 ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=[], target_id=target)
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9")])
 ]
 SETTINGS = {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4, **QUIET}
@@ -34,7 +37,7 @@ def lora(task_type="CAUSAL_LM"):
 @pytest.fixture
 def make(small_teacher, small_catalog, small_tokens, tmp_path):
     """Makes each trainer from the same weights."""
-    validation = Validation(ROWS, small_catalog, small_tokens, "greedy", max_new_tokens=3)
+    validation = Validation(ROWS, small_catalog, small_tokens, How("greedy", Sampling(max_new_tokens=3), top_k=1))
     small_teacher.save_pretrained(tmp_path / "teacher")
 
     def known(model, rows, **more):
@@ -46,7 +49,7 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
         model, config = copy.deepcopy(small_teacher), lora() if with_lora else None
         settings = {"output_dir": str(tmp_path), "gradient_checkpointing": checkpointing, **SETTINGS}
         if kind == "sft":
-            data = sft_dataset(ROWS, small_catalog, small_tokens, {row["example_id"]: [("toys",)] for row in ROWS})
+            data = sft_dataset(ROWS, small_catalog, small_tokens, {row.example_id: [("toys",)] for row in ROWS})
             return TeacherSFTTrainer(args=SFTConfig(**settings), peft_config=config, **known(model, data))
         if kind in ("grpo", "ppo"):
             more = {"peft_config": config}
@@ -60,7 +63,7 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
             sides = {side: small_tokens.reasoning_ids([side]) for side in ("chosen", "rejected")}
             pairs = [
                 {f"{side}_ids": ids for side, ids in sides.items()}
-                | {"prompt_ids": small_tokens.context_ids(row["prompt"]), **dict.fromkeys(sides, "x"), **row}
+                | {"prompt_ids": small_tokens.context_ids(row.prompt), **dict.fromkeys(sides, "x"), **row.columns()}
                 for row in ROWS
             ]
             more = {"ref_model": None if with_lora else copy.deepcopy(model), "item_loss_weight": 0.1}

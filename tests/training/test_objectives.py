@@ -5,8 +5,9 @@ import torch
 
 from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.training.item_loss import branchings
-from anyo_rl.training.objectives import item_weights, path_log_prob, process_advantages, progress_advantages
+from anyo_rl.training.advantages.process import process_advantages
+from anyo_rl.training.advantages.progress import progress_advantages
+from anyo_rl.training.item_loss import branchings, item_weights, path_log_prob
 
 NAN = math.nan
 

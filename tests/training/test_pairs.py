@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyo_rl.sampling.paths import paths_table
 from anyo_rl.training.pairs import PAIRS_SCHEMA, preference_pairs
+from tests.tables import table_of
 
 MARKER = 9
 NO_REASON = dict.fromkeys(("one_path", "no_marker", "small_gap", "same_completion", "target_cap"), 0)
@@ -31,7 +31,7 @@ def group(example: str, *paths: tuple[list[int], int | None], target: str = "i1"
 
 def pairs_of(*groups: list[dict], least_gap: float = 0.1, **settings):
     return preference_pairs(
-        paths_table([row for rows in groups for row in rows]), MARKER, least_gap=least_gap, **settings
+        table_of([row for rows in groups for row in rows]), MARKER, least_gap=least_gap, **settings
     )
 
 
@@ -151,7 +151,7 @@ def test_paths_that_cannot_be_compared_are_refused():
         pairs_of(group("a", ([1, 9], 1), ([2, 9], None)))
     with pytest.raises(ValueError, match="2 of 2 paths share example_id, sample_index, policy"):
         pairs_of(group("a", ([1, 9], 1)), group("a", ([2, 9], 7)))
-    written = paths_table([{**row, "ranker": "match"} for row in group("a", ([1, 9], 1), ([2, 9], 7))])
+    written = table_of([{**row, "ranker": "match"} for row in group("a", ([1, 9], 1), ([2, 9], 7))])
     with pytest.raises(ValueError, match="ranked by match, expected likelihood"):
         preference_pairs(written, MARKER, least_gap=0.1)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -109,7 +110,7 @@ class Record(TrainerCallback):
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         rows = sum(len(inputs["item_weight"]) for inputs in self.pending)
         total = sum(slow_weighted_sum(self.trainer, inputs) for inputs in self.pending)
-        loss = -self.trainer.item_loss_weight * total / (rows / G)
+        loss = -self.trainer.objective.item_loss_weight * total / (rows / G)
         expected = torch.autograd.grad(loss, [p for n, p in model.named_parameters() if n in found])
         for (name, gradient), value in zip(found.items(), expected, strict=True):
             torch.testing.assert_close(gradient, value, atol=1e-4, rtol=1e-3, msg=name)
@@ -207,19 +208,20 @@ def test_rewards_get_their_columns(make_reasoner):
     assert call["n_items"] == [10] * 2 * G
     marked = [tokens.marker_id in ids for ids in call["completion_ids"]]
     assert 0 < sum(marked) < len(marked)
-    rows = {row["prompt"]: row for row in ROWS}
+    rows = {row.prompt: row for row in ROWS}
     for i, ids in enumerate(call["completion_ids"]):
         row = rows[call["prompts"][i]]
-        assert {name: call[name][i] for name in row if name != "prompt"} == {k: row[k] for k in row if k != "prompt"}
+        own = {name: value for name, value in row.columns().items() if name != "prompt"}
+        assert {name: call[name][i] for name in own} == own
         assert call["completions"][i] == tokens.decode(ids)
         assert call["completions"][i].endswith("->") == marked[i]
         found = [call[name][i] for name in ("rank", "gain", "item_id", "log_prob")]
         if not marked[i]:
             assert found == [None] * 4
             continue
-        context = [*tokens.context_ids(row["prompt"]), *ids]
+        context = [*tokens.context_ids(row.prompt), *ids]
         ranking = DistributionRanker(catalog, trainer.model).rank(
-            [context], [row["target_id"]], top_k=1, excluded_B=[row["history"]]
+            [context], [row.target_id], top_k=1, excluded_B=[row.history]
         )
         rank = int(ranking.ranks_B[0])
         assert found[0] == rank
@@ -244,7 +246,7 @@ def test_a_model_that_does_not_stop_at_the_marker_is_refused(make_reasoner):
 def test_a_catalog_of_one_item(small_teacher, small_tokens, tmp_path):
     catalog = build_catalog(pl.DataFrame({"item_id": ["i1"], "title": ["Aliens"]}), small_tokens)
     lift(small_teacher, small_tokens.marker_id)
-    rows = [row | {"target_id": "i1", "history": []} for row in ROWS]
+    rows = [replace(row, target_id="i1", history=[]) for row in ROWS]
     trainer = reasoner(small_teacher, catalog, small_tokens, tmp_path, rows=rows)
     trainer.train()
     assert [row["item_loss"] for row in trainer.state.log_history if "item_loss" in row] == [0, 0]
@@ -266,7 +268,7 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
         seen.extend(zip(prompts, completions, rank, strict=True))
         return watch(prompts, rank=rank, **columns)
 
-    rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}], "target_id": "b"} for row in ROWS]
+    rows = [replace(row, prompt=[{"role": "user", "content": row.prompt}], target_id="b") for row in ROWS]
     model = make_tiny_teacher(tokenizer, hidden_size=32, n_layers=2, n_heads=2, max_length=256)
     lift(model, tokens.marker_id)
     trainer = reasoner(model, catalog, tokens, tmp_path, rows=rows, reward=reward)
@@ -281,7 +283,7 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
         assert "</think>" not in completion[0]["content"]  # people see the arrow
         assert completion[0]["content"].endswith("->") == (rank is not None)
     context = record.pending[0]["prompt_ids"][0][record.pending[0]["prompt_mask"][0].bool()].tolist()
-    assert context in [tokens.context_ids(row["prompt"]) for row in rows]
+    assert context in [tokens.context_ids(row.prompt) for row in rows]
 
 
 def slow_greedy_rank(trainer, row) -> int:
@@ -322,7 +324,7 @@ def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys
 def test_resumed_within_a_generation_cycle_the_cycles_after_it_are_those_of_the_unbroken_run(
     small_teacher, small_catalog, small_tokens, tmp_path
 ):
-    rows = [ROWS[i % 4] | {"prompt": f"Toys {i}\n"} for i in range(8)]
+    rows = [replace(ROWS[i % 4], prompt=f"Toys {i}\n") for i in range(8)]
     cycle = {"per_device_train_batch_size": G, "steps_per_generation": 4, "max_steps": 8}
     saves = {"save_strategy": "steps", "save_steps": 2}
 
@@ -374,7 +376,7 @@ def test_what_is_rewarded_becomes_likely(make_reasoner, small_tokens):
         settings={"max_steps": 12, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "num_generations": 32},
     )
     trainer.model.lm_head.bias.data[paid] = 5.0
-    prompts = [small_tokens.context_ids(row["prompt"]) for row in ROWS]
+    prompts = [small_tokens.context_ids(row.prompt) for row in ROWS]
 
     def probability() -> float:
         with torch.no_grad():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.critic import attach_critic
 from tests.training.helpers import G, by_rank, lift, reasoner
@@ -89,7 +90,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
             folder,
             reward=by_rank,
             settings=settings,
-            method=Ppo() if algorithm == "ppo" else None,
+            method=Ppo() if algorithm == "ppo" else Credit(),
         )
         trainer.train(resume_from_checkpoint=resumed or None)
         histories.append([row for row in trainer.state.log_history if "loss" in row])

@@ -6,6 +6,7 @@ from trl import SFTConfig
 
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, answer
@@ -14,7 +15,7 @@ from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
 
 ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": [], "target_id": target}
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=[], target_id=target)
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9"), ("Toys and toys\n", "i4")])
 ]
 RATIONALES = {"u0:1": [("likes -> films", "wants 3")], "u2:1": [()]}
@@ -85,7 +86,7 @@ def test_two_steps_train_the_completion_only_and_measure_ranks(small_catalog, sm
         for position, label in enumerate(row["labels"]):
             if label != -100:
                 total, count = total - log_p[position - 1, label].item(), count + 1
-    validation = Validation(ROWS, small_catalog, small_tokens, "greedy", max_new_tokens=4)
+    validation = Validation(ROWS, small_catalog, small_tokens, How("greedy", Sampling(max_new_tokens=4), top_k=1))
     settings = {"max_steps": 2, "per_device_train_batch_size": 3, "eval_strategy": "steps", "eval_steps": 1}
     quiet = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
     trainer = TeacherSFTTrainer(

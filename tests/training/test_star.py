@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyo_rl.sampling.paths import paths_table
 from anyo_rl.training.star import REASONS, diversity, keep_paths, reasonings
+from tests.tables import table_of
 
 
 def path(example, index, steps, rank, *, target="i1", title="Toy Story", marker=True):
@@ -31,7 +31,7 @@ def keys(frame):
 
 
 def test_what_is_kept_by_hand():
-    table = paths_table(
+    table = table_of(
         [
             path("a", 0, ["likes tea"], 3),  # .5: just good enough, and third best of its example
             path("a", 1, ["likes cups"], 2),  # .63
@@ -64,14 +64,14 @@ def test_what_is_kept_by_hand():
 
 
 def test_a_hinted_path_that_names_the_target_is_a_leak():
-    table = paths_table([path("a", 0, ["wants TOY  Story"], 1), path("a", 1, ["wants a toy", "a story"], 1)])
+    table = table_of([path("a", 0, ["wants TOY  Story"], 1), path("a", 1, ["wants a toy", "a story"], 1)])
     assert keys(keep_paths(table, least_gain=0.5, most_per_example=2, hinted=True).paths) == [("a", 1)]
     named = keep_paths(table[:1], least_gain=0.5, most_per_example=2, hinted=True)
     assert (named.counts["leak"], named.reached, len(named.paths)) == (1, [], 0)
 
 
 def test_a_popular_target_gives_every_example_a_path_before_any_a_second():
-    table = paths_table([path(e, i, [f"{e} {i}"], 1 + i) for e in "abcd" for i in range(2)])
+    table = table_of([path(e, i, [f"{e} {i}"], 1 + i) for e in "abcd" for i in range(2)])
     for most, expected in ((0, 8), (8, 8), (6, 6), (4, 4), (3, 3)):
         kept = keep_paths(table, least_gain=0.1, most_per_example=2, most_per_item=most)
         assert len(kept.paths) == expected
@@ -86,16 +86,16 @@ def test_a_popular_target_gives_every_example_a_path_before_any_a_second():
 
 
 def test_nothing_sampled_keeps_nothing():
-    kept = keep_paths(paths_table([]), least_gain=0.5, most_per_example=2)
+    kept = keep_paths(table_of([]), least_gain=0.5, most_per_example=2)
     assert (len(kept.paths), kept.reached, kept.counts["kept"]) == (0, [], 0)
-    assert diversity(paths_table([])) is None
+    assert diversity(table_of([])) is None
     assert reasonings(kept.paths) == {}
 
 
 @pytest.mark.parametrize("wrong", [{"least_gain": 1.1}, {"most_per_example": 0}, {"most_per_item": -1}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="expected 0 to 1, at least 1, and at least 0"):
-        keep_paths(paths_table([]), **({"least_gain": 0.5, "most_per_example": 1} | wrong))
+        keep_paths(table_of([]), **({"least_gain": 0.5, "most_per_example": 1} | wrong))
 
 
 def slow_keep(rows, least_gain, most_per_example):
@@ -126,22 +126,22 @@ def test_against_a_slow_loop(drawn, least_gain, most_per_example, most_per_item)
         for index, (example, rank, text, marker, target) in enumerate(drawn)
     ]
     settings = {"least_gain": least_gain, "most_per_example": most_per_example}
-    plain = keep_paths(paths_table(rows), **settings)
+    plain = keep_paths(table_of(rows), **settings)
     assert keys(plain.paths) == slow_keep(rows, least_gain, most_per_example)
-    capped = keep_paths(paths_table(rows), **settings, most_per_item=most_per_item)
+    capped = keep_paths(table_of(rows), **settings, most_per_item=most_per_item)
     assert set(keys(capped.paths)) <= set(keys(plain.paths))
     if most_per_item:
         by_target = Counter(plain.paths["target_id"])
         assert Counter(capped.paths["target_id"]) == {t: min(n, most_per_item) for t, n in by_target.items()}
     assert sum(capped.counts[name] for name in ("kept", *REASONS)) == len(rows)
-    shuffled = keep_paths(paths_table(rows[::-1]), **settings, most_per_item=most_per_item)
+    shuffled = keep_paths(table_of(rows[::-1]), **settings, most_per_item=most_per_item)
     assert shuffled.paths.equals(capped.paths)
     assert set(capped.reached) >= set(pl.Series(capped.paths["example_id"]).unique())
 
 
 def test_a_leak_is_told_as_in_rationales():
     long = "Sharpie Permanent Markers, Fine Point, Black, 12-Count"
-    table = paths_table(
+    table = table_of(
         [
             path("a", 0, ["wants Sharpie permanent markers, fine point"], 1, title=long),  # a long part of it
             {

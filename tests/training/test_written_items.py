@@ -10,6 +10,7 @@ from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.ranking.written import written_ranker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.training.reasoner import ReasonerTrainer
 from reward.valid_item import ValidItemReward
@@ -17,7 +18,7 @@ from tests.training.helpers import G, reasoner
 
 MOST = 5  # tokens of a reasoning, the marker included
 ROWS = [
-    {"example_id": f"u{u}:1", "user_id": f"u{u}", "prompt": prompt, "history": ["i0"], "target_id": "i4"}
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=["i0"], target_id="i4")
     for u, prompt in enumerate(["Alien\n", "mug\n", "Toys and toys\n", "x\n"])
 ]
 
@@ -112,7 +113,7 @@ def test_the_ratio_to_sampling_is_1_at_the_first_step(make, temperature, gradien
 def test_log_probabilities_are_those_of_reasoning_and_item(make, small_catalog, small_tokens, small_teacher):
     trainer = make()
     with_log_probs(trainer)
-    contexts = [small_tokens.context_ids(row["prompt"]) for row in ROWS]
+    contexts = [small_tokens.context_ids(row.prompt) for row in ROWS]
     samples = trainer._sampler(small_teacher).sample(contexts, Sampling(n=3, max_new_tokens=MOST, seed=1))
     small_teacher.eval()
     for context, of_prompt in zip(contexts, samples, strict=True):
@@ -133,7 +134,7 @@ def test_log_probabilities_are_those_of_reasoning_and_item(make, small_catalog, 
 
 @pytest.mark.slow
 def test_the_target_becomes_more_likely(make, small_catalog, small_tokens, small_teacher):
-    contexts = [[*small_tokens.context_ids(row["prompt"]), small_tokens.marker_id] for row in ROWS]
+    contexts = [[*small_tokens.context_ids(row.prompt), small_tokens.marker_id] for row in ROWS]
 
     def likely() -> float:
         return float(DistributionRanker(small_catalog, small_teacher).log_probs(contexts)[:, 4].exp().mean())

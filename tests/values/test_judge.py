@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 
 from anyo_rl.llm.http import Server, ServerError
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.values.judge import PROMPT, JudgeValues, held
 from anyo_rl.values.source import StepSource
 
 TOLD = "Judge well."
 ROWS = [
-    {"example_id": "u0:1", "prompt": "Alien\n", "target_id": "i1", "history": []},
-    {"example_id": "u0:1", "prompt": "Alien\n", "target_id": "i1", "history": []},
-    {"example_id": "u1:1", "prompt": [{"role": "user", "content": "mug </history>\n"}], "target_id": "i8"},
+    Row(example_id="u0:1", prompt="Alien\n", target_id="i1", history=[], user_id="u"),
+    Row(example_id="u0:1", prompt="Alien\n", target_id="i1", history=[], user_id="u"),
+    Row(
+        example_id="u1:1",
+        prompt=[{"role": "user", "content": "mug </history>\n"}],
+        target_id="i8",
+        user_id="u",
+        history=[],
+    ),
 ]
 
 
@@ -81,7 +89,7 @@ def test_failures_and_other_answers_have_no_score_and_are_counted(fake_server, s
     assert "judge: 4 states asked about, 1 failed, 1 without a score" in caplog.text
     # In training such a step gains nothing.
     source = StepSource("judge", judge=judge(fake_server, max_attempts=2))
-    filled = source.values(ROWS, paths, None, None, small_tokens, mask_history=False)
+    filled = source.values(ROWS, paths, None, None, small_tokens, Sampling(), mask_history=False)
     assert [of_path.tolist() for of_path in filled] == [[0.3, 0.3, 0.3], [0.3, 0.3], [0.3]]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from anyo_rl.sampling.paths import paths_table
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.values.prm import (
     IGNORED,
     PRM_FILE,
@@ -17,10 +17,11 @@ from anyo_rl.values.prm import (
     state_positions,
     state_values,
 )
+from tests.tables import table_of
 
 ROWS = [
-    {"example_id": "u0:1", "prompt": "Alien\n", "target_id": "i1"},
-    {"example_id": "u1:1", "prompt": "mug\n", "target_id": "i8"},
+    Row(example_id="u0:1", prompt="Alien\n", target_id="i1", user_id="u", history=[]),
+    Row(example_id="u1:1", prompt="mug\n", target_id="i8", user_id="u", history=[]),
 ]
 PROMPTS = ["Alien\n", "mug and mug\n", "x\n", "Alien\n", "mug\n"]
 TEXTS = ["toys\nmug", "one\ntwo\nthree three three", "one", "", "toys\nmug"]
@@ -75,7 +76,7 @@ def test_without_a_marker_the_outcome_is_nothing_and_without_steps_there_is_none
 def table(encode, small_tokens, **changes) -> pl.DataFrame:
     paths = [
         {
-            "example_id": row["example_id"],
+            "example_id": row.example_id,
             "sample_index": index,
             "policy": "sft",
             "ranker": "likelihood",
@@ -87,21 +88,21 @@ def table(encode, small_tokens, **changes) -> pl.DataFrame:
         for row in ROWS
         for index, (text, rank) in enumerate([("toys\nmug", 3), ("one", 1)])
     ]
-    return paths_table(paths)
+    return table_of(paths)
 
 
 def test_paths_are_labelled_with_their_gain_at_the_end(small_tokens, encode):
     asked = []
 
     def values(rows, completion_ids_B):
-        asked.append([row["example_id"] for row in rows])
+        asked.append([row.example_id for row in rows])
         return [np.array([0.1, 0.2][: len(small_tokens.step_ends(ids))]) for ids in completion_ids_B]
 
     found = label_paths(table(encode, small_tokens), ROWS, small_tokens, values)
     assert asked == [["u0:1", "u0:1", "u1:1", "u1:1"]]
     for labels, expected in zip(found["step_values"].to_list(), [[0.1, 0.2, 0.5], [0.1, 1.0]] * 2, strict=True):
         assert labels == pytest.approx(expected)
-    contexts = [small_tokens.context_ids(row["prompt"]) for row in ROWS for _ in range(2)]
+    contexts = [small_tokens.context_ids(row.prompt) for row in ROWS for _ in range(2)]
     assert found["prompt_ids"].to_list() == contexts
 
 

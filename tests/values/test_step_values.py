@@ -4,15 +4,16 @@ import pytest
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
 
 ROWS = [
-    {"example_id": "u0:1", "prompt": "Alien\n", "history": ["i0", "i2"], "target_id": "i1"},
-    {"example_id": "u0:1", "prompt": "Alien\n", "history": ["i0", "i2"], "target_id": "i1"},
-    {"example_id": "u1:1", "prompt": "mug\n", "history": ["i9"], "target_id": "i8"},
-    {"example_id": "u1:1", "prompt": "mug\n", "history": ["i9"], "target_id": "i8"},
+    Row(example_id="u0:1", prompt="Alien\n", history=["i0", "i2"], target_id="i1", user_id="u"),
+    Row(example_id="u0:1", prompt="Alien\n", history=["i0", "i2"], target_id="i1", user_id="u"),
+    Row(example_id="u1:1", prompt="mug\n", history=["i9"], target_id="i8", user_id="u"),
+    Row(example_id="u1:1", prompt="mug\n", history=["i9"], target_id="i8", user_id="u"),
 ]
 TEXTS = ["toys\nmug", "toys\nAlien\nx", "one", ""]
 
@@ -35,9 +36,9 @@ def test_a_forced_answer_is_what_the_oracle_says_of_each_state(
     states = [["", "toys"], ["", "toys", "toys\nAlien"], [""], [""]]
     assert [len(values) for values in found] == [len(of_path) for of_path in states]
     for row, of_path, values in zip(ROWS, states, found, strict=True):
-        contexts = [[*small_tokens.context_ids(row["prompt"] + text), small_tokens.marker_id] for text in of_path]
-        excluded = [row["history"]] * len(of_path) if mask_history else None
-        ranks = oracle.rank(contexts, [row["target_id"]] * len(of_path), excluded_B=excluded).ranks_B
+        contexts = [[*small_tokens.context_ids(row.prompt + text), small_tokens.marker_id] for text in of_path]
+        excluded = [row.history] * len(of_path) if mask_history else None
+        ranks = oracle.rank(contexts, [row.target_id] * len(of_path), excluded_B=excluded).ranks_B
         np.testing.assert_allclose(values, ndcg(ranks))
 
 
@@ -59,21 +60,19 @@ def test_monte_carlo_is_the_mean_gain_of_what_is_sampled_on(small_catalog, small
     seen = []
 
     class Fixed:
-        def sample(self, contexts_B, **asked):
-            seen.append((contexts_B, asked))
+        def sample(self, contexts_B, sampling):
+            seen.append((contexts_B, sampling))
             return [[Sample((*text, marker), None, "stop"), Sample(tuple(text), None, "length")] for _ in contexts_B]
 
-    asked = {"n": 2, "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 4}
-    found = monte_carlo_values(ROWS, completions, Fixed(), ranker, small_tokens, Sampling(**asked))
+    asked = Sampling(n=2, max_new_tokens=7, temperature=0.5, top_p=0.9, seed=4)
+    found = monte_carlo_values(ROWS, completions, Fixed(), ranker, small_tokens, asked)
     ((contexts, given),) = seen
     assert given == asked
     assert [len(values) for values in found] == [2, 3, 1, 1]
     for row, values, starts in zip(ROWS, found, ["toys\n", "toys\n", "", ""], strict=True):
-        last = small_tokens.context_ids(row["prompt"]) + small_tokens.tokenizer.encode(
-            starts, add_special_tokens=False
-        )
+        last = small_tokens.context_ids(row.prompt) + small_tokens.tokenizer.encode(starts, add_special_tokens=False)
         assert last in contexts
-        rank = ranker.rank([[*last, *text, marker]], [row["target_id"]]).ranks_B
+        rank = ranker.rank([[*last, *text, marker]], [row.target_id]).ranks_B
         at = 1 if starts else 0
         assert values[at] == pytest.approx(ndcg(rank)[0] / 2)
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.teacher.make import make_tiny_teacher
 from anyo_rl.values.prm import PRM_FILE, Prm
 from anyo_rl.values.prm_vllm import VllmPrm
@@ -60,9 +62,12 @@ def test_scores_are_those_of_the_prm_in_hand(served, folder, small_tokens):
 
 
 def test_it_is_a_source_of_step_values(served, folder, small_tokens):
-    rows = [{"example_id": str(n), "prompt": prompt} for n, prompt in enumerate(PROMPTS)]
+    rows = [
+        Row(example_id=str(n), prompt=prompt, user_id="u", history=[], target_id="i1")
+        for n, prompt in enumerate(PROMPTS)
+    ]
     completions = [small_tokens.reasoning_ids(text.splitlines()) for text in TEXTS]
-    asked = (rows, completions, None, None, small_tokens)
+    asked = (rows, completions, None, None, small_tokens, Sampling())
     found = StepSource("prm", prm=served).values(*asked, mask_history=False)
     expected = StepSource("prm", prm=Prm.load(folder)).values(*asked, mask_history=False)
     assert [len(values) for values in found] == [2, 3, 1, 2]

@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from anyo_rl.metrics.gains import ndcg
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.training.advantages.credit import Credit
-from anyo_rl.training.objectives import process_advantages, progress_advantages
+from anyo_rl.training.advantages.process import process_advantages
+from anyo_rl.training.advantages.progress import progress_advantages
 from anyo_rl.values.source import StepSource
-from tests.training.helpers import G, slow_step_values, trained_batches
+from tests.training.helpers import G, batch_of, slow_step_values, trained_batches
 
 NAN = np.nan
 
@@ -20,21 +22,13 @@ def test_each_token_has_the_advantage_of_its_step(small_tokens):
     encode, marker = small_tokens.tokenizer.encode, small_tokens.marker_id
     texts = ["mug\nmug\nAlien", "Alien"]
     ids = [[*encode(text, add_special_tokens=False), marker] for text in texts]
-    pad = small_tokens.tokenizer.pad_token_id
-    width = max(map(len, ids)) + 2
-    padded = torch.tensor([row + [pad] * (width - len(row)) for row in ids])
     ends = small_tokens.step_ends(ids[0])
     assert len(ends) == 3
-    found = Credit("progress").token_advantages(
-        [np.array([0.2, 0.5, 0.1]), np.array([0.2])],
-        [1.0, 0.4],
-        torch.tensor([1.0, 0.4]),
-        padded,
-        small_tokens,
-        Accelerator(cpu=True),
-        group_size=2,
-        scale="none",
+    values = [np.array([0.2, 0.5, 0.1]), np.array([0.2])]
+    found = Credit("progress", StepSource()).token_advantages(
+        batch_of(ids, small_tokens, [1.0, 0.4], values, [1.0, 0.4])
     )
+    width = found.shape[1]
     first = [0.3] * ends[0] + [0.0] * (ends[1] - ends[0]) + [0.4] * (width - ends[1])
     np.testing.assert_allclose(found, [first, [-0.3] * width], atol=1e-6)
 
@@ -71,7 +65,7 @@ def test_the_trainer_learns_from_steps(make_stepping, small_tokens, advantages, 
 
     credit = Credit(advantages, StepSource(step_values, n_continuations=2))
     settings = {"max_completion_length": 8, "scale_rewards": "group"}
-    trainer = make_stepping(reward=keep, credit=credit, settings=settings)
+    trainer = make_stepping(reward=keep, method=credit, settings=settings)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     outputs = trained_batches(trainer)
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
@@ -103,17 +97,14 @@ def test_the_trainer_learns_from_steps(make_stepping, small_tokens, advantages, 
 
 def test_the_last_step_ends_with_the_outcome(small_tokens):
     """For `process` gains of steps add up to the outcome less V_0; `progress` has values before steps alone."""
-    ids = torch.tensor(
-        [[*small_tokens.tokenizer.encode("x\ny", add_special_tokens=False), small_tokens.marker_id]] * 2
-    )
+    ids = [[*small_tokens.tokenizer.encode("x\ny", add_special_tokens=False), small_tokens.marker_id]] * 2
     values, outcomes = [np.array([0.2, 0.5]), np.array([0.2, 0.3])], [0.9, 0.0]
-    given = (torch.tensor(outcomes), ids, small_tokens, Accelerator(cpu=True))
-    asked = {"group_size": 2, "scale": "none"}
-    first, last = small_tokens.step_ends(ids[0].tolist())[0] - 1, ids.shape[1] - 1
-    found = Credit("process", reduction="sum").token_advantages(values, outcomes, *given, **asked)
+    given = batch_of(ids, small_tokens, outcomes, values, outcomes)
+    first, last = small_tokens.step_ends(ids[0])[0] - 1, len(ids[0]) - 1
+    found = Credit("process", StepSource(), reduction="sum").token_advantages(given)
     steps = process_advantages(torch.tensor([[0.3, 0.4], [0.1, -0.3]]), 2, "sum")
     torch.testing.assert_close(found[:, [first, last]], steps)
-    found = Credit("progress").token_advantages(values, outcomes, *given, **asked)
+    found = Credit("progress", StepSource()).token_advantages(given)
     steps = progress_advantages(torch.tensor(outcomes), torch.tensor([[0.2, 0.5], [0.2, 0.3]]), 2, "none")
     torch.testing.assert_close(found[:, [first, last]], steps)
 
@@ -131,11 +122,11 @@ def test_a_prm_gives_the_values_before_steps(small_tokens):
             asked.append(prompt_ids_B)
             return [np.array([0.2, 0.5, 0.9]), np.array([0.3])]
 
-    rows = [{"prompt": "Alien\n"}, {"prompt": "mug\n"}]
+    rows = [Row(f"u{n}:1", f"u{n}", [], "i1", prompt=prompt) for n, prompt in enumerate(("Alien\n", "mug\n"))]
     source = StepSource("prm", prm=Fixed())
-    found = source.values(rows, ids, None, None, small_tokens, mask_history=False)
+    found = source.values(rows, ids, None, None, small_tokens, Sampling(), mask_history=False)
     assert [values.tolist() for values in found] == [[0.2, 0.5], [0.3]]
-    assert asked == [[small_tokens.context_ids(row["prompt"]) for row in rows]]
+    assert asked == [[small_tokens.context_ids(row.prompt) for row in rows]]
 
 
 @pytest.mark.parametrize(
@@ -152,11 +143,26 @@ def test_unknown_sources_are_refused(wrong, message):
         StepSource(**wrong)
 
 
-def test_unknown_advantages_are_refused():
-    with pytest.raises(ValueError, match="advantages is 'outcome': expected one of progress, process"):
-        Credit(advantages="outcome")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"advantages": "guess"}, "advantages is 'guess': expected one of outcome, progress, process"),
+        ({"advantages": "progress"}, "advantages is 'progress' without a source of step values"),
+        ({"source": StepSource()}, "advantages is 'outcome' with a source of step values"),
+        ({"reduction": "least"}, "reduction is 'least': expected one of sum, mean"),
+    ],
+)
+def test_credit_that_means_nothing_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Credit(**wrong)
+
+
+def test_the_outcome_is_what_trl_makes_of_the_rewards(small_tokens):
+    given = batch_of([[5, 6], [7]], small_tokens, [1.0, 0.4])
+    assert Credit().token_advantages(given) is given.outcome_B
 
 
 def test_rewards_normalised_one_by_one_have_no_scale_for_values(make_stepping):
+    credit = Credit("progress", StepSource())
     with pytest.raises(ValueError, match="set ranker to likelihood and multi_objective_aggregation"):
-        make_stepping(method=Credit(), settings={"multi_objective_aggregation": "normalize_then_sum"})
+        make_stepping(method=credit, settings={"multi_objective_aggregation": "normalize_then_sum"})

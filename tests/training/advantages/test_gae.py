@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyo_rl.training.objectives import clipped_value_loss, gae, potential_shaping, whiten
+from anyo_rl.training.advantages.gae import clipped_value_loss, gae, potential_shaping, whiten
 
 
 def slow_gae(rewards, values, gamma, lam):

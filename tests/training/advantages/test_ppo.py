@@ -10,11 +10,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 from trl import GRPOTrainer
 
-from anyo_rl.training.advantages.ppo import Ppo, completion_values
-from anyo_rl.training.critic import CRITIC, attach_critic, detach_critic, recorded_values, train_critic, without_critic
-from anyo_rl.training.objectives import gae
+from anyo_rl.training.advantages.gae import gae
+from anyo_rl.training.advantages.ppo import Ppo
+from anyo_rl.training.critic import (
+    CRITIC,
+    attach_critic,
+    completion_values,
+    detach_critic,
+    recorded_values,
+    train_critic,
+    without_critic,
+)
 from anyo_rl.values.source import StepSource
-from tests.training.helpers import by_rank, slow_step_values, trained_batches, weights_of
+from tests.training.helpers import batch_of, by_rank, slow_step_values, trained_batches, weights_of
 
 NAN = float("nan")
 
@@ -23,7 +31,7 @@ NAN = float("nan")
 def make(make_stepping, stepping_teacher):
     def trainer(ppo=None, classifier=None, peft_config=None, **arguments):
         attach_critic(stepping_teacher, classifier)
-        return make_stepping(ppo=ppo or Ppo(), peft_config=train_critic(peft_config), **arguments)
+        return make_stepping(method=ppo or Ppo(), peft_config=train_critic(peft_config), **arguments)
 
     return trainer
 
@@ -51,25 +59,23 @@ def test_values_are_of_the_states_before_each_token(small_teacher, small_tokens)
 def test_rewards_are_given_where_they_were_earned(small_tokens):
     encode, marker = small_tokens.tokenizer.encode, small_tokens.marker_id
     ids = [[*encode(text, add_special_tokens=False), marker] for text in ("mug\nmug\nAlien", "Alien")]
-    width = max(map(len, ids)) + 2
-    completion_ids = torch.tensor([row + [small_tokens.tokenizer.pad_token_id] * (width - len(row)) for row in ids])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
     ends, rewards = small_tokens.step_ends(ids[0]), torch.tensor([1.0, 0.5])
     values, outcomes = [np.array([0.2, 0.5, 0.1]), np.array([0.3])], [0.9, 0.4]
 
-    plain = Ppo().token_rewards(rewards, mask, completion_ids, small_tokens)
+    given = batch_of(ids, small_tokens, rewards.tolist(), values, outcomes)
+    width = given.mask_B_T.shape[1]
+    plain = Ppo().token_rewards(given)
     assert plain.nonzero().tolist() == [[0, len(ids[0]) - 1], [1, len(ids[1]) - 1]]
     assert plain.sum(1).tolist() == [1.0, 0.5]
 
-    given = (rewards, mask, completion_ids, small_tokens, values, outcomes)
-    shaped = Ppo(step_rewards="shaping", source=StepSource(), step_reward_weight=2.0).token_rewards(*given)
+    shaped = Ppo(step_rewards="shaping", source=StepSource(), step_reward_weight=2.0).token_rewards(given)
     expected = torch.zeros(2, width)
     expected[0, ends[0] - 1], expected[0, ends[1] - 1] = 2 * (0.5 - 0.2), 2 * (0.1 - 0.5)
     expected[0, len(ids[0]) - 1] = 1 - 2 * 0.1
     expected[1, len(ids[1]) - 1] = 0.5 - 2 * 0.3
     torch.testing.assert_close(shaped, expected)
 
-    scored = Ppo(step_rewards="scores", source=StepSource(), step_reward_weight=3.0).token_rewards(*given)
+    scored = Ppo(step_rewards="scores", source=StepSource(), step_reward_weight=3.0).token_rewards(given)
     expected = plain.clone()
     for end, score in zip(ends, [0.5, 0.1, 0.9], strict=True):
         expected[0, end - 1] += score
@@ -143,7 +149,7 @@ def test_the_loss_is_trls_and_the_critics(make):
         loss = compute(model, inputs)
         with torch.no_grad():
             policy = GRPOTrainer._compute_loss(trainer, model, inputs)
-            _, values = trainer.log_probs_and_values(inputs)
+            _, values = trainer._log_probs_and_values(inputs)
         mask = inputs["completion_mask"]
         n = mask.sum()
         critic = 0.5 * ((values - inputs["returns"]).square() * mask).sum() / n
@@ -171,7 +177,7 @@ def test_divergence_goes_into_the_reward_or_the_loss(make, small_teacher, tmp_pa
     output = trained_batches(trainer)[0]
     mask = output["completion_mask"]
     with torch.no_grad():
-        log_probs, _ = trainer.log_probs_and_values(output)
+        log_probs, _ = trainer._log_probs_and_values(output)
     of_tokens = (log_probs - output["ref_per_token_logps"]) * mask
     divergence = of_tokens.sum(1)
     assert divergence.abs().min() > 0.1
@@ -230,7 +236,7 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy(make, small_tea
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(f"{CRITIC}.classifier.model.layers" in name for name in moved)
     trainer.model.zero_grad()
-    _, values = trainer.log_probs_and_values(outputs[1])
+    _, values = trainer._log_probs_and_values(outputs[1])
     values.sum().backward()
     reached = {name for name, p in trainer.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached

@@ -8,10 +8,14 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.search.answers import How
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.training.loop import throughput
 from anyo_rl.training.loop.throughput import Clock, Throughput, peak_memory
 from anyo_rl.training.loop.validation import Validation
+from anyo_rl.training.objective import Objective
 from anyo_rl.training.reasoner import ReasonerTrainer
 
 PARTS = ("sampling", "ranking", "rewards", "training")
@@ -90,19 +94,20 @@ def test_peak_memory_only_grows():
 def test_a_reasoner_reports_them_to_tensorboard(small_teacher, small_catalog, small_tokens, tmp_path, monkeypatch):
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-    rows = [{"prompt": "Alien\n", "history": ["i0"], "target_id": "i1", "example_id": "u0:1", "user_id": "u0"}]
+    rows = [Row(prompt="Alien\n", history=["i0"], target_id="i1", example_id="u0:1", user_id="u0")]
     stop_at_marker(small_teacher, small_tokens)
     settings = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "max_steps": 2}
     settings |= {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 5}
     trainer = ReasonerTrainer(
         model=small_teacher,
         args=GRPOConfig(output_dir=str(tmp_path), report_to="tensorboard", logging_steps=1, **settings),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list([row.columns() for row in rows]),
         processing_class=small_tokens.tokenizer,
         reward_funcs=[lambda completions, **_: [float(len(text)) for text in completions]],
         catalog=small_catalog,
         tokens=small_tokens,
-        validation=Validation(rows, small_catalog, small_tokens, "greedy", max_new_tokens=3),
+        validation=Validation(rows, small_catalog, small_tokens, How("greedy", Sampling(max_new_tokens=3), top_k=1)),
+        objective=Objective(),
     )
     trainer.add_callback(Throughput(trainer))
     trainer.train()

@@ -7,6 +7,7 @@ import pytest
 from accelerate import Accelerator
 
 from anyo_rl.ranking.distribution import DistributionRanker
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.training.rewards.check import RewardError, wanted_columns
 from anyo_rl.training.rewards.probes import Probes, Written, swap_partners
 from reward.faithful import FaithfulReward
@@ -53,7 +54,7 @@ def test_the_columns_are_those_of_a_slow_computation(make_reasoner):
     trainer.train()
     (call,) = calls
     tokens, slow = trainer.tokens, DistributionRanker(trainer.catalog, trainer.model)
-    prompts = {row["user_id"]: tokens.context_ids(row["prompt"]) for row in ROWS}
+    prompts = {row.user_id: tokens.context_ids(row.prompt) for row in ROWS}
     written = [
         Written(user, ids, tokens.marker_id in ids)
         for user, ids in zip(call["user_id"], call["completion_ids"], strict=True)
@@ -92,11 +93,10 @@ def test_reasonings_are_swapped_over_processes(small_tokens, monkeypatch):
         num_processes, process_index = 2, 1
 
     probes = Probes([FaithfulReward()])
-    probes.swap([{"user_id": "a"}] * 2, [[1, marker], [2]], marker, 2, Second())
-    assert probes._reasonings_B == [[7, marker], [8, marker]]
+    rows = [Row("a:1", "a", [], "i1")] * 2
+    assert probes.partners(rows, [[1, marker], [2]], marker, 2, Second()) == [[7, marker], [8, marker]]
     alone = Probes([FaithfulReward()])
-    alone.swap([{"user_id": "a"}] * 2, [[1, marker], [2]], marker, 2, Accelerator(cpu=True))
-    assert alone._reasonings_B == [None, None]
+    assert alone.partners(rows, [[1, marker], [2]], marker, 2, Accelerator(cpu=True)) == [None, None]
 
 
 def test_an_error_in_a_probe_stops_together(make_reasoner, monkeypatch):

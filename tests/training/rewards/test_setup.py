@@ -64,16 +64,16 @@ def test_rows_get_the_propensity_of_their_target(toy):
         for item in set(sequence):
             users[item] = users.get(item, 0) + 1
     for row, before in zip(found, rows, strict=True):
-        n = users.get(catalog.index[row["target_id"]], 1)
-        assert row == before | {"propensity": n / max(users.values())}
-    assert prepare_rewards([RankReward()], rows, task, catalog, seed=0) is rows
+        n = users.get(catalog.index[before.target_id], 1)
+        assert row == before.columns() | {"propensity": n / max(users.values())}
+    assert list(prepare_rewards([RankReward()], rows, task, catalog, seed=0)) == [row.columns() for row in rows]
 
 
 def test_rewards_are_fitted_with_the_task(toy):
     task, catalog, rows = toy
     reward = CfReward()
     prepare_rewards([reward], rows, task, catalog, seed=0)
-    (value,) = reward(item_id=[rows[0]["target_id"]], history=[rows[0]["history"]])
+    (value,) = reward(item_id=[rows[0].target_id], history=[rows[0].history])
     assert 0 <= value <= 1
 
 
