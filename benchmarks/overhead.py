@@ -33,6 +33,7 @@ from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.throughput import Clock, Throughput
 from anyo_rl.training.loop.validation import Validation
+from anyo_rl.training.objective import Objective
 from anyo_rl.training.reasoner import ReasonerTrainer
 
 WARM_UP = 2
@@ -99,9 +100,13 @@ def main() -> None:
     tokens = Tokens.of(train_tokenizer(sample_texts(task), 600))
     catalog = build_catalog(task.interactions.items, tokens)
     rows = make_rows(task, task.split("train"), catalog, tokens)
-    dataset = Dataset.from_list(rows)
-    ours_only = {"catalog": catalog, "tokens": tokens, "item_loss": "none"}
-    ours_only["validation"] = Validation(rows[:1], catalog, tokens, How("greedy", top_k=1))
+    dataset = Dataset.from_list([row.columns() for row in rows])
+    ours_only = {
+        "catalog": catalog,
+        "tokens": tokens,
+        "validation": Validation(rows[:1], catalog, tokens, How("greedy", top_k=1)),
+        "objective": Objective(item_loss="none"),
+    }
 
     def turn(ours: bool, folder: str, seed: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
         model = make_tiny_teacher(tokens.tokenizer, hidden_size=args.hidden_size, n_layers=args.layers)

@@ -44,7 +44,7 @@ def train(model: PreTrainedModel, task: Task, catalog: Catalog, tokens: Tokens, 
     model.train()
     for start in range(0, 16 * steps, 16):
         batch = [rows[i % len(rows)] for i in range(start, start + 16)]
-        pairs = [([*tokens.context_ids(r["prompt"]), tokens.marker_id], r["target_id"]) for r in batch]
+        pairs = [([*tokens.context_ids(row.prompt), tokens.marker_id], row.target_id) for row in batch]
         sequences = [(context, list(catalog.paths[catalog.index[target]])) for context, target in pairs]
         width = max(len(context) + len(path) for context, path in sequences)
         ids = torch.zeros(16, width, dtype=torch.long)
@@ -118,20 +118,18 @@ def order_note(name: str, constrained_B_N: np.ndarray, plain_B_N: np.ndarray) ->
 
 
 def compare(
-    model: PreTrainedModel, name: str, catalog: Catalog, rows: list[Any], args: Any
+    model: PreTrainedModel, name: str, catalog: Catalog, contexts: list[list[int]], targets: list[str], args: Any
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """One teacher: seconds and tokens per context of the engine's two forms and of the two peers, and notes."""
-    contexts = [row["context"] for row in rows]
-    targets = [row["target_id"] for row in rows]
     engines: dict[str, tuple[float, float]] = {}
     began = time.perf_counter()
     bounded = LikelihoodRanker(catalog, model, cap=args.cap).rank(contexts, targets, top_k=10)
     context_tokens = np.mean([len(context) for context in contexts])
-    engines["bounded"] = (time.perf_counter() - began) / len(rows), context_tokens + bounded.n_nodes_B.mean()
+    engines["bounded"] = (time.perf_counter() - began) / len(contexts), context_tokens + bounded.n_nodes_B.mean()
     began = time.perf_counter()
     ranker = DistributionRanker(catalog, model)
     table = ranker.log_probs(contexts).numpy()
-    engines["whole"] = (time.perf_counter() - began) / len(rows), context_tokens + ranker.n_nodes_evaluated
+    engines["whole"] = (time.perf_counter() - began) / len(contexts), context_tokens + ranker.n_nodes_evaluated
     expected = rank_scores(catalog, table, targets)
     same = (bounded.lowest_B <= expected.ranks_B).all() and (expected.ranks_B <= bounded.highest_B).all()
     notes = [
@@ -193,16 +191,16 @@ def main() -> None:
     tokens = Tokens.of(tokenizer, args.marker_token)
     catalog = build_catalog(task.interactions.items, tokens)
     rows = make_rows(task, task.split("test", args.contexts), catalog, tokens)
-    for row in rows:
-        row["context"] = [*tokens.context_ids(row["prompt"]), tokens.marker_id]
+    contexts = [[*tokens.context_ids(row.prompt), tokens.marker_id] for row in rows]
+    targets = [row.target_id for row in rows]
     size = sum(parameter.numel() for parameter in model.parameters())
     notes = [f"{size / 1e6:.1f}M parameters, fp32, {torch.get_num_threads()} threads, {len(catalog)} items"]
     model.eval()
-    found, of_teacher = compare(model, "untrained", catalog, rows, args)
+    found, of_teacher = compare(model, "untrained", catalog, contexts, targets, args)
     notes += of_teacher
     if args.train_steps:
         train(model, task, catalog, tokens, args.train_steps, args.lr)
-        of_trained, of_teacher = compare(model, f"{args.train_steps} steps", catalog, rows, args)
+        of_trained, of_teacher = compare(model, f"{args.train_steps} steps", catalog, contexts, targets, args)
         found, notes = found + of_trained, notes + of_teacher
     report(found, args.json, notes)
 

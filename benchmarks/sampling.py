@@ -53,7 +53,7 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[PreTrainedModel, Token
         save_teacher(model, tokenizer, Path(path))
     tokens = Tokens.of(tokenizer, args.marker_token)
     rows = make_rows(task, task.split("test", args.contexts), build_catalog(task.interactions.items, tokens), tokens)
-    return model.eval(), tokens, path, [tokens.context_ids(row["prompt"]) for row in rows]
+    return model.eval(), tokens, path, [tokens.context_ids(row.prompt) for row in rows]
 
 
 def speeds(
@@ -118,7 +118,7 @@ def main() -> None:
         llm = make_engine(path, max_model_len=length, max_num_seqs=args.max_num_seqs, dtype="float32")
     if torch.cuda.is_available():
         model.cuda()
-    asked: dict[str, Any] = {"n": args.n, "temperature": 1.0, "max_new_tokens": args.max_new_tokens, "seed": 0}
+    asked = Sampling(n=args.n, max_new_tokens=args.max_new_tokens)
     size = sum(parameter.numel() for parameter in model.parameters())
     notes = [
         f"{size / 1e6:.1f}M parameters, fp32, {torch.get_num_threads()} threads; {len(contexts)} contexts of "
@@ -131,7 +131,7 @@ def main() -> None:
         ours = VllmSampler(timed, tokens, with_log_probs=with_log_probs)
         prompts = [{"prompt_token_ids": context} for context in contexts]
         keys = [str(i) for i in range(len(contexts))]
-        params = [ours.params(**{**asked, "top_p": 1.0, "key": key}) for key in keys]
+        params = [ours.params(asked, key) for key in keys]
 
         def bare(params: list[Any] = params, prompts: list[Any] = prompts) -> list[list[tuple[int, ...]]]:
             outputs = llm.generate(prompts, params, use_tqdm=False)
@@ -140,27 +140,26 @@ def main() -> None:
         def mine(ours: VllmSampler = ours, keys: list[str] = keys) -> list[list[tuple[int, ...]]]:
             nonlocal seconds
             began = time.perf_counter()
-            samples = ours.sample(contexts, Sampling(**asked), keys_B=keys)
+            samples = ours.sample(contexts, asked, keys_B=keys)
             seconds += time.perf_counter() - began
             return ids_of(samples)
 
         in_hand = TransformersSampler(model, tokens, args.batch_size, with_log_probs)
-        ours.sample(contexts[:4], Sampling(**asked))  # whatever is set up at the first call
-        in_hand.sample(contexts[:1], Sampling(**asked))
+        ours.sample(contexts[:4], asked)  # whatever is set up at the first call
+        in_hand.sample(contexts[:1], asked)
         timed.seconds = 0.0
         found, (written, expected, _) = speeds(
             args.repeats,
             llm.reset_prefix_cache,
             mine,
             bare,
-            lambda in_hand=in_hand: ids_of(in_hand.sample(contexts, Sampling(**asked))),
+            lambda in_hand=in_hand: ids_of(in_hand.sample(contexts, asked)),
         )
         unit = f"tokens/s{' with log-probs' if with_log_probs else ''}"
         notes.append(f"{timed.seconds / seconds:.2%} of our sampler's time is the engine's, {unit}")
-        greedy = {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}
         pairs = zip(
-            ids_of(ours.sample(contexts, Sampling(**greedy))),
-            ids_of(in_hand.sample(contexts, Sampling(**greedy))),
+            ids_of(ours.sample(contexts, asked.greedy())),
+            ids_of(in_hand.sample(contexts, asked.greedy())),
             strict=True,
         )
         same = sum(a == b for a, b in pairs) / len(contexts)

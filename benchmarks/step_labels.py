@@ -10,7 +10,6 @@ the rank correlation of the labels with Monte Carlo of `--reference` reasonings 
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,28 +101,31 @@ def main() -> None:
     if not args.model_name_or_path:
         train(model, task, catalog, tokens, args.train_steps, args.lr)
     rows = make_rows(task, task.split("train", args.examples), catalog, tokens)
-    contexts = [tokens.context_ids(row["prompt"]) for row in rows]
+    contexts = [tokens.context_ids(row.prompt) for row in rows]
     samples_B_G = TransformersSampler(model, tokens).sample(
         contexts,
         Sampling(n=args.paths, max_new_tokens=args.max_new_tokens),
-        keys_B=[row["example_id"] for row in rows],
+        keys_B=[row.example_id for row in rows],
     )
     of_paths = [row for row, samples in zip(rows, samples_B_G, strict=True) for _ in samples]
     completions = [list(sample.token_ids) for samples in samples_B_G for sample in samples]
 
-    def measure(name: str, label: Callable[..., list[np.ndarray]], **asked: Any) -> tuple[dict[str, Any], Any]:
+    def measure(name: str, sampling: Sampling | None = None) -> tuple[dict[str, Any], np.ndarray]:
+        """Monte Carlo with these reasonings from each state; forced answers without any."""
         ranker, sampler = CountingRanker(catalog, model, tie_band=0.0), CountingSampler(model, tokens)
-        given: Sequence[Any] = (sampler, ranker) if asked else (ranker,)
         began = time.perf_counter()
-        values = np.concatenate(label(of_paths, completions, *given, tokens, **asked))
+        if sampling is None:
+            values_B = forced_answer_values(of_paths, completions, ranker, tokens)
+        else:
+            values_B = monte_carlo_values(of_paths, completions, sampler, ranker, tokens, sampling)
+        values = np.concatenate(values_B)
         counts = {"tokens": sampler.tokens_sampled, "contexts": ranker.contexts, "nodes": ranker.nodes}
         return {"name": name, **counts, "seconds": round(time.perf_counter() - began, 2)}, values
 
-    sampling = {"max_new_tokens": args.max_new_tokens}
-    found = [measure("forced answer", forced_answer_values)]
+    found = [measure("forced answer")]
     for k in args.continuations:
-        found.append(measure(f"Monte Carlo, k = {k}", monte_carlo_values, n=k, **sampling))
-    _, reference = measure("reference", monte_carlo_values, n=args.reference, seed=1, **sampling)
+        found.append(measure(f"Monte Carlo, k = {k}", Sampling(n=k, max_new_tokens=args.max_new_tokens)))
+    _, reference = measure("reference", Sampling(n=args.reference, max_new_tokens=args.max_new_tokens, seed=1))
     table = [
         row
         | {

@@ -14,12 +14,14 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from anyo_rl.catalog.catalog import Catalog, build_catalog
+from anyo_rl.catalog.catalog import Catalog, open_catalog
 from anyo_rl.catalog.item_tokens import ItemTokens, load_answering, semantic_ids
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.teacher.load import load_tokenizer
 from anyo_rl.teacher.tokens import Tokens
+
+CATALOG = "catalog"  # the folder of a run in which the trees of its catalogs lie, for all processes of a machine
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Opening:
     """How the teachers of a run are opened. All processes open them together.
 
     Attributes:
-        folder: the run folder, where computed semantic ids are kept.
+        folder: the run folder, where computed semantic ids and the trees of catalogs are kept.
         items: the item table.
         model_args: how weights are loaded (TRL's), their path aside.
         make: makes a teacher from scratch, where there is no path to load one from; it is given the codes that it has
@@ -105,7 +107,7 @@ class Opening:
     def catalog(self, path: Path | str) -> tuple[Tokens, Catalog]:
         """Tokens and catalog of a teacher, without its weights."""
         tokens = self.tokens(load_tokenizer(self.of_path(path)))
-        return tokens, build_catalog(self.items, tokens, self.ids(path))
+        return tokens, open_catalog(self.items, tokens, self.ids(path), self.folder / CATALOG)
 
     def weights(
         self, path: Path | str | None, ids: SemanticIds | None
@@ -136,4 +138,4 @@ class Opening:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: SemanticIds | None
     ) -> Teacher:
         tokens = self.tokens(tokenizer)
-        return Teacher(model, tokens, build_catalog(self.items, tokens, ids), ids)
+        return Teacher(model, tokens, open_catalog(self.items, tokens, ids, self.folder / CATALOG), ids)

@@ -16,7 +16,7 @@ from anyo_rl.data.toy.world import parse_intent
 from anyo_rl.evaluation import evaluator
 from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.metrics.ranking import target_ranks
-from anyo_rl.sampling.paths import PATHS_SCHEMA
+from anyo_rl.sampling.paths import PATHS_SCHEMA, SampledPath
 from anyo_rl.search.answers import Answers
 from anyo_rl.students.popularity import Popularity, fit_popularity
 
@@ -57,11 +57,19 @@ def answers(*ranks: int, paths=()) -> Answers:
     return Answers(np.array(ranks), [["i0", "i1"], ["i1", "i2"]], list(paths))
 
 
-def path(example: str, rank: int, steps: str = "likes tea\nwants a mug") -> dict:
-    known = {"example_id": example, "sample_index": 0, "user_id": example[:2], "prompt": "p"}
-    known |= {"rank": rank, "cap": None}
-    ids = {"token_ids": [1, 2], "token_log_probs": None, "item_id": "i1", "target_id": "i0", "finish_reason": "stop"}
-    return {**known, **ids, "completion": f"{steps} ->"}
+def path(example: str, rank: int, steps: str = "likes tea\nwants a mug") -> SampledPath:
+    return SampledPath(
+        example_id=example,
+        sample_index=0,
+        user_id=example[:2],
+        prompt="p",
+        completion=f"{steps} ->",
+        token_ids=[1, 2],
+        item_id="i1",
+        target_id="i0",
+        rank=rank,
+        finish_reason="stop",
+    )
 
 
 def test_training_sequences_by_hand(task, small_catalog):
@@ -305,7 +313,7 @@ def test_true_intents_are_counted_among_the_stated(small_tokens, tmp_path):
     assert parse_intent(false.split("\n")) is not None
     texts = [truths[0], false, "nothing said", truths[3]]
     paths = [
-        path(example, 1) | {"user_id": user, "steps": text.split("\n")}
+        dataclasses.replace(path(example, 1), user_id=user, steps=text.split("\n"))
         for (example, user, target), text in zip(rows, texts, strict=True)
     ]
     evaluation.keep("sft", "greedy", lambda: Answers(np.ones(4, int), [["i0"]] * 4, paths))

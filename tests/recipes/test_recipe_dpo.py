@@ -9,7 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from anyo_rl.reasoning.rows import make_rows
-from anyo_rl.sampling.shards import run_shards
+from anyo_rl.sampling.paths import SampledPath
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import ShardedJob, run_shards
 
 SMOKE = Path(__file__).parent / "configs"
 
@@ -22,28 +24,30 @@ def job(asked, tmp_path) -> Path:
     task, tokens = asked.task, asked.tokens
     train = task.split("train").filter(pl.col("example_id").is_in(list(task.rationales))).head(17)
     rows = make_rows(task, train, asked.catalog, tokens)
-    reasonings = [tokens.reasoning_ids(task.rationales[row["example_id"]][0]) for row in rows]
-    other = {row["example_id"]: reasonings[i - 1] for i, row in enumerate(rows)}
-    own = {row["example_id"]: reasonings[i] for i, row in enumerate(rows)}
+    reasonings = [tokens.reasoning_ids(task.rationales[row.example_id][0]) for row in rows]
+    other = {row.example_id: reasonings[i - 1] for i, row in enumerate(rows)}
+    own = {row.example_id: reasonings[i] for i, row in enumerate(rows)}
 
     def make_paths(rows):
         return [
-            {
-                **{name: row[name] for name in ("example_id", "user_id", "prompt", "target_id")},
-                "sample_index": index,
-                "split": "train",
-                "rank": rank,
-                "ranker": "likelihood",
-                "token_ids": ids,
-                "completion": tokens.decode(ids),
-            }
+            SampledPath(
+                example_id=row.example_id,
+                sample_index=index,
+                user_id=row.user_id,
+                prompt=row.prompt,
+                target_id=row.target_id,
+                rank=rank,
+                ranker="likelihood",
+                token_ids=ids,
+                completion=tokens.decode(ids),
+            )
             for row in rows
-            for index, (ids, rank) in enumerate([(own[row["example_id"]], 2), (other[row["example_id"]], 40)])
+            for index, (ids, rank) in enumerate([(own[row.example_id], 2), (other[row.example_id], 40)])
         ]
 
-    job = {"n_shards": 2, "n_samples": 2, "policy": "sft", "arguments": {}, "make_paths": make_paths}
-    run_shards(rows, tmp_path / "job", **job)
-    return tmp_path / "job"
+    folder = tmp_path / "job"
+    run_shards(rows, ShardedJob(folder, Sampling(n=2), policy="sft", n_shards=2, split="train"), make_paths)
+    return folder
 
 
 def flags(finished_run, job: Path, run: Path) -> tuple[object, ...]:

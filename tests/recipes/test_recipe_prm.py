@@ -11,7 +11,9 @@ from safetensors.numpy import load_file
 
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import make_rows
-from anyo_rl.stages.sample import JobEngine, sample_in_shards
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import ShardedJob
+from anyo_rl.stages.sample import EngineChoice, JobEngine, sample_in_shards
 from anyo_rl.values.prm import Prm
 
 SMOKE = Path(__file__).parent / "configs"
@@ -23,20 +25,16 @@ pytestmark = pytest.mark.slow
 def job(asked, tmp_path) -> Path:
     """A sampling job of two paths for each of a few training examples."""
     rows = make_rows(asked.task, asked.task.split("train").head(12), asked.catalog, asked.tokens)
-    given = {"n": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16, "seed": 0}
+    folder, sampling = tmp_path / "job", Sampling(n=2, max_new_tokens=16)
     sample_in_shards(
         rows,
-        tmp_path / "job",
-        JobEngine("hf", "sft", asked.model, asked.tokens, given),
-        LikelihoodRanker(asked.catalog, asked.model),
-        asked.tokens,
-        given,
+        ShardedJob(folder, sampling, policy="sft", n_shards=2, split="train"),
+        JobEngine(EngineChoice(), "sft", asked.model, asked.tokens, sampling),
+        asked.catalog,
+        ranker=LikelihoodRanker(asked.catalog, asked.model),
         mask_history=False,
-        n_shards=2,
-        split="train",
-        policy="sft",
     )
-    return tmp_path / "job"
+    return folder
 
 
 def flags(finished_run, job: Path, run: Path) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import sample_texts
 from anyo_rl.sampling.shards import read_paths
 from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import SampleArguments, sample_job
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.save import save_teacher
@@ -53,7 +54,8 @@ def test_shards_kills_and_processes_change_nothing(start, launcher, teacher, tmp
     task = load_task(DataArguments(toy_users=300, toy_categories=5))
     asked = {"n_samples": 4, "max_examples": 400, "n_shards": 1}
     calm = SampleArguments(output_dir=str(tmp_path / "calm"), **asked)
-    sample_job(task, ModelConfig(model_name_or_path=str(teacher)), TeacherArguments(max_reasoning_tokens=24), calm)
+    model_args = ModelConfig(model_name_or_path=str(teacher))
+    sample_job(Job(tmp_path / "calm", task, model_args, TeacherArguments(max_reasoning_tokens=24)), calm)
     expected = read_paths(tmp_path / "calm")
     assert len(expected) == 1600
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,39 +16,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyo_rl.sampling.shards as shards_module
-from anyo_rl.sampling.paths import PATHS_SCHEMA
-from anyo_rl.sampling.shards import MANIFEST, JobError, partition, read_paths, run_shards
-from tests.tables import table_of
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.paths import PATHS_SCHEMA, SampledPath, paths_table
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import MANIFEST, JobError, ShardedJob, partition, read_paths, run_shards
 
-ROWS = [{"example_id": f"u{u}:{u % 3}", "prompt": f"Häufig, {u}\n"} for u in range(20)]
-ARGUMENTS = {"temperature": 1.0, "seed": 3}
+ROWS = [Row(f"u{u}:{u % 3}", f"u{u}", [], "i1", prompt=f"Häufig, {u}\n") for u in range(20)]
+SAMPLING = Sampling(n=2, seed=3)
 
 # A job in a process of its own. It writes down which examples it has made.
 WORKER = """
 import hashlib, json, sys, time
 from pathlib import Path
-from anyo_rl.sampling.shards import run_shards
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.paths import SampledPath
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import ShardedJob, run_shards
 
 folder, n_shards, n_samples, pause, lease, seed = sys.argv[1], *map(float, sys.argv[2:])
-rows = [{"example_id": f"u{u}:{u % 3}", "prompt": f"Häufig, {u}\\n"} for u in range(20)]
+rows = [Row(f"u{u}:{u % 3}", f"u{u}", [], "i1", prompt=f"Häufig, {u}\\n") for u in range(20)]
 
 
 def make_paths(rows):
     paths = []
     for row in rows:
         for index in range(int(n_samples)):
-            drawn = int(hashlib.sha256(f"{int(seed)} {row['example_id']} {index}".encode()).hexdigest()[:12], 16)
-            path = {"example_id": row["example_id"], "sample_index": index, "seed": drawn, "prompt": row["prompt"]}
-            paths.append(path | {"completion": f"wünscht {drawn} ->", "token_ids": [drawn % 7, 2]})
+            drawn = int(hashlib.sha256(f"{int(seed)} {row.example_id} {index}".encode()).hexdigest()[:12], 16)
+            written = {"completion": f"wünscht {drawn} ->", "token_ids": [drawn % 7, 2]}
+            paths.append(SampledPath(row.example_id, index, seed=drawn, prompt=row.prompt, **written))
         with open(folder + ".log", "a") as log:
-            log.write(row["example_id"] + "\\n")
+            log.write(row.example_id + "\\n")
         time.sleep(pause)
     return paths[::-1]  # in any order
 
 
 if __name__ == "__main__":
-    run_shards(rows, Path(folder), n_shards=int(n_shards), n_samples=int(n_samples), policy="sft",
-               arguments={"temperature": 1.0, "seed": int(seed)}, make_paths=make_paths, lease_s=lease, poll_s=0.05)
+    job = ShardedJob(Path(folder), Sampling(n=int(n_samples), seed=int(seed)), policy="sft", n_shards=int(n_shards),
+                     lease_s=lease, poll_s=0.05)
+    run_shards(rows, job, make_paths)
 """
 
 
@@ -81,17 +87,17 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, said
 
 
-def paths_of(rows, n_samples: int = 2) -> list[dict]:
+def paths_of(rows, n_samples: int = 2) -> list[SampledPath]:
     return [
-        {"example_id": row["example_id"], "sample_index": index, "completion": f"{row['prompt']}{index}", "seed": 1}
+        SampledPath(row.example_id, index, completion=f"{row.prompt}{index}", seed=1)
         for row in rows
         for index in range(n_samples)
     ]
 
 
-def run(folder: Path, rows=ROWS, **changes) -> None:
-    common = {"n_shards": 3, "n_samples": 2, "policy": "sft", "arguments": ARGUMENTS, "make_paths": paths_of}
-    run_shards(rows, folder, **{**common, "poll_s": 0.01, **changes})
+def run(folder: Path, rows=ROWS, make_paths=paths_of, **changes) -> None:
+    job = ShardedJob(folder, SAMPLING, policy="sft", n_shards=3, poll_s=0.01)
+    run_shards(rows, replace(job, **changes), make_paths)
 
 
 @given(st.integers(0, 500), st.integers(1, 60))
@@ -107,8 +113,9 @@ def test_each_row_is_in_one_shard(n_rows, n_shards):
 def test_the_table_does_not_depend_on_the_number_of_shards(tmp_path_factory, n_shards, n_samples, n_rows):
     folder = tmp_path_factory.mktemp("job")
     rows = ROWS[:n_rows]
-    run(folder, rows, n_shards=n_shards, n_samples=n_samples, make_paths=lambda part: paths_of(part, n_samples)[::-1])
-    expected = table_of([{**path, "policy": "sft"} for path in paths_of(rows, n_samples)])
+    sampling = replace(SAMPLING, n=n_samples)
+    run(folder, rows, lambda part: paths_of(part, n_samples)[::-1], n_shards=n_shards, sampling=sampling)
+    expected = paths_table([replace(path, policy="sft") for path in paths_of(rows, n_samples)])
     assert read_paths(folder).equals(expected)
     assert read_paths(folder).schema == PATHS_SCHEMA
 
@@ -120,8 +127,8 @@ def test_what_is_done_is_not_done_again(tmp_path):
     run(tmp_path / "job", make_paths=lambda rows: pytest.fail("made again"))
     (tmp_path / "job" / names[2]).unlink()
     asked = []
-    run(tmp_path / "job", make_paths=lambda rows: asked.append([r["example_id"] for r in rows]) or paths_of(rows))
-    assert asked == [[row["example_id"] for row in ROWS[6:13]]]
+    run(tmp_path / "job", make_paths=lambda rows: asked.append([row.example_id for row in rows]) or paths_of(rows))
+    assert asked == [[row.example_id for row in ROWS[6:13]]]
 
 
 @pytest.mark.slow
@@ -165,7 +172,7 @@ def test_processes_at_once_share_the_work(start, tmp_path):
     folder = tmp_path / "shared"
     for process in [start(folder, 7) for _ in range(3)]:
         finish(process)
-    assert made(folder) == dict.fromkeys((row["example_id"] for row in ROWS), 1)
+    assert made(folder) == dict.fromkeys((row.example_id for row in ROWS), 1)
     assert read_paths(folder).equals(read_paths(tmp_path / "calm"))
     finish(start(folder, 7))
     assert made(folder).total() == 20
@@ -232,7 +239,7 @@ def test_claims(tmp_path, monkeypatch):
         held.unlink()
 
     monkeypatch.setattr(shards_module.time, "sleep", others_finish)
-    run(tmp_path, make_paths=lambda rows: asked.append([rows[0]["example_id"]]) or paths_of(rows))
+    run(tmp_path, make_paths=lambda rows: asked.append([rows[0].example_id]) or paths_of(rows))
     assert asked == [["u0:0"], ["u13:1"], ["u6:0"]]
     assert not list(tmp_path.glob("*.claim.*"))
     assert len(read_paths(tmp_path)) == 40
@@ -276,17 +283,19 @@ def test_an_error_gives_the_claim_up(tmp_path):
 def test_another_job_is_refused_with_what_differs(tmp_path):
     run(tmp_path)
     before = read_paths(tmp_path)
+    sampling = replace(SAMPLING, temperature=0.7, top_p=0.9)
     with pytest.raises(JobError) as refused:
-        run(tmp_path, policy="grpo", n_shards=4, arguments={"temperature": 0.7, "seed": 3, "top_p": 0.9})
+        run(tmp_path, policy="grpo", n_shards=4, sampling=sampling, arguments={"rank_cap": 1000})
     assert str(refused.value).splitlines() == [
         f"{tmp_path} is of a job with n_shards=3, now 4",
         f"{tmp_path} is of a job with policy='sft', now 'grpo'",
+        f"{tmp_path} is of a job with rank_cap='unset', now 1000",
         f"{tmp_path} is of a job with temperature=1.0, now 0.7",
-        f"{tmp_path} is of a job with top_p='unset', now 0.9",
+        f"{tmp_path} is of a job with top_p=1.0, now 0.9",
         "name another folder, or remove this one",
     ]
     with pytest.raises(JobError, match="other prompts, or other columns"):
-        run(tmp_path, [{**row, "prompt": "x"} for row in ROWS])
+        run(tmp_path, [replace(row, prompt="x") for row in ROWS])
     with pytest.raises(JobError, match=r"n_rows=20, now 19\n.*other examples, or with these in another order"):
         run(tmp_path, ROWS[1:])
     with pytest.raises(JobError, match="other examples, or with these in another order"):
@@ -303,22 +312,19 @@ def test_wrong_paths_are_refused(tmp_path):
         "gave 39 paths": lambda rows: paths_of(rows)[1:],
         "gave 41 paths": lambda rows: [*paths_of(rows), paths_of(rows)[0]],
         r"1 lack, such as \[\('u0:0', 1\)\], and 1 were not asked for, such as \[\('u0:0', 2\)\]": lambda rows: [
-            {
-                **path,
-                "sample_index": 2
-                if (path["example_id"], path["sample_index"]) == ("u0:0", 1)
-                else path["sample_index"],
-            }
+            replace(path, sample_index=2) if (path.example_id, path.sample_index) == ("u0:0", 1) else path
             for path in paths_of(rows)
         ],
-        r"\['colour'\] unknown to the paths table": lambda rows: [{**path, "colour": 1} for path in paths_of(rows)],
     }
     for message, make_paths in cases.items():
         with pytest.raises(ValueError, match=message):
             run(tmp_path, n_shards=1, make_paths=make_paths)
     assert [file.name for file in tmp_path.iterdir()] == [MANIFEST]
-    with pytest.raises(ValueError, match=r"\['policy'\] missing of its key"):
-        table_of(paths_of(ROWS[:1]))
+    with pytest.raises(TypeError, match="'colour'"):  # of no column
+        run(tmp_path, n_shards=1, make_paths=lambda rows: [replace(path, colour=1) for path in paths_of(rows)])
+    assert [file.name for file in tmp_path.iterdir()] == [MANIFEST]
+    with pytest.raises(ValueError, match="path 0 of example 'u0:0' has no policy: expected one"):
+        paths_table(paths_of(ROWS[:1]))
     with pytest.raises(JobError, match="20 rows have 1 different example ids"):
         run(tmp_path / "twins", [ROWS[0]] * 20)
     with pytest.raises(ValueError, match="n_shards 0, n_samples 2: expected at least 1"):

@@ -50,7 +50,7 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     def keep(types, **kwargs):
         raise Parsed(types, kwargs.get("defaults"))
 
-    monkeypatch.setattr(recipe, "parse", keep)
+    monkeypatch.setattr(recipe, "begin", keep)
     with pytest.raises(Parsed) as asked:
         recipe.main()
     types, defaults = asked.value.args

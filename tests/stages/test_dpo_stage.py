@@ -1,13 +1,17 @@
 import json
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 from accelerate import PartialState
 from datasets import load_dataset
 
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
 from anyo_rl.reasoning.rows import Row
-from anyo_rl.sampling.shards import run_shards
+from anyo_rl.sampling.paths import SampledPath
+from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.shards import ShardedJob, run_shards
 from anyo_rl.stages.dpo import PAIRS, PairArguments, load_paths, make_pairs
 
 ROWS = [
@@ -25,28 +29,41 @@ def job(small_tokens, tmp_path):
     def make_paths(rows):
         ids = [small_tokens.reasoning_ids([text]) for text, _ in texts]
         return [
-            {
-                **row,
-                "sample_index": index,
-                "split": "train",
-                "rank": texts[index][1],
-                "ranker": "likelihood",
-                "token_ids": ids[index],
-                "completion": small_tokens.decode(ids[index]),
-            }
+            SampledPath(
+                example_id=row.example_id,
+                sample_index=index,
+                user_id=row.user_id,
+                prompt=row.prompt,
+                target_id=row.target_id,
+                rank=texts[index][1],
+                ranker="likelihood",
+                token_ids=ids[index],
+                completion=small_tokens.decode(ids[index]),
+            )
             for row in rows
             for index in (0, 1)
         ]
 
-    job = {"n_shards": 2, "n_samples": 2, "policy": "sft", "arguments": {}, "make_paths": make_paths}
-    run_shards(ROWS, tmp_path / "job", **job)
-    return tmp_path / "job"
+    folder = tmp_path / "job"
+    run_shards(ROWS, ShardedJob(folder, Sampling(n=2), policy="sft", n_shards=2, split="train"), make_paths)
+    return folder
 
 
-def test_pairs_are_kept_as_a_data_set_of_preferences_and_made_once(job, small_tokens, tmp_path):
+@pytest.fixture
+def pairs_of(small_tokens, small_catalog):
+    """The pairs of a run with these training examples."""
+    teacher = Teacher(None, small_tokens, small_catalog)
+
+    def call(folder, args: PairArguments, rows=ROWS):
+        return make_pairs(SimpleNamespace(folder=folder, rows=lambda split, of: rows), teacher, args)
+
+    return call
+
+
+def test_pairs_are_kept_as_a_data_set_of_preferences_and_made_once(job, pairs_of, small_tokens, tmp_path):
     run = tmp_path / "run"
     args = PairArguments(paths=str(job), max_pairs_per_target=1)
-    made = make_pairs(run, ROWS, small_tokens, 10, args)
+    made = pairs_of(run, args)
     assert made["chosen"] == ["likes films ->"] * 3
     assert made["prompt_ids"][1] == small_tokens.context_ids("mug\n")
     found = load_dataset("parquet", data_files=str(run / PAIRS), split="train", cache_dir=str(tmp_path / "cache"))
@@ -54,7 +71,7 @@ def test_pairs_are_kept_as_a_data_set_of_preferences_and_made_once(job, small_to
     counts = json.loads(pl.read_parquet_metadata(run / PAIRS)["counts"])
     assert (counts["pairs"], counts["small_gap"]) == (3, 0)
     # A run that goes on has the same pairs, whatever became of the paths.
-    gone = make_pairs(run, ROWS, small_tokens, 10, PairArguments(paths="nowhere"))
+    gone = pairs_of(run, PairArguments(paths="nowhere"))
     assert gone.to_list() == made.to_list()
 
 
@@ -65,7 +82,7 @@ def test_a_job_and_a_parquet_file_are_read_alike(job, tmp_path):
     assert load_paths(tmp_path / "paths.parquet").equals(paths)
 
 
-def test_paths_that_cannot_be_used_are_named(job, small_tokens, tmp_path):
+def test_paths_that_cannot_be_used_are_named(job, tmp_path):
     with pytest.raises(DataError, match=r"no paths at .*nowhere"):
         load_paths(tmp_path / "nowhere")
     pl.DataFrame({"rank": [1]}).write_parquet(tmp_path / "ranks.parquet")
@@ -84,7 +101,7 @@ def test_paths_that_cannot_be_used_are_named(job, small_tokens, tmp_path):
         (ROWS, {"least_gap": -1.0}, "least_gap is -1.0, expected above 0"),
     ],
 )
-def test_what_gives_no_pairs_is_an_error_of_the_data(job, small_tokens, tmp_path, rows, settings, expected):
+def test_what_gives_no_pairs_is_an_error_of_the_data(job, pairs_of, tmp_path, rows, settings, expected):
     with pytest.raises(DataError, match=expected):
-        make_pairs(tmp_path / "run", rows, small_tokens, 10, PairArguments(paths=str(job), **settings))
+        pairs_of(tmp_path / "run", PairArguments(paths=str(job), **settings), rows)
     assert not (tmp_path / "run").exists()

@@ -3,11 +3,14 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 from accelerate import PartialState
+from trl import ModelConfig
 
+from anyo_rl.catalog.opening import Teacher
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
-from anyo_rl.stages.arguments import PrmArguments
+from anyo_rl.stages.arguments import PrmArguments, TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.prm import label_in_parts, some_examples
 from tests.tables import table_of
 
@@ -41,7 +44,7 @@ def paths(small_tokens) -> pl.DataFrame:
 
 @pytest.fixture
 def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
-    asked = []
+    asked, teacher = [], Teacher(small_teacher, small_tokens, small_catalog)
 
     class Counting(LikelihoodRanker):
         def rank(self, contexts_B, *args, **kwargs):
@@ -50,17 +53,10 @@ def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
 
     def label(source="forced_answer", judge=None) -> pl.DataFrame:
         file = tmp_path / "labels" / f"{source}.parquet"
-        label_in_parts(
-            paths,
-            ROWS,
-            file,
-            task=SimpleNamespace(args=SimpleNamespace(mask_history=False)),
-            opened=SimpleNamespace(model=small_teacher, tokens=small_tokens, catalog=small_catalog),
-            teacher_args=SimpleNamespace(max_reasoning_tokens=4),
-            prm_args=PrmArguments(step_values=source, n_shards=2, judge=judge),
-            n=2,
-            seed=0,
-        )
+        task = SimpleNamespace(args=SimpleNamespace(mask_history=False))
+        job = Job(tmp_path, task, ModelConfig(), TeacherArguments(max_reasoning_tokens=4))
+        args = PrmArguments(step_values=source, n_shards=2, judge=judge)
+        label_in_parts(job, teacher, args, paths, ROWS, file, 2)
         return pl.read_parquet(file)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,6 +13,7 @@ from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.vllm.sampler import VllmSampler
 from anyo_rl.stages import sample as sample_job
 from anyo_rl.stages.arguments import StarArguments, TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.star import Star
 
 
@@ -20,7 +21,7 @@ def star_of(tmp_path, **of_teacher) -> Star:
     task = load_task(DataArguments(toy_users=120, toy_categories=5, history_tokens=60))
     args = StarArguments(engine="vllm", n_shards=2, max_examples=6)
     teacher_args = TeacherArguments(max_reasoning_tokens=12, **of_teacher)
-    return Star(tmp_path, task, ModelConfig(dtype="float32"), teacher_args, args, SimpleNamespace(seed=3))
+    return Star(Job(tmp_path, task, ModelConfig(dtype="float32"), teacher_args, 3), args, SimpleNamespace(seed=3))
 
 
 @pytest.mark.slow
@@ -40,17 +41,18 @@ def test_a_round_samples_with_the_engine(vllm_engine, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample_job, "RoundEngine", Shared)
     star = star_of(tmp_path)
-    opened = star.open(teacher)
-    rows = star.task.rows(star.examples(1), opened.catalog, opened.tokens)
-    paths = star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2)
-    sampler = VllmSampler(vllm_engine.llm, opened.tokens)
-    expected = ranked_paths(rows, sampler, opened.tokens, opened.catalog, Sampling(n=2, max_new_tokens=12, seed=4))
-    columns = ["example_id", "sample_index", "token_ids"]
-    assert paths.select(columns).equals(pl.DataFrame(expected).select(columns))
-    assert paths["rank"].null_count() == 0
-    assert events == ["start", "stop"]
-    assert star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2).equals(paths)
-    assert events == ["start", "stop"]  # nothing was left to do
+    with star.job.opened(teacher) as opened:
+        rows = star.job.rows_of(star.examples(1), opened)
+        paths = star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2)
+        sampler = VllmSampler(vllm_engine.llm, opened.tokens)
+        asked = Sampling(n=2, max_new_tokens=12, seed=4)
+        expected = ranked_paths(rows, sampler, opened.tokens, opened.catalog, asked)
+        columns = ["example_id", "sample_index", "token_ids"]
+        assert paths.select(columns).equals(pl.DataFrame(expected).select(columns))
+        assert paths["rank"].null_count() == 0
+        assert events == ["start", "stop"]
+        assert star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2).equals(paths)
+        assert events == ["start", "stop"]  # nothing was left to do
 
 
 def test_codes_that_vllm_cannot_add_are_refused(tmp_path):
