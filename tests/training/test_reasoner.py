@@ -288,13 +288,13 @@ def test_chat_prompts_with_think_as_the_marker(tmp_path):
 
 def slow_greedy_rank(trainer, row) -> int:
     """The target's rank after three tokens at most, each the likeliest."""
-    context, tokens = trainer.tokens.context_ids(row["prompt"]), trainer.tokens
+    context, tokens = trainer.tokens.context_ids(row.prompt), trainer.tokens
     ids: list[int] = []
     while len(ids) < 3 and not {tokens.marker_id, tokens.eos_id} & set(ids):
         with torch.no_grad():
             ids.append(int(trainer.model(torch.tensor([[*context, *ids]])).logits[0, -1].argmax()))
     ranker = DistributionRanker(trainer.catalog, trainer.model)
-    return int(ranker.rank([tokens.marked_context(context, ids)], [row["target_id"]]).ranks_B[0])
+    return int(ranker.rank([tokens.marked_context(context, ids)], [row.target_id]).ranks_B[0])
 
 
 def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys):
