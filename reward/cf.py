@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,7 @@ from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.sequences import training_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.metrics import gains, target_ranks
-from anyo_rl.students import fit_sasrec
+from anyo_rl.students import SASRec, fit_student
 from anyo_rl.students.files import load_student
 from anyo_rl.students.item_knn import fit_item_knn
 
@@ -55,10 +54,13 @@ class CfReward:
         n, self._mask_history = len(catalog), task.args.mask_history
         if self.student in ("item_knn", "sasrec"):
             sequences, validation = training_sequences(task, catalog.index)
-            fit_student = functools.partial(
-                fit_sasrec, validation=validation, mask_history=self._mask_history, seed=seed
+            scorer = (
+                fit_item_knn(sequences, n)
+                if self.student == "item_knn"
+                else fit_student(
+                    SASRec, sequences, n, validation=validation, mask_history=self._mask_history, seed=seed
+                )
             )
-            scorer = fit_item_knn(sequences, n) if self.student == "item_knn" else fit_student(sequences, n)
         else:
             scorer = load_student(Path(self.student), catalog.item_ids)
         self.use(scorer, catalog.index)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from anyo_rl.data.clean import clean_source
@@ -30,17 +31,37 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
     return Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or Path.home() / ".cache" / "anyo_rl").expanduser()
 
 
+@dataclass(frozen=True)
+class PlainTable:
+    """How a plain log and its item file are laid out.
+
+    Attributes:
+        columns: our column names (`user_id`, `item_id`, `timestamp`, `rating`) to the log's.
+        item_columns: our item columns (`item_id`, `title`) to the item file's.
+        separator: between the fields of text; `None` for a comma (a tab in .tsv).
+    """
+
+    columns: Mapping[str, str] | None = None
+    item_columns: Mapping[str, str] | None = None
+    separator: str | None = None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip file that a data set can be downloaded as."""
+
+    url: str = ML_100K_URL
+    md5: str = ML_100K_MD5
+
+
 def load_interactions(
     source: str | Path,
     *,
     data_dir: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
     items_path: str | Path | None = None,
-    item_columns: Mapping[str, str] | None = None,
-    separator: str | None = None,
+    table: PlainTable = PlainTable(),
     max_title_chars: int = MAX_TITLE_CHARS,
-    url: str = ML_100K_URL,
-    md5: str = ML_100K_MD5,
+    archive: Archive = Archive(),
 ) -> Interactions:
     """Read, validate and clean an interaction log.
 
@@ -52,22 +73,19 @@ def load_interactions(
         source: `ml-100k` (downloaded from its publisher where it is missing), `office`, another folder's name in the
             data folder, or a path to a folder or file (write `./office` for a folder of that name here).
         data_dir: the data folder; None for the environment's ANYO_RL_DATA, else ~/.cache/anyo_rl.
-        columns: our column names (`user_id`, `item_id`, `timestamp`, `rating`) to the log's.
         items_path: the item file; None to look beside the log.
-        item_columns: our item columns (`item_id`, `title`) to the item file's.
-        separator: of a plain text table; None for a comma (a tab in .tsv).
+        table: the layout of a plain table.
         max_title_chars: longer titles are cut at a word boundary.
-        url: where `ml-100k` comes from.
-        md5: the checksum of that file.
+        archive: where `ml-100k` comes from.
 
     Raises:
         DataError: whatever is wrong with the path or the data; the message says what to do.
     """
-    path = _find(str(source), data_dir, url, md5)
+    path = _find(str(source), data_dir, archive)
     items = None if items_path is None else Path(items_path).expanduser()
     if items is not None and not items.is_file():
         raise DataError(f"{items}: no such item file: check items_path")
-    found = _read(path, columns, items, item_columns, separator)
+    found = _read(path, table.columns, items, table.item_columns, table.separator)
     return clean_source(found, _name(path), max_title_chars)
 
 
@@ -75,13 +93,13 @@ def _name(path: Path) -> str:
     return path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def _find(source: str, data_dir: str | Path | None, url: str, md5: str) -> Path:
+def _find(source: str, data_dir: str | Path | None, archive: Archive) -> Path:
     is_name = bool(source) and not any(mark in source for mark in ("/", os.sep, ".", "~"))
     named = data_folder(data_dir) / source
     if is_name and named.is_dir() and any(named.iterdir()):
         return named
     if source == ML_100K:
-        return download_archive(url, md5, named)
+        return download_archive(archive.url, archive.md5, named)
     path = Path(source).expanduser()
     if source and source != OFFICE and path.exists():
         return path

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.attributes import attribute_steps, item_attributes
-from anyo_rl.data.load import load_interactions
+from anyo_rl.data.load import PlainTable, load_interactions
 from anyo_rl.data.rationales import read_rationales
 from anyo_rl.data.schema import SPLITS, DataError, Interactions
 from anyo_rl.data.splits import k_core as keep_k_core
@@ -197,10 +197,10 @@ def _load(args: DataArguments) -> Interactions:
     return load_interactions(
         args.dataset,
         data_dir=args.data_dir,
-        columns=_mapping("columns", args.columns),
         items_path=args.items_path,
-        item_columns=_mapping("item_columns", args.item_columns),
-        separator=args.separator,
+        table=PlainTable(
+            _mapping("columns", args.columns), _mapping("item_columns", args.item_columns), args.separator
+        ),
     )
 
 

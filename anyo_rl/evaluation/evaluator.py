@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from anyo_rl.run.files import write_table
 from anyo_rl.sampling.paths import paths_table
 from anyo_rl.search.answers import Answers, Mode
 from anyo_rl.students.choice import choose_on_validation
-from anyo_rl.students.item_knn import KNN_GRID, fit_item_knn
+from anyo_rl.students.fit import fit_student
+from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
 from anyo_rl.students.popularity import fit_popularity
-from anyo_rl.students.sasrec import fit_sasrec
+from anyo_rl.students.sasrec import SASRec
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,9 @@ class Evaluation:
         self.keep("popularity", "plain", lambda: self.score_answers(lambda histories, _: popular.scores(histories)))
 
         def item_knn() -> Answers:
-            fit = partial(fit_item_knn, sequences, n)
+            def fit(**chosen: Any) -> ItemKNN:
+                return fit_item_knn(sequences, n, KnnSettings(**chosen))
+
             choice = choose_on_validation(fit, KNN_GRID, validation, mask_history=self.task.args.mask_history)
             logger.info("item-kNN: %s chosen on validation", choice.settings)
             knn = fit(**choice.settings)
@@ -154,7 +156,7 @@ class Evaluation:
 
         def sasrec() -> Answers:
             mask = self.task.args.mask_history
-            model = fit_sasrec(sequences, n, validation=validation, mask_history=mask, seed=self.seed)
+            model = fit_student(SASRec, sequences, n, validation=validation, mask_history=mask, seed=self.seed)
             return self.score_answers(lambda histories, _: model.scores(histories).numpy())
 
         self.keep("item_knn", "plain", item_knn)

@@ -39,7 +39,7 @@ def choose_on_validation(
     """Fit every combination in the grid and choose the one with the best NDCG@k on validation.
 
     Args:
-        fit: Called with one combination as keyword arguments: `functools.partial(fit_item_knn, sequences, n_items)`.
+        fit: Called with one combination as keyword arguments, and gives what was fitted with it.
         grid: The values to try of each setting.
         validation: Histories and targets. Never the test set.
         k: Cut-off of the NDCG.

@@ -4,13 +4,12 @@ Departures from the paper: softmax cross-entropy over the whole catalog in place
 user's sequence is a row of its own in place of session-parallel batches, and the item embeddings are tied.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anyo_rl.students.training import FitReport, Histories, fit_next_item, score_histories
+from anyo_rl.students.training import FitReport, Histories, score_histories
 
 
 class GRU4Rec(nn.Module):
@@ -79,41 +78,3 @@ class GRU4Rec(nn.Module):
     def scores(self, histories: Histories, batch_size: int = 256) -> Tensor:
         """Scores (B, N) float32 of every item after each history; see [`score_histories`]."""
         return score_histories(self, histories, batch_size)
-
-
-def fit_gru4rec(
-    sequences: Histories,
-    n_items: int,
-    *,
-    validation: tuple[Histories, Sequence[int]] | None = None,
-    mask_history: bool = False,
-    dim: int = 64,
-    hidden: int = 128,
-    n_layers: int = 1,
-    dropout: float = 0.3,
-    max_length: int = 100,
-    seed: int = 0,
-    **training: Any,
-) -> GRU4Rec:
-    """Build a [`GRU4Rec`] and train it; what the fit did is in its `report`.
-
-    Args:
-        sequences: One list of item indices per user, oldest first.
-        n_items: Size of the catalog.
-        validation: Histories and targets for early stopping on NDCG@10.
-        mask_history: Whether items of the history leave the ranking on validation.
-        dim: As in [`GRU4Rec`], like the four that follow.
-        hidden: Width of the recurrent state.
-        n_layers: Recurrent layers.
-        dropout: Dropout.
-        max_length: Most recent items that are read.
-        seed: Of the weights, the order and the dropout.
-        **training: What [`fit_next_item`] takes besides.
-    """
-    model = GRU4Rec(
-        n_items, dim=dim, hidden=hidden, n_layers=n_layers, dropout=dropout, max_length=max_length, seed=seed
-    )
-    model.report = fit_next_item(
-        model, sequences, validation=validation, mask_history=mask_history, seed=seed, **training
-    )
-    return model

@@ -99,19 +99,46 @@ def _keep_largest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
     return sparse.csr_array((matrix.data[kept], (rows[kept], matrix.indices[kept])), shape=matrix.shape)
 
 
-def fit_item_knn(
-    sequences: Histories,
-    n_items: int,
-    *,
-    neighbours: int = 200,
-    history_decay: float = 0.8,
-    gap_decay: float = 0.8,
-    backward: float = 0.5,
-    source_power: float = 0.5,
-    target_power: float = 0.0,
-    shrinkage: float = 0.0,
-    window: int = 50,
-) -> ItemKNN:
+@dataclass(frozen=True)
+class KnnSettings:
+    """How an item-kNN counts and normalises.
+
+    Attributes:
+        neighbours: most entries kept per item.
+        history_decay: weight in (0, 1] of a history's item, per item after it; near 0 only the last item counts.
+        gap_decay: weight in (0, 1] of a pair, per item between the two.
+        backward: weight in [0, 1] of "j before i" as a reason for j after i; 0 counts in the order of time only.
+        source_power: exponent in [0, 1] on the count of the item in the history.
+        target_power: exponent in [0, 1] on the count of the item that is scored.
+        shrinkage: added to the counts, so that rare items need more than one witness.
+        window: most positions between the two items of a pair: bounds time and memory on long histories.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    neighbours: int = 200
+    history_decay: float = 0.8
+    gap_decay: float = 0.8
+    backward: float = 0.5
+    source_power: float = 0.5
+    target_power: float = 0.0
+    shrinkage: float = 0.0
+    window: int = 50
+
+    def __post_init__(self) -> None:
+        shares, decays = ("backward", "source_power", "target_power"), ("history_decay", "gap_decay")
+        wrong = [f"{name}={getattr(self, name)}" for name in shares if not 0 <= getattr(self, name) <= 1]
+        wrong += [f"{name}={getattr(self, name)}" for name in decays if not 0 < getattr(self, name) <= 1]
+        if wrong or self.neighbours < 1 or self.window < 1 or self.shrinkage < 0:
+            counts = f"neighbours={self.neighbours}, window={self.window}, shrinkage={self.shrinkage}"
+            raise ValueError(
+                f"found {', '.join(wrong) or counts}, expected powers and `backward` in [0, 1], decays in (0, 1], "
+                f"neighbours and window >= 1, shrinkage >= 0"
+            )
+
+
+def fit_item_knn(sequences: Histories, n_items: int, settings: KnnSettings = KnnSettings()) -> ItemKNN:
     """Item-kNN on decayed, directed co-occurrence, normalised by item counts.
 
     similarity[i, j] = C[i, j] / ((n_i + shrinkage)**source_power * (n_j + shrinkage)**target_power), where n is how
@@ -121,32 +148,24 @@ def fit_item_knn(
     sequential rules (Ludewig & Jannach 2018). An item bought again is its own neighbour.
 
     Args:
-        sequences: Training sequences of item indices, one per user, oldest first.
-        n_items: Size of the catalog N.
-        neighbours: Most entries kept per item.
-        history_decay: Weight in (0, 1] of a history's item, per item after it; near 0 only the last item counts.
-        gap_decay: Weight in (0, 1] of a pair, per item between the two.
-        backward: Weight in [0, 1] of "j before i" as a reason for j after i; 0 counts in the order of time only.
-        source_power: Exponent in [0, 1] on the count of the item in the history.
-        target_power: Exponent in [0, 1] on the count of the item that is scored.
-        shrinkage: Added to the counts, so that rare items need more than one witness.
-        window: Most positions between the two items of a pair: bounds time and memory on long histories.
+        sequences: training sequences of item indices, one per user, oldest first.
+        n_items: size of the catalog N.
+        settings: how pairs are counted and normalised.
 
     Raises:
-        ValueError: If a setting is out of range or an item index is outside the catalog.
+        ValueError: an item index is outside the catalog.
     """
-    shares = {"backward": backward, "source_power": source_power, "target_power": target_power}
-    decays = {"history_decay": history_decay, "gap_decay": gap_decay}
-    wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value <= 1]
-    wrong += [f"{name}={value}" for name, value in decays.items() if not 0 < value <= 1]
-    if wrong or neighbours < 1 or window < 1 or shrinkage < 0:
-        raise ValueError(
-            f"found {', '.join(wrong) or f'neighbours={neighbours}, window={window}, shrinkage={shrinkage}'}, "
-            "expected powers and `backward` in [0, 1], decays in (0, 1], neighbours and window >= 1, shrinkage >= 0"
-        )
     items, lengths = event_arrays(sequences, n_items, "sequences")
     counts = user_counts(items, lengths, n_items)
-    similarity = _co_occurrence(items, lengths, n_items, gap_decay=gap_decay, backward=backward, window=window)
-    scale = np.maximum(counts, 1.0) + shrinkage  # an item without events has no pairs: its scale is never used
-    similarity = sparse.diags_array(scale**-source_power) @ similarity @ sparse.diags_array(scale**-target_power)
-    return ItemKNN(_keep_largest(sparse.csr_array(similarity), neighbours), counts, history_decay)
+    similarity = _co_occurrence(
+        items, lengths, n_items, gap_decay=settings.gap_decay, backward=settings.backward, window=settings.window
+    )
+    scale = (
+        np.maximum(counts, 1.0) + settings.shrinkage
+    )  # an item without events has no pairs: its scale is never used
+    similarity = (
+        sparse.diags_array(scale**-settings.source_power)
+        @ similarity
+        @ sparse.diags_array(scale**-settings.target_power)
+    )
+    return ItemKNN(_keep_largest(sparse.csr_array(similarity), settings.neighbours), counts, settings.history_decay)

@@ -5,14 +5,13 @@ one sampled negative, pre-norm blocks with GELU, and scores that are the product
 Positions are counted from the start of the window, without the padding, so padding changes nothing.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyo_rl.students.training import FitReport, Histories, fit_next_item, score_histories
+from anyo_rl.students.training import FitReport, Histories, score_histories
 
 
 class _Block(nn.Module):
@@ -111,41 +110,3 @@ class SASRec(nn.Module):
     def scores(self, histories: Histories, batch_size: int = 256) -> Tensor:
         """Scores (B, N) float32 of every item after each history; see [`score_histories`]."""
         return score_histories(self, histories, batch_size)
-
-
-def fit_sasrec(
-    sequences: Histories,
-    n_items: int,
-    *,
-    validation: tuple[Histories, Sequence[int]] | None = None,
-    mask_history: bool = False,
-    dim: int = 64,
-    n_layers: int = 2,
-    n_heads: int = 2,
-    dropout: float = 0.3,
-    max_length: int = 100,
-    seed: int = 0,
-    **training: Any,
-) -> SASRec:
-    """Build a [`SASRec`] and train it; what the fit did is in its `report`.
-
-    Args:
-        sequences: One list of item indices per user, oldest first.
-        n_items: Size of the catalog.
-        validation: Histories and targets for early stopping on NDCG@10.
-        mask_history: Whether items of the history leave the ranking on validation.
-        dim: As in [`SASRec`], like the four that follow.
-        n_layers: Blocks.
-        n_heads: Attention heads.
-        dropout: Dropout.
-        max_length: Most recent items that are read.
-        seed: Of the weights, the order and the dropout.
-        **training: What [`fit_next_item`] takes besides.
-    """
-    model = SASRec(
-        n_items, dim=dim, n_layers=n_layers, n_heads=n_heads, dropout=dropout, max_length=max_length, seed=seed
-    )
-    model.report = fit_next_item(
-        model, sequences, validation=validation, mask_history=mask_history, seed=seed, **training
-    )
-    return model

@@ -131,19 +131,36 @@ def validation_ndcg(
     return total / len(histories)
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """How a student is trained.
+
+    Attributes:
+        max_epochs: most passes over the sequences.
+        patience: epochs without a better validation NDCG@10 before it stops.
+        batch_size: sequences (windows of at most `max_length` items) in one step.
+        learning_rate: of AdamW; warmed up over the first epoch's steps (100 at most), then constant.
+        weight_decay: of AdamW, on all weights.
+        label_smoothing: share of the target's probability given to the whole catalog.
+        device: where it is trained, and where the model stays.
+    """
+
+    max_epochs: int = 200
+    patience: int = 10
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    device: str | torch.device = "cpu"
+
+
 def fit_next_item(
     model: nn.Module,
     sequences: Histories,
+    settings: FitSettings = FitSettings(),
     *,
     validation: tuple[Histories, Sequence[int]] | None = None,
     mask_history: bool = False,
-    max_epochs: int = 200,
-    patience: int = 10,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    label_smoothing: float = 0.0,
-    device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> FitReport:
     """Train a student in place on next-item prediction, and leave it in eval mode with its best weights.
@@ -151,16 +168,10 @@ def fit_next_item(
     Args:
         model: A student (see the module's docstring).
         sequences: One list of item indices per user, oldest first. Those of fewer than two items teach nothing.
+        settings: How.
         validation: Histories and their targets, for early stopping on NDCG@10 over the whole catalog; the weights of
-            the best epoch are restored. `None` trains `max_epochs` epochs and keeps the last.
+            the best epoch are restored. `None` trains all epochs and keeps the last.
         mask_history: Whether items of the history leave the ranking on validation, as in the evaluation that follows.
-        max_epochs: Most passes over the sequences.
-        patience: Epochs without a better validation NDCG@10 before it stops.
-        batch_size: Sequences (windows of at most `max_length` items) in one step.
-        learning_rate: Of AdamW; warmed up over the first epoch's steps (100 at most), then constant.
-        weight_decay: Of AdamW, on all weights.
-        label_smoothing: Share of the target's probability given to the whole catalog.
-        device: Where it is trained, and where the model stays.
         seed: Of the order, the windows and the dropout. Two CPU fits with one seed and one number of threads agree.
 
     Returns:
@@ -181,19 +192,22 @@ def fit_next_item(
                 "many of one as of the other and at least one: pass None to train without early stopping"
             )
         check_items([list(validation[1])], n_items, "validation targets")
-    started = time.perf_counter()
+    started, device, batch_size = time.perf_counter(), settings.device, settings.batch_size
     report = FitReport()
     best_score, best_weights = float("-inf"), None
     generator = torch.Generator().manual_seed(seed)
     model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
     n_rows = len(windows(sequences, max_length, torch.Generator().manual_seed(seed)))
     warmup = min(100, -(-n_rows // batch_size))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):  # the dropout follows the seed, and the caller's generator is left alone
         torch.manual_seed(seed)
-        epochs = tqdm(range(1, max_epochs + 1), desc=f"{type(model).__name__} epochs", mininterval=5, leave=False)
+        numbers = range(1, settings.max_epochs + 1)
+        epochs = tqdm(numbers, desc=f"{type(model).__name__} epochs", mininterval=5, leave=False)
         for epoch in epochs:
             model.train()
             total, n_targets = torch.zeros((), device=device), 0
@@ -203,7 +217,7 @@ def fit_next_item(
                 real_B_T = inputs_B_T != n_items
                 logits = model.item_logits(model(inputs_B_T)[real_B_T])  # type: ignore[operator]
                 targets = targets_B_T[real_B_T]
-                loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+                loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -221,7 +235,7 @@ def fit_next_item(
             if score > best_score:
                 best_score, report.best_epoch = score, epoch
                 best_weights = copy.deepcopy(model.state_dict())
-            elif epoch - report.best_epoch >= patience:
+            elif epoch - report.best_epoch >= settings.patience:
                 break
     epochs.close()
     if best_weights is not None:

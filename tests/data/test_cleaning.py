@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import polars as pl
 import pytest
 
-from anyo_rl.data.load import load_interactions
+from anyo_rl.data.load import PlainTable, load_interactions
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.text import MAX_TITLE_CHARS
 
@@ -268,9 +268,9 @@ def test_other_bad_input(load, tmp_path):
     with pytest.raises(DataError, match="no such item file"):
         load(log, items_path=tmp_path / "missing.csv")
     with pytest.raises(DataError, match=r"columns names \['person'\]: expected some of"):
-        load(log, columns={"person": "user_id"})
+        load(log, table=PlainTable(columns={"person": "user_id"}))
     with pytest.raises(DataError, match=r"missing \['stars'\]"):
-        load(log, columns={"rating": "stars"})
+        load(log, table=PlainTable(columns={"rating": "stars"}))
     (tmp_path / "log.parquet").write_bytes(b"PAR1 is not all")
     with pytest.raises(DataError, match="cannot be read"):
         load_interactions(tmp_path / "log.parquet")

@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from anyo_rl.data.download import download_archive
-from anyo_rl.data.load import load_interactions
+from anyo_rl.data.load import Archive, load_interactions
 from anyo_rl.data.schema import DataError
 
 FILES = {
@@ -55,19 +55,19 @@ def zipped(files):
 
 def test_ml_100k_by_name_is_downloaded_once(serve, tmp_path):
     url, md5 = serve("ml-100k.zip", zipped(FILES))
-    found = load_interactions("ml-100k", data_dir=tmp_path / "data", url=url, md5=md5)
+    found = load_interactions("ml-100k", data_dir=tmp_path / "data", archive=Archive(url, md5))
     assert found.name == "ml-100k"
     assert titles_of(found) == {"1": "Toy Story (1995)", "2": "The Net (1995)"}
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["ml-100k"]
     assert sorted(p.name for p in (tmp_path / "data" / "ml-100k").iterdir()) == ["u.data", "u.item"]
-    again = load_interactions("ml-100k", data_dir=tmp_path / "data", url="http://127.0.0.1:1/gone", md5=md5)
+    again = load_interactions("ml-100k", data_dir=tmp_path / "data", archive=Archive("http://127.0.0.1:1/gone", md5))
     assert again.frame.equals(found.frame)
 
 
 def test_a_wrong_checksum_keeps_nothing(serve, tmp_path):
     url, md5 = serve("ml-100k.zip", zipped(FILES))
     with pytest.raises(DataError, match=f"found a file with md5 {md5}, expected 000: nothing was kept"):
-        load_interactions("ml-100k", data_dir=tmp_path / "data", url=url, md5="000")
+        load_interactions("ml-100k", data_dir=tmp_path / "data", archive=Archive(url, "000"))
     assert list((tmp_path / "data").iterdir()) == []
 
 

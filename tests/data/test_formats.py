@@ -4,7 +4,7 @@ import json
 import polars as pl
 import pytest
 
-from anyo_rl.data.load import data_folder, load_interactions
+from anyo_rl.data.load import PlainTable, data_folder, load_interactions
 from anyo_rl.data.movielens import film_title
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.splits import make_examples
@@ -203,10 +203,7 @@ def test_plain_text_with_named_columns(tmp_path, name, separator):
     if separator == ";":
         (tmp_path / "items.csv").write_text((tmp_path / "items.csv").read_text().replace(",", ";"))
     found = load_interactions(
-        tmp_path,
-        columns=COLUMNS,
-        item_columns=ITEM_COLUMNS,
-        separator=separator if separator == ";" else None,
+        tmp_path, table=PlainTable(COLUMNS, ITEM_COLUMNS, separator if separator == ";" else None)
     )
     check(found, {"10": "Ten", "20": "Twenty"})
 
@@ -224,7 +221,7 @@ def test_plain_parquet_with_integers_and_dates(tmp_path):
     frame.write_parquet(tmp_path / "log.parquet")
     write_items(tmp_path / "goods.csv")
     found = load_interactions(
-        tmp_path / "log.parquet", columns=COLUMNS, items_path=tmp_path / "goods.csv", item_columns=ITEM_COLUMNS
+        tmp_path / "log.parquet", items_path=tmp_path / "goods.csv", table=PlainTable(COLUMNS, ITEM_COLUMNS)
     )
     check(found, {"10": "Ten", "20": "Twenty"})
 

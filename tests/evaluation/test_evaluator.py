@@ -278,8 +278,8 @@ def test_score_answers_by_hand(evaluation, mask_history, expected):
 
 
 def test_the_oracles_of_the_baselines_are_the_exact_ones_for_cut_histories(small_tokens, tmp_path, monkeypatch):
-    for name in ("fit_sasrec", "fit_item_knn"):
-        monkeypatch.setattr(evaluator, name, lambda sequences, n, **settings: fit_popularity(sequences, n))
+    monkeypatch.setattr(evaluator, "fit_student", lambda kind, sequences, n, **told: fit_popularity(sequences, n))
+    monkeypatch.setattr(evaluator, "fit_item_knn", lambda sequences, n, settings: fit_popularity(sequences, n))
     monkeypatch.setattr(evaluator, "KNN_GRID", {"history_decay": [0.3]})
     monkeypatch.setattr(Popularity, "scores", lambda self, h: torch.from_numpy(np.tile(self.counts, (len(h), 1))))
     task = load_task(DataArguments(toy_users=60, toy_categories=4, max_history=8))

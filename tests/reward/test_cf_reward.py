@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import sample_texts
-from anyo_rl.students import fit_sasrec
+from anyo_rl.students import FitSettings, SASRec, fit_student
 from anyo_rl.students.files import load_student, save_student
 from anyo_rl.teacher.make import train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
@@ -91,7 +91,9 @@ def test_a_student_is_fitted_on_the_training_split(toy):
 
 def test_a_saved_student_comes_back(toy, tmp_path):
     task, catalog = toy
-    student = fit_sasrec([[0, 1, 2], [3, 4]], len(catalog), max_epochs=1, dim=8, n_heads=2, n_layers=1)
+    student = fit_student(
+        SASRec, [[0, 1, 2], [3, 4]], len(catalog), FitSettings(max_epochs=1), dim=8, n_heads=2, n_layers=1
+    )
     save_student(student, catalog.item_ids, tmp_path / "s")
     reward = CfReward(str(tmp_path / "s"))
     reward.fit(task, catalog)

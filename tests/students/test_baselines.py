@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -7,12 +8,16 @@ from hypothesis import strategies as st
 
 from anyo_rl.metrics import top_items
 from anyo_rl.students.choice import choose_on_validation
-from anyo_rl.students.item_knn import KNN_GRID, fit_item_knn
+from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
 from anyo_rl.students.popularity import fit_popularity
 
 PLAIN = {"history_decay": 1.0, "gap_decay": 1.0, "backward": 1.0, "source_power": 0.0, "target_power": 0.0}
 
 sequences_of_items = st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=1, max_size=8)
+
+
+def knn_of(sequences, n_items, **settings) -> ItemKNN:
+    return fit_item_knn(sequences, n_items, KnnSettings(**settings))
 
 
 def slow_item_knn(sequences, histories, n_items, *, history_decay, gap_decay, backward, powers, shrinkage, window, k):
@@ -51,42 +56,42 @@ def test_popularity_counts_users_not_events():
 
 def test_item_knn_by_hand():
     sequences = [[0, 1, 2], [0, 1], [3, 1]]
-    scores = fit_item_knn(sequences, 4, **PLAIN).similarity.toarray()
+    scores = knn_of(sequences, 4, **PLAIN).similarity.toarray()
     # 1 stands with 0 twice, with 2 once, with 3 once; 0 and 2 meet once, two apart.
     assert scores.tolist() == [[0, 2, 1, 0], [2, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 0]]
-    forward = fit_item_knn(sequences, 4, **(PLAIN | {"backward": 0.0, "gap_decay": 0.5})).similarity.toarray()
+    forward = knn_of(sequences, 4, **(PLAIN | {"backward": 0.0, "gap_decay": 0.5})).similarity.toarray()
     assert forward.tolist() == [[0, 2, 0.5, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
-    cosine = fit_item_knn(sequences, 4, **(PLAIN | {"source_power": 0.5, "target_power": 0.5})).similarity.toarray()
+    cosine = knn_of(sequences, 4, **(PLAIN | {"source_power": 0.5, "target_power": 0.5})).similarity.toarray()
     assert cosine[0, 1] == pytest.approx(2 / np.sqrt(2 * 3))
-    chance = fit_item_knn(sequences, 4, **(PLAIN | {"source_power": 1.0})).similarity.toarray()
+    chance = knn_of(sequences, 4, **(PLAIN | {"source_power": 1.0})).similarity.toarray()
     assert chance[1].tolist() == pytest.approx([2 / 3, 0, 1 / 3, 1 / 3])
 
 
 def test_the_latest_item_of_a_history_counts_most():
     sequences = [[0, 2], [1, 3]]
     settings = PLAIN | {"history_decay": 0.5, "backward": 0.0}
-    scores = fit_item_knn(sequences, 4, **settings).scores([[0, 1], [1, 0], [0, 1, 0]])
+    scores = knn_of(sequences, 4, **settings).scores([[0, 1], [1, 0], [0, 1, 0]])
     assert scores[0].round(2).tolist() == [0, 0, 0.5, 1]
     assert scores[1].round(2).tolist() == [0, 0, 1, 0.5]
     assert scores[2].round(2).tolist() == [0, 0, 1, 0.5]  # 0 counts once, where it was last
 
 
 def test_what_is_bought_again_is_its_own_neighbour():
-    knn = fit_item_knn([[0, 0], [0, 0], [0, 1]], 3, **(PLAIN | {"backward": 0.0}))
+    knn = knn_of([[0, 0], [0, 0], [0, 1]], 3, **(PLAIN | {"backward": 0.0}))
     assert top_items(knn.scores([[0]]), 2)[0] == [[0, 1]]
 
 
 def test_without_neighbours_popularity_decides():
     sequences = [[0, 1], [2], [2], [3], [3], [3]]
-    knn = fit_item_knn(sequences, 5)
+    knn = knn_of(sequences, 5)
     assert top_items(knn.scores([[], [4]]), 3)[0] == [[3, 2, 0], [3, 2, 0]]
     assert top_items(knn.scores([[0]]), 3)[0] == [[1, 3, 2]]  # one co-occurrence beats any popularity
 
 
 def test_neighbours_are_bounded_and_ties_go_to_the_lower_index():
-    knn = fit_item_knn([[0, 1], [0, 2], [0, 3], [0, 3]], 4, neighbours=2, **(PLAIN | {"backward": 0.0}))
+    knn = knn_of([[0, 1], [0, 2], [0, 3], [0, 3]], 4, neighbours=2, **(PLAIN | {"backward": 0.0}))
     assert knn.similarity.toarray()[0].tolist() == [0, 1, 0, 2]
-    assert fit_item_knn([[0, 1]], 2, neighbours=99).similarity.nnz == 2
+    assert knn_of([[0, 1]], 2, neighbours=99).similarity.nnz == 2
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,7 +109,7 @@ def test_neighbours_are_bounded_and_ties_go_to_the_lower_index():
 def test_item_knn_against_loops(
     sequences, histories, history_decay, gap_decay, backward, powers, shrinkage, window, k
 ):
-    ours = fit_item_knn(
+    ours = knn_of(
         sequences,
         7,
         history_decay=history_decay,
@@ -139,7 +144,7 @@ def test_item_knn_against_loops(
 def test_scores_do_not_depend_on_the_batch():
     generator = np.random.default_rng(0)
     sequences = [generator.integers(0, 20, size=generator.integers(0, 9)).tolist() for _ in range(60)]
-    knn = fit_item_knn(sequences, 20)
+    knn = knn_of(sequences, 20)
     whole = knn.scores(sequences)
     np.testing.assert_array_equal(whole, np.vstack([knn.scores([history]) for history in sequences]))
     assert knn.scores([]).shape == (0, 20)
@@ -147,14 +152,14 @@ def test_scores_do_not_depend_on_the_batch():
 
 def test_nothing_to_learn_from():
     for sequences in ([], [[]], [[3]]):
-        assert np.isfinite(fit_item_knn(sequences, 5).scores([[1, 1], []])).all()
+        assert np.isfinite(knn_of(sequences, 5).scores([[1, 1], []])).all()
         assert np.isfinite(fit_popularity(sequences, 5).scores([[1]])).all()
 
 
 def test_choosing_takes_the_best_on_validation():
     # What follows 0 is 1; counted backwards as well, 2 (which always comes before 0) wins.
     sequences = [[2, 0], [2, 0], [2, 0], [0, 1], [0, 1]]
-    fit = partial(fit_item_knn, sequences, 3, source_power=0.0, target_power=0.0)
+    fit = partial(knn_of, sequences, 3, source_power=0.0, target_power=0.0)
     choice = choose_on_validation(fit, {"backward": (1.0, 0.0, 0.1)}, ([[0], [0]], [1, 1]))
     assert choice.settings == {"backward": 0.0}  # as good as 0.1, and tried first
     assert choice.value == 1.0
@@ -162,19 +167,19 @@ def test_choosing_takes_the_best_on_validation():
     masked = choose_on_validation(fit, {"backward": (1.0,)}, ([[2, 0]], [1]), mask_history=True)
     assert masked.value == 1.0
     assert choose_on_validation(fit, {}, ([[0]], [1])).settings == {}
-    assert set(KNN_GRID) <= set(fit_item_knn.__kwdefaults__)
+    assert set(KNN_GRID) <= {field.name for field in dataclasses.fields(KnnSettings)}
 
 
 def test_wrong_input_is_an_error():
     with pytest.raises(ValueError, match="index 7 in `sequences`"):
-        fit_item_knn([[7]], 5)
+        knn_of([[7]], 5)
     with pytest.raises(ValueError, match="index -1 in `histories`"):
-        fit_item_knn([[1]], 5).scores([[-1]])
+        knn_of([[1]], 5).scores([[-1]])
     with pytest.raises(ValueError, match="gap_decay=0"):
-        fit_item_knn([[1]], 5, gap_decay=0)
+        knn_of([[1]], 5, gap_decay=0)
     with pytest.raises(ValueError, match="neighbours=0"):
-        fit_item_knn([[1]], 5, neighbours=0)
+        knn_of([[1]], 5, neighbours=0)
     with pytest.raises(ValueError, match="at least one"):
-        choose_on_validation(partial(fit_item_knn, [[1]], 5), {}, ([], []))
+        choose_on_validation(partial(knn_of, [[1]], 5), {}, ([], []))
     with pytest.raises(ValueError, match="no combination"):
-        choose_on_validation(partial(fit_item_knn, [[1]], 5), {"window": ()}, ([[1]], [2]))
+        choose_on_validation(partial(knn_of, [[1]], 5), {"window": ()}, ([[1]], [2]))

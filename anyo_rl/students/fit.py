@@ -1,0 +1,43 @@
+"""One way to fit a student: SASRec, GRU4Rec, and whatever scores items with the same few attributes."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from anyo_rl.students.gru4rec import GRU4Rec
+from anyo_rl.students.sasrec import SASRec
+from anyo_rl.students.training import FitSettings, Histories, fit_next_item
+
+Student = TypeVar("Student", SASRec, GRU4Rec)
+
+
+def fit_student(
+    kind: type[Student],
+    sequences: Histories,
+    n_items: int,
+    settings: FitSettings = FitSettings(),
+    *,
+    validation: tuple[Histories, Sequence[int]] | None = None,
+    mask_history: bool = False,
+    seed: int = 0,
+    **shape: Any,
+) -> Student:
+    """Builds a student and trains it; what the fit did is in its `report`.
+
+    Args:
+        kind: its class.
+        sequences: one list of item indices per user, oldest first.
+        n_items: size of the catalog.
+        settings: of the training.
+        validation: histories and targets for early stopping on NDCG@10.
+        mask_history: whether items of the history leave the ranking on validation.
+        seed: of the weights, the order and the dropout.
+        **shape: what the class takes besides: `dim`, `n_layers`, `dropout`, `max_length` and so on.
+
+    Raises:
+        ValueError: see `fit_next_item`.
+    """
+    student = kind(n_items, seed=seed, **shape)
+    student.report = fit_next_item(
+        student, sequences, settings, validation=validation, mask_history=mask_history, seed=seed
+    )
+    return student
