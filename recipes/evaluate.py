@@ -15,14 +15,12 @@ import torch
 from trl import ModelConfig
 
 from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.evaluation.table import RANK_TRAINED
+from anyo_rl.evaluation.stages import TEACHERS
 from anyo_rl.run.folder import read_arguments
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors
 from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.job import Job
-
-STAGES = ("sft", *RANK_TRAINED, "direct")
 
 TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")
 
@@ -58,10 +56,10 @@ def main() -> None:
         *(run_dir, load_task(data_args), model_args, teacher_args, args.seed),
         chat_template_kwargs=told.get("chat_template_kwargs"),
     )
-    teachers = {stage: job.teacher_folder(stage) for stage in STAGES if job.teacher_folder(stage).exists()}
+    teachers = {stage: job.teacher_folder(stage) for stage in TEACHERS if job.teacher_folder(stage).exists()}
     if not teachers:
         raise SystemExit(
-            f"no finished teacher in {run_dir}: expected one of {', '.join(STAGES)} with a teacher folder"
+            f"no finished teacher in {run_dir}: expected one of {', '.join(TEACHERS)} with a teacher folder"
         )
     show(job, evaluate_run(job, teachers, baselines=args.baselines))
 

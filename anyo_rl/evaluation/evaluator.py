@@ -20,12 +20,12 @@ from anyo_rl.data.sequences import training_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.data.toy.oracle import break_ties
 from anyo_rl.data.toy.world import parse_intent
-from anyo_rl.evaluation.table import RANK_TRAINED
+from anyo_rl.evaluation.stages import DIRECT, INTENT_ORACLE, ORACLE, RANK_TRAINED, SFT
 from anyo_rl.metrics.intervals import bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import CUTOFFS, coverage, per_user_metrics, target_ranks, top_items
 from anyo_rl.run.files import write_table
 from anyo_rl.sampling.paths import paths_table
-from anyo_rl.search.answers import Answers, Mode
+from anyo_rl.search.answers import Answers
 from anyo_rl.students.choice import choose_on_validation
 from anyo_rl.students.fit import fit_student
 from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
@@ -35,7 +35,6 @@ from anyo_rl.students.sasrec import SASRec
 logger = logging.getLogger(__name__)
 
 Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
-REASONING_MODES: tuple[Mode, ...] = ("greedy", "mixture")
 TOP_K = max(CUTOFFS)
 MADE_WITH = "made_with"  # the key of a file's metadata
 
@@ -177,8 +176,8 @@ class Evaluation:
                 positions = [self.task.position(example) for example in rows["example_id"]]
                 return world.intent_scores(rows["user_id"].to_list(), positions)[:, columns]
 
-            self.keep("oracle", "plain", lambda: self.score_answers(oracle, break_score_ties=True))
-            self.keep("intent_oracle", "plain", lambda: self.score_answers(intent_oracle, break_score_ties=True))
+            self.keep(ORACLE, "plain", lambda: self.score_answers(oracle, break_score_ties=True))
+            self.keep(INTENT_ORACLE, "plain", lambda: self.score_answers(intent_oracle, break_score_ties=True))
 
     def summary(self, ranker: str, n_paths: int) -> dict[str, Any]:
         """All answers of these users under the run folder as one `evaluation.json`; others are left out."""
@@ -230,7 +229,7 @@ class Evaluation:
     def _differences(self, values: dict[str, dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
         """Paired differences over the same users: each stage that learned from ranks − SFT, and − direct."""
         differences: dict[str, Any] = {}
-        for a, b in product(RANK_TRAINED, ("sft", "direct")):
+        for a, b in product(RANK_TRAINED, (SFT.name, DIRECT.name)):
             for mode in values.get(a, {}):
                 other = values.get(b, {}).get(mode) or values.get(b, {}).get("plain")
                 if other is not None:

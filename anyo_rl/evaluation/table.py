@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-RANK_TRAINED = ("star", "dpo", "grpo", "ppo")  # stages that learn from the rank of the target
-STAGE_ORDER = ("sft", *RANK_TRAINED, "direct", "popularity", "item_knn", "sasrec", "gru4rec")
+from anyo_rl.evaluation.stages import ORACLE, table_order
+
 MODE_ORDER = ("mixture", "greedy", "plain")
 MAIN_METRIC = "ndcg@10"
 COLUMNS = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"), ("mrr", "MRR"), ("coverage@10", "Coverage@10"))
@@ -93,12 +93,9 @@ def lift_percent(evaluation: dict[str, Any], name: str, mode: str, metric: str =
 def rows(evaluation: dict[str, Any]) -> list[Row]:
     """The rows of the table: known stages in their order, then the others as given, the oracles last."""
     stages = evaluation.get("stages", {})
-    others = [stage for stage in stages if stage not in STAGE_ORDER]
-    ordered = [stage for stage in STAGE_ORDER if stage in stages]
-    ordered += sorted(others, key=lambda stage: "oracle" in stage)  # a stable sort: the others stay as given
     oracle = _oracle_value(evaluation)
     table = []
-    for stage in ordered:
+    for stage in table_order(list(stages)):
         # A reader goes from the simple answer to the costly one, so greedy stands above mixture.
         for mode in sorted(stages[stage]):
             raw = stages[stage][mode]
@@ -242,7 +239,7 @@ def _difference_name(name: str, evaluation: dict[str, Any]) -> str:
 
 
 def _oracle_value(evaluation: dict[str, Any]) -> float | None:
-    value = stage_value(evaluation, "oracle", "plain")
+    value = stage_value(evaluation, ORACLE, "plain")
     return None if value is None or value.mean <= 0 else value.mean
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from anyo_rl.data.task import Task
+from anyo_rl.evaluation.stages import CARD_SETTINGS, DIRECT, SFT, stage_of
 from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.reasoning.prompts import render_prompt
 from anyo_rl.run.files import write_whole
@@ -21,23 +22,7 @@ from anyo_rl.run.folder import CONFIG, METRICS, WARM_START, read_arguments
 from anyo_rl.teacher.tokens import Tokens
 
 CARD = "README.md"
-DIRECT = "direct"  # the stage that answers without reasoning
-HOW = {
-    "sft": "supervised fine-tuning on rationales",
-    DIRECT: "supervised fine-tuning to answer at once, without reasoning",
-    "star": "STaR: rounds of fine-tuning on its own reasonings that led to the target",
-    "dpo": "DPO on its own reasonings, the best of an example against the worst",
-    "grpo": "GRPO on the rank that it gives to the item the user really chose",
-    "ppo": "PPO on the rank that it gives to the item the user really chose",
-}
 SCRATCH = "a small Qwen3 made from scratch for this data"
-SETTINGS = (
-    *("learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16"),
-    *("num_generations", "temperature", "beta", "loss_type", "scale_rewards", "reward_funcs", "reward_weights"),
-    *("ranker", "item_loss", "item_loss_weight", "advantages", "step_values", "rounds", "n_samples", "least_gain"),
-    *("gamma", "lam", "kl", "critic", "step_rewards", "step_reward_weight"),
-    *("start_from", "pair_gain", "least_gap", "seed"),
-)
 # Settings of these are told in words, or belong to the stages before.
 APART = {"DataArguments", "ModelConfig", "TeacherArguments", WARM_START}
 
@@ -122,7 +107,7 @@ def hub_id(base: str | None) -> str | None:
 
 def _opening(stage: str) -> str:
     what = "It reads what a user chose and names the item chosen next"
-    if stage == DIRECT:
+    if not stage_of(stage).reasons:
         return f"{what}. It does not reason: it stands beside teachers that do, to compare with."
     return f"{what}, after reasoning in short lines: `<history> -> <reasoning> -> <item>`."
 
@@ -139,20 +124,20 @@ def _training(
         ("weights", _weights(model)),
     ]
     rows = [
-        ("stage", HOW.get(stage, stage)),
+        ("stage", stage_of(stage).made_by or stage),
         *(of_model if model else []),
         ("data", f"{plain(data.dataset)}, split {plain(data.split)}, {len(task.split('train')):,} training examples"),
-        *([("rationales", f"of {len(task.rationales):,} of them")] if stage == "sft" else []),
+        *([("rationales", f"of {len(task.rationales):,} of them")] if stage == SFT.name else []),
         ("catalog", f"{len(task.interactions.items):,} items"),
     ]
-    if stage not in ("sft", DIRECT) and (before := _updates(run_dir, "sft")):
-        rows.append(("before it", f"{HOW['sft']}, {before:,} updates"))
+    if stage not in (SFT.name, DIRECT.name) and (before := _updates(run_dir, SFT.name)):
+        rows.append(("before it", f"{SFT.made_by}, {before:,} updates"))
     if updates := _updates(run_dir, stage):
         rows.append(("updates", f"{updates:,}; of the checkpoints the best on validation is kept"))
-    warm = stage in ("sft", DIRECT) and WARM_START in arguments
+    warm = stage in (SFT.name, DIRECT.name) and WARM_START in arguments
     sections = [WARM_START] if warm else [name for name in arguments if name not in APART]
     settings = {name: value for section in sections for name, value in arguments[section].items()}
-    known = [(name, settings[name]) for name in SETTINGS if settings.get(name) is not None]
+    known = [(name, settings[name]) for name in CARD_SETTINGS if settings.get(name) is not None]
     if not warm and arguments.get("TeacherArguments"):
         known.append(("max_reasoning_tokens", arguments["TeacherArguments"].get("max_reasoning_tokens")))
     return rows + [(f"`{name}`", plain(value)) for name, value in known]
@@ -190,7 +175,7 @@ def _asking(task: Task, stage: str, tokens: Tokens, arguments: Mapping[str, Mapp
     after = (
         f"Then comes the marker, the token `{marker}` ({tokens.marker_id}), which is put behind the prompt, and then "
         f"{item}."
-        if stage == DIRECT
+        if not stage_of(stage).reasons
         else f"It writes its reasoning, a step a line, then the marker, the token `{marker}` ({tokens.marker_id}), "
         f"and then {item}."
     )
@@ -203,7 +188,7 @@ def _asking(task: Task, stage: str, tokens: Tokens, arguments: Mapping[str, Mapp
             "`vllm serve FOLDER` needs nothing else."
             + (
                 ""
-                if stage == DIRECT
+                if not stage_of(stage).reasons
                 else " Generation ends at the marker (`generation_config.json`); a request with "
                 f"`{extra}` goes on to the item."
             ),

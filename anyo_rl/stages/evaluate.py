@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anyo_rl.evaluation.evaluator import REASONING_MODES, Evaluation, weights_of
+from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.evaluation.report.page import write_report
+from anyo_rl.evaluation.stages import stage_of
 from anyo_rl.evaluation.table import console_table, markdown_table
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.run.files import write_whole
@@ -26,7 +27,7 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
 
     Args:
         job: of the run.
-        teachers: stage name to teacher folder; the stage `direct` answers without reasoning.
+        teachers: stage name to teacher folder; `anyo_rl.evaluation.stages` says how each is asked.
         baselines: whether to evaluate popularity, item-kNN, SASRec and the oracle too.
 
     Returns:
@@ -42,7 +43,7 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
             tokens, catalog = teacher.tokens, teacher.catalog
             evaluation = Evaluation(job.folder, job.task, catalog, test, job.seed)
             rows = job.rows_of(test, teacher)
-            for mode in ("plain",) if stage == "direct" else REASONING_MODES:
+            for mode in stage_of(stage).modes:
                 ask = partial(
                     answer_together,
                     rows,

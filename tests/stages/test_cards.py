@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.evaluation.table import RANK_TRAINED
-from anyo_rl.stages.cards import HOW, hub_id, plain, write_cards
+from anyo_rl.evaluation.stages import RANK_TRAINED, TEACHERS
+from anyo_rl.stages.cards import hub_id, plain, write_cards
 
 VALUE = {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 4}
 SECRET = "sentinel-of-a-secret"
@@ -118,4 +118,4 @@ def test_a_title_with_backticks_does_not_leave_its_block(run_dir, task, small_to
 
 
 def test_every_stage_is_told_in_words():
-    assert set(HOW) == {"sft", "direct", *RANK_TRAINED}
+    assert set(TEACHERS) == {"sft", "direct", *RANK_TRAINED}

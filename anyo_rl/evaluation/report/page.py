@@ -23,6 +23,7 @@ from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import plots
 from anyo_rl.evaluation.report import rounds as report_rounds
 from anyo_rl.evaluation.report.plots import Plot
+from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT, is_oracle
 
 # What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
 GUARD_RAILS = (
@@ -46,7 +47,7 @@ PAIR_NOTE = "correlation of two rewards: near 1 they ask for one thing, below 0 
 CORRELATION = "rewards/corr/"  # and the names of two rewards
 WARNINGS = "warnings.txt"  # what guard rails said in words while training: a name, then the words
 
-ACCENTED = table.RANK_TRAINED  # what was trained on the rank stands out
+ACCENTED = RANK_TRAINED  # what was trained on the rank stands out
 
 
 @dataclass
@@ -172,7 +173,7 @@ def render(run: Run, run_dir: Path) -> str:
 def headlines(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     """The few numbers that a reader wants first: label, value, note, and `tone` (good, bad or none)."""
     stages = evaluation.get("stages", {})
-    stage = next((stage for stage in (*report_paths.AFTER, "sft", "direct") if stage in stages), None)
+    stage = next((stage for stage in (*report_paths.AFTER, SFT.name, DIRECT.name) if stage in stages), None)
     if stage is None:
         return []
     mode = table.best_mode(evaluation, stage) or ""
@@ -181,7 +182,7 @@ def headlines(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     if value is not None:
         interval = f"[{value.low:.4f}, {value.high:.4f}]" if value.low is not None and value.high is not None else ""
         found.append(_headline(f"NDCG@10, {stage} ({mode})", f"{value.mean:.4f}", interval))
-    for other in ("sft", "direct"):
+    for other in (SFT.name, DIRECT.name):
         name = f"{stage}-{other}"
         raw = evaluation.get("differences", {}).get(name, {}).get(mode, {}).get(table.MAIN_METRIC)
         difference = table.read_value(raw)
@@ -230,7 +231,7 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
     shares = [
         (label, row.share_of_oracle, accent)
         for label, row, accent in zip(labels, rows, accents, strict=True)
-        if row.share_of_oracle is not None and "oracle" not in row.stage
+        if row.share_of_oracle is not None and not is_oracle(row.stage)
     ]
     if shares:
         names, numbers, marks = zip(*shares, strict=True)

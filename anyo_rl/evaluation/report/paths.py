@@ -11,8 +11,10 @@ from typing import Any
 
 import polars as pl
 
-BEFORE = "sft"
-AFTER = ("grpo", "ppo", "dpo", "star")  # the first that a run has is compared with BEFORE
+from anyo_rl.evaluation.stages import COMPARED, SFT
+
+BEFORE = SFT.name
+AFTER = COMPARED  # the first that a run has is compared with BEFORE
 KEYS = ("example_id", "sample_index", "policy", "split", "rank")
 MODES = ("greedy", "mixture", "plain")  # a file `<stage>.<mode>.parquet` has the paths of one mode
 MAX_TEXT, MAX_HISTORY, MAX_TOKENS = 300, 40, 600

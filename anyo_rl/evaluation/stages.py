@@ -1,0 +1,80 @@
+"""The stages that can stand in a table: their names and order, how they answer, what a model card says of them."""
+
+from dataclasses import dataclass
+
+from anyo_rl.search.answers import Mode
+
+REASONING_MODES: tuple[Mode, ...] = ("greedy", "mixture")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is known of a stage beforehand.
+
+    Attributes:
+        name: in run folders and tables.
+        made_by: what made it, for its model card; `None` for what is no teacher.
+        reasons: whether it reasons before it answers.
+        learned_ranks: whether it learned from the ranks of its own reasonings.
+    """
+
+    name: str
+    made_by: str | None = None
+    reasons: bool = False
+    learned_ranks: bool = False
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """How it is asked."""
+        return REASONING_MODES if self.reasons else ("plain",)
+
+
+SFT = Stage("sft", "supervised fine-tuning on rationales", reasons=True)
+STAR = Stage(
+    "star",
+    "STaR: rounds of fine-tuning on its own reasonings that led to the target",
+    reasons=True,
+    learned_ranks=True,
+)
+DPO = Stage(
+    "dpo", "DPO on its own reasonings, the best of an example against the worst", reasons=True, learned_ranks=True
+)
+GRPO = Stage(
+    "grpo", "GRPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True
+)
+PPO = Stage("ppo", "PPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True)
+DIRECT = Stage("direct", "supervised fine-tuning to answer at once, without reasoning")
+# In the order of tables. Stages of other names come after these, and oracles last.
+STAGES = (SFT, STAR, DPO, GRPO, PPO, DIRECT, *map(Stage, ("popularity", "item_knn", "sasrec", "gru4rec")))
+ORACLE, INTENT_ORACLE = "oracle", "intent_oracle"
+
+STAGE_ORDER = tuple(stage.name for stage in STAGES)
+TEACHERS = tuple(stage.name for stage in STAGES if stage.made_by is not None)
+RANK_TRAINED = tuple(stage.name for stage in STAGES if stage.learned_ranks)
+COMPARED = tuple(stage.name for stage in (GRPO, PPO, DPO, STAR))  # the first that a run has is set against SFT
+
+# What a model card shows of a stage's settings, as far as the stage has them.
+CARD_SETTINGS = (
+    *("learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16"),
+    *("num_generations", "temperature", "beta", "loss_type", "scale_rewards", "reward_funcs", "reward_weights"),
+    *("ranker", "item_loss", "item_loss_weight", "advantages", "step_values", "rounds", "n_samples", "least_gain"),
+    *("gamma", "lam", "kl", "critic", "step_rewards", "step_reward_weight"),
+    *("start_from", "pair_gain", "least_gap", "seed"),
+)
+
+
+def stage_of(name: str) -> Stage:
+    """The stage of a name; one that is not known is a teacher that reasons, made by whatever it is called."""
+    return next((stage for stage in STAGES if stage.name == name), Stage(name, name, reasons=True))
+
+
+def table_order(names: list[str]) -> list[str]:
+    """Known stages in their order, then the others as given, the oracles last."""
+    others = [name for name in names if name not in STAGE_ORDER]
+    # A stable sort: the others stay as given.
+    return [name for name in STAGE_ORDER if name in names] + sorted(others, key=is_oracle)
+
+
+def is_oracle(name: str) -> bool:
+    """Whether a row is of one who knows the world."""
+    return ORACLE in name
