@@ -7,44 +7,52 @@ still be talked round by a teacher that learns to, which is why its score should
 
 from __future__ import annotations
 
-import asyncio
-import random
+import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from anyo_rl.data.completion import completion_text, parse
-from anyo_rl.llm.http import AttemptError, Server, ServerError, attempt, fingerprint
-from anyo_rl.llm.journal import Answer, Journal
+from anyo_rl.llm.http import Server
+from anyo_rl.llm.journal import Answer, Journal, Key
 from anyo_rl.llm.judge import judge_messages, read_score
+from anyo_rl.llm.server import Request, Streak, ask_async
+from reward.load import choices
 
 PROMPT = Path(__file__).with_name("judge.txt")
-EXAMPLE = "judge"  # what a journal knows an answer by is the fingerprint alone
+EXAMPLE = "judge"  # what tells answers apart in the journal is the fingerprint
+# Where they are unset: a run waits for its judge, so it is asked for more at once and given up sooner than others.
+SETTINGS = {"concurrency": 16, "timeout_s": 60.0, "max_attempts": 3, "max_failures_in_a_row": 50}
+# Processes and threads ask at the same time, each for itself: a budget would be overrun.
+NO_BUDGET = {"prompt_price", "completion_price", "max_tokens_in_all", "max_money"}
+_OPENING = threading.Lock()
 
 
 class Kept:
-    """The answers of a journal, read once, and added to from any thread.
+    """The answers of a journal, read once, and added to from any thread (`anyo_rl.llm.server.Answers`).
 
     Args:
-        folder: of the journal; each process writes a file of its own.
+        folder: of the journal, in which each process writes a file of its own; `None` keeps nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.journal = Journal(folder)
-        self.texts = {answer.fingerprint: answer.text for answer in self.journal.answers().values()}
-        self.lock = threading.Lock()
+    def __init__(self, folder: Path | None) -> None:
+        self.journal = None if folder is None else Journal(folder)
+        self._answers = {} if self.journal is None else self.journal.answers()
+        self._lock = threading.Lock()
 
-    def add(self, answer: Answer) -> None:
+    def answers(self) -> dict[Key, Answer]:
+        """Those of now."""
+        with self._lock:
+            return dict(self._answers)
+
+    def append(self, answer: Answer) -> None:
         """Writes an answer down, before anything else happens to it."""
-        with self.lock:
+        if self.journal is None:
+            return
+        with self._lock:
             self.journal.append(answer)
-            self.texts[answer.fingerprint] = answer.text
-
-
-_OPENING = threading.Lock()
+            self._answers[answer.key] = answer
 
 
 class JudgeReward:
@@ -58,19 +66,14 @@ class JudgeReward:
         url: of the server, up to `/chat/completions`.
         model: the model's name there.
         prompt_file: what the judge is told; `judge.txt` if unset.
-        parameters: what goes into each request besides; temperature 0 if unset.
-        key_variable: environment variable with the key; `None` for a server that wants none.
-        concurrency: most requests in flight.
-        timeout_s: longest wait for an answer.
-        max_attempts: after which a request has failed.
-        max_failures_in_a_row: after which the run stops, since nothing works any more.
-        first_wait_s: the wait before attempt k + 1 is drawn between 0 and first_wait_s · 2^(k − 1).
         floor: reward of a completion that does not parse.
         journal: folder in which answers are kept as they arrive, and looked up: a run that was killed does not pay
             twice. The same question is asked once then, so take it with temperature 0. `None` keeps nothing.
+        **server: the other settings of `anyo_rl.llm.http.Server`, but for a budget. Where they are unset: 16 requests
+            in flight, 3 attempts of 60 s, 50 failures in a row, temperature 0 and at most 300 tokens (`parameters`).
 
     Raises:
-        ValueError: a setting is out of its range, or `parameters` holds a secret.
+        ValueError: a setting is unknown or out of its range, or `parameters` holds a secret.
         FileNotFoundError: there is no such prompt file.
         ServerError: the key is not in the environment.
     """
@@ -82,37 +85,27 @@ class JudgeReward:
         url: str,
         model: str,
         prompt_file: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        key_variable: str | None = "OPENAI_API_KEY",
-        concurrency: int = 16,
-        timeout_s: float = 60.0,
-        max_attempts: int = 3,
-        max_failures_in_a_row: int = 50,
-        first_wait_s: float = 1.0,
         floor: float = 0.0,
         journal: str | None = None,
+        **server: Any,
     ) -> None:
-        self.server = Server(
-            url,
-            model,
-            {"temperature": 0.0, "max_tokens": 300} if parameters is None else dict(parameters),
-            key_variable=key_variable,
-            concurrency=concurrency,
-            timeout_s=timeout_s,
-            max_attempts=max_attempts,
-            max_failures_in_a_row=max_failures_in_a_row,
-            first_wait_s=first_wait_s,
-        )
+        of_server = [item.name for item in dataclasses.fields(Server) if item.name not in NO_BUDGET]
+        known = ["prompt_file", "floor", "journal", *of_server]
+        for name in server:
+            if name not in known:
+                raise ValueError(f"reward 'judge' has no parameter {name!r}: {choices(name, known)}")
+        parameters = server.pop("parameters", None)
+        parameters = {"temperature": 0.0, "max_tokens": 300} if parameters is None else dict(parameters)
+        self.server = Server(url, model, parameters, **{**SETTINGS, **server})
         self.server.key()  # a key that is not there is said now, and not after the warm start
         self.instructions = (PROMPT if prompt_file is None else Path(prompt_file)).read_text(encoding="utf-8").strip()
-        self.concurrency = concurrency
+        self.concurrency = self.server.concurrency
         self.floor = floor
         self.journal = journal
         self.__name__ = "judge"
         self._titles: dict[str, str] = {}
-        self._n_failed_in_a_row = 0
+        self._streak = Streak()
         self._kept: Kept | None = None
-        self._rng = random.Random()
 
     def fit(self, task: Any, catalog: Any, seed: int = 0) -> None:
         """Takes the titles of the catalog, to name the item that an answer is read off as."""
@@ -159,51 +152,11 @@ class JudgeReward:
 
     async def _ask(self, prompts: list[list[dict[str, str]]]) -> list[str | None]:
         """The answer to each prompt; `None` where there is none after all attempts."""
+        if not prompts:
+            return []
         with _OPENING:  # when first asked, which may be by several threads at once
             if self.journal is not None and self._kept is None:
                 self._kept = Kept(Path(self.journal))
-        key = self.server.key()
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        secrets = self.server.secrets(key)
-        gate = asyncio.Semaphore(self.concurrency)
-        timeout = httpx2.Timeout(self.server.timeout_s, connect=self.server.connect_timeout_s)
-        async with httpx2.AsyncClient(headers=headers, timeout=timeout) as client:
-
-            async def one(messages: list[dict[str, str]]) -> str | None:
-                async with gate:
-                    return await self._answer(client, self.server.body(messages, 0), secrets)
-
-            tasks = [asyncio.ensure_future(one(messages)) for messages in prompts]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:  # of which none is left, save after an error
-                    task.cancel()
-
-    async def _answer(self, client: httpx2.AsyncClient, body: Mapping[str, Any], secrets: list[str]) -> str | None:
-        asked = fingerprint(body)
-        if self._kept is not None and asked in self._kept.texts:
-            return self._kept.texts[asked]
-        for number in range(1, self.server.max_attempts + 1):
-            try:
-                reply = await attempt(client, self.server, body, secrets)
-            except AttemptError as fault:
-                wait_s = self.server.wait_s(fault, number, self._rng)
-                if wait_s is not None:
-                    await asyncio.sleep(wait_s)
-                    continue
-                self._n_failed_in_a_row += 1
-                if self._n_failed_in_a_row >= self.server.max_failures_in_a_row:
-                    raise ServerError(
-                        f"nothing works: the last {self._n_failed_in_a_row} requests to {self.server.url} have "
-                        f"failed; the last one: {fault.message}"
-                    ) from None
-                return None
-            else:
-                self._n_failed_in_a_row = 0
-                if self._kept is not None:
-                    counts = reply.prompt_tokens, reply.completion_tokens
-                    found = Answer(EXAMPLE, 0, asked, reply.text, reply.finish_reason, *counts, None, number)
-                    self._kept.add(found)
-                return reply.text
-        return None
+        requests = [Request(EXAMPLE, 0, messages) for messages in prompts]
+        outcome = await ask_async(requests, self.server, self._kept or Kept(None), streak=self._streak)
+        return [found.text if isinstance(found, Answer) else None for found in outcome.answers_R]

@@ -88,7 +88,7 @@ def load_rewards(
             raise ValueError(f"reward_kwargs of {name!r} is {parameters!r}, expected a mapping of parameters")
         if name not in reward_funcs:
             raise ValueError(
-                f"reward_kwargs has {name!r}, which is not among reward_funcs: {_choices(name, reward_funcs)}"
+                f"reward_kwargs has {name!r}, which is not among reward_funcs: {choices(name, reward_funcs)}"
             )
     rewards = [load_reward({"name": name, "kwargs": kwargs.get(name)}) for name in reward_funcs]
     taken: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _resolve_short_name(spec: str) -> tuple[str, dict[str, Any]]:
     if "." in spec or ":" in spec:
         return spec, {}
     raise ValueError(
-        f"unknown reward {spec!r}: {_choices(spec, SHORT_NAMES)}; "
+        f"unknown reward {spec!r}: {choices(spec, SHORT_NAMES)}; "
         "or a dotted path (my_package.my_module.my_reward), or a file (path/to/my_reward.py:my_reward)"
     )
 
@@ -165,7 +165,7 @@ def _import(spec: str, path: str) -> Any:
         module = _load_module(spec, module_path)
     if not hasattr(module, attribute):
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ValueError(f"reward {spec!r}: {module_path} has no {attribute!r}; {_choices(attribute, public)}")
+        raise ValueError(f"reward {spec!r}: {module_path} has no {attribute!r}; {choices(attribute, public)}")
     return getattr(module, attribute)
 
 
@@ -201,7 +201,7 @@ def _load_module(spec: str, module_path: str) -> ModuleType:
         if error.name and (module_path == error.name or module_path.startswith(error.name + ".")):
             raise ValueError(
                 f"reward {spec!r}: there is no module {error.name!r} here or among the installed packages; "
-                f"for a file write path/to/my_reward.py:my_reward, for a short name {_choices(spec, SHORT_NAMES)}"
+                f"for a file write path/to/my_reward.py:my_reward, for a short name {choices(spec, SHORT_NAMES)}"
             ) from error
         error.add_note(f"while loading reward {spec!r}")
         raise
@@ -222,13 +222,13 @@ def _check_parameters(spec: str, target: Callable[..., Any], kwargs: dict[str, A
     open_ended = complete and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in kwargs:
         if name not in named and not open_ended:
-            raise ValueError(f"reward {spec!r} has no parameter {name!r}: {_choices(name, named)}")
+            raise ValueError(f"reward {spec!r} has no parameter {name!r}: {choices(name, named)}")
     missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in kwargs]
     if complete and missing:
         raise ValueError(f"reward {spec!r} needs {', '.join(missing)}: give it in its parameters (reward_kwargs)")
 
 
-def _choices(word: str, known: Any) -> str:
+def choices(word: str, known: Any) -> str:
     """`known ones are a, b (did you mean a?)`."""
     near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

@@ -16,9 +16,9 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx2
 
@@ -31,12 +31,14 @@ if TYPE_CHECKING:  # a process that only asks a server does without transformers
 
 __all__ = [
     "Answer",
+    "Answers",
     "Failure",
     "Journal",
     "Outcome",
     "Request",
     "Server",
     "ServerError",
+    "Streak",
     "ask",
     "ask_async",
     "request_key",
@@ -77,6 +79,27 @@ class Failure:
     attempts: int
 
 
+class Answers(Protocol):
+    """Where answers are kept: a `Journal`, or what stands in for one."""
+
+    def answers(self) -> Mapping[Key, Answer]:
+        """Those there are."""
+
+    def append(self, answer: Answer) -> None:
+        """Keeps one, before anything else happens to it."""
+
+
+@dataclass
+class Streak:
+    """Failures in a row over several calls, for a caller that asks about little at a time.
+
+    A call on its own ends where none of its requests is answered; of one that shares a streak that says nothing, and
+    only the streak is counted.
+    """
+
+    n: int = 0
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a job came to.
@@ -96,7 +119,7 @@ class Outcome:
 def ask(
     requests_R: Sequence[Request],
     server: Server,
-    journal: Journal,
+    journal: Answers,
     *,
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -120,26 +143,24 @@ def ask(
         ServerError: the server refuses, or nothing works any more: what was in flight is waited for and kept.
         RuntimeError: called where a loop runs already, as in a notebook: there `await ask_async(...)`.
     """
-    return asyncio.run(ask_async(requests_R, server, journal, sleep=sleep, clock=clock, rng=rng))
+    outcome = asyncio.run(ask_async(requests_R, server, journal, sleep=sleep, clock=clock, rng=rng))
+    logger.info("asked %s: %s", server.url, outcome.report)
+    return outcome
 
 
 async def ask_async(
     requests_R: Sequence[Request],
     server: Server,
-    journal: Journal,
+    journal: Answers,
     *,
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
+    streak: Streak | None = None,
 ) -> Outcome:
-    """`ask`, for callers that have a loop."""
-    keys_R = [request_key(request, server) for request in requests_R]
-    twice = [key for key, count in Counter(keys_R).items() if count > 1]
-    if twice:
-        raise ValueError(f"{len(twice)} requests come twice, the first: example {twice[0][0]!r}, sample {twice[0][1]}")
-    key = server.key()
-    job = _Job(requests_R, keys_R, server, journal, key, sleep, clock, rng or random.Random())
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    """`ask`, for callers that have a loop; those whose calls belong together share a `streak`."""
+    job = _Job(requests_R, server, journal, _Timing(sleep, clock, rng or random.Random()), streak)
+    headers = {} if job.key is None else {"Authorization": f"Bearer {job.key}"}
     limits = httpx2.Limits(max_connections=server.concurrency, max_keepalive_connections=server.concurrency)
     timeout = httpx2.Timeout(server.timeout_s, connect=server.connect_timeout_s)
     async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
@@ -149,7 +170,6 @@ async def ask_async(
         if isinstance(job.error, ServerError):
             job.error.report = report
         raise job.error
-    logger.info("asked %s: %s", server.url, report)
     return Outcome(job.results_R, report)
 
 
@@ -159,27 +179,33 @@ def request_key(request: Request, server: Server) -> Key:
     return request.example_id, request.sample_index, fingerprint(body)
 
 
+@dataclass(frozen=True)
+class _Timing:
+    """How waits pass and jitter falls; see `ask`."""
+
+    sleep: Callable[[float], Awaitable[Any]]
+    clock: Callable[[], float]
+    rng: random.Random
+
+
 class _Job:
     """What the workers of one call share. They run in one thread: nothing needs a lock."""
 
     def __init__(
-        self,
-        requests_R: Sequence[Request],
-        keys_R: Sequence[Key],
-        server: Server,
-        journal: Journal,
-        key: str | None,
-        sleep: Callable[[float], Awaitable[Any]],
-        clock: Callable[[], float],
-        rng: random.Random,
+        self, requests_R: Sequence[Request], server: Server, journal: Answers, timing: _Timing, streak: Streak | None
     ) -> None:
-        self.requests_R, self.keys_R = requests_R, keys_R
-        self.server, self.journal = server, journal
-        self.sleep, self.clock, self.rng = sleep, clock, rng
-        self.secrets = server.secrets(key)
+        self.requests_R, self.server, self.journal, self.timing = requests_R, server, journal, timing
+        self.keys_R = [request_key(request, server) for request in requests_R]
+        twice = [key for key, count in Counter(self.keys_R).items() if count > 1]
+        if twice:
+            example_id, sample, _ = twice[0]
+            raise ValueError(f"{len(twice)} requests come twice, the first: example {example_id!r}, sample {sample}")
+        self.key = server.key()
+        self.secrets = server.secrets(self.key)
+        self.is_whole, self.streak = streak is None, streak or Streak()
         known = journal.answers()
         self.budget = Budget(server, known.values())
-        self.results_R: list[Answer | Failure | None] = [known.get(key) for key in keys_R]
+        self.results_R: list[Answer | Failure | None] = [known.get(key) for key in self.keys_R]
         self.n_known = sum(result is not None for result in self.results_R)
         self.todo = iter([row for row, result in enumerate(self.results_R) if result is None])
         self.error: Exception | None = None
@@ -187,9 +213,9 @@ class _Job:
         self.arrived: list[Answer] = []
         self.retried: Counter[Cause] = Counter()
         self.failed: Counter[Cause] = Counter()
-        self.n_asked = self.n_attempts = self.n_failures_in_a_row = 0
-        self.started_s = clock()
-        self.open_s = clock()  # no attempt before this time: the server asked for it
+        self.n_asked = self.n_attempts = 0
+        self.started_s = timing.clock()
+        self.open_s = timing.clock()  # no attempt before this time: the server asked for it
         self.sleepers: set[asyncio.Future[Any]] = set()
 
     async def work(self, client: httpx2.AsyncClient) -> None:
@@ -214,8 +240,8 @@ class _Job:
         request, server = self.requests_R[row], self.server
         body = server.body(request.prompt, request.sample_index)
         for number in range(1, server.max_attempts + 1):
-            while self.error is None and self.clock() < self.open_s:
-                await self.pause(self.open_s - self.clock())
+            while self.error is None and self.timing.clock() < self.open_s:
+                await self.pause(self.open_s - self.timing.clock())
             if self.error is not None:
                 return
             self.n_asked += number == 1
@@ -224,8 +250,8 @@ class _Job:
                 reply = await attempt(client, server, body, self.secrets)
             except AttemptError as fault:
                 # A limit is on the key, not on one request: the others wait too.
-                self.open_s = max(self.open_s, self.clock() + fault.retry_after_s)
-                wait_s = server.wait_s(fault, number, self.rng)
+                self.open_s = max(self.open_s, self.timing.clock() + fault.retry_after_s)
+                wait_s = server.wait_s(fault, number, self.timing.rng)
                 if wait_s is None:
                     self.fail(row, fault, number)
                     return
@@ -239,7 +265,7 @@ class _Job:
                 self.journal.append(answer)
                 self.results_R[row] = answer
                 self.arrived.append(answer)
-                self.n_failures_in_a_row = 0
+                self.streak.n = 0
                 self.budget.pay(answer)
                 if server.has_budget and None in counts:
                     raise ServerError(
@@ -253,13 +279,13 @@ class _Job:
         request = self.requests_R[row]
         self.results_R[row] = Failure(request.example_id, request.sample_index, fault.cause, fault.message, attempts)
         self.failed[fault.cause] += 1
-        self.n_failures_in_a_row += 1
-        nothing = not self.arrived and not self.n_known and self.failed.total() == len(self.requests_R)
-        if nothing or self.n_failures_in_a_row >= self.server.max_failures_in_a_row:
+        self.streak.n += 1
+        none_arrived = not self.arrived and not self.n_known and self.failed.total() == len(self.requests_R)
+        if (self.is_whole and none_arrived) or self.streak.n >= self.server.max_failures_in_a_row:
             causes = ", ".join(f"{cause} {count}" for cause, count in sorted(self.failed.items()))
             self.stop(
                 ServerError(
-                    f"nothing works: the last {self.n_failures_in_a_row} requests to {self.server.url} have failed, "
+                    f"nothing works: the last {self.streak.n} requests to {self.server.url} have failed, "
                     f"after up to {self.server.max_attempts} attempts each ({causes}); the last one, example "
                     f"{request.example_id!r}: {fault.message}"
                 )
@@ -273,7 +299,7 @@ class _Job:
 
     async def pause(self, seconds: float) -> None:
         """Sleeps until the time is up or the job ends."""
-        sleeper = asyncio.ensure_future(self.sleep(seconds))
+        sleeper = asyncio.ensure_future(self.timing.sleep(seconds))
         self.sleepers.add(sleeper)
         try:
             await asyncio.wait([sleeper])
@@ -297,7 +323,7 @@ class _Job:
             "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in self.arrived),
             "completion_tokens": sum(answer.completion_tokens or 0 for answer in self.arrived),
             "money": sum(answer.money or 0.0 for answer in self.arrived) if has_prices else None,
-            "seconds": self.clock() - self.started_s,
+            "seconds": self.timing.clock() - self.started_s,
             "tokens_in_all": self.budget.tokens,
             "money_in_all": self.budget.money if has_prices else None,
             "stopped": self.stopped,

@@ -130,6 +130,18 @@ def test_the_key_is_in_the_environment_alone(fake_server, monkeypatch, sentinel_
         judge(fake_server, prompt_file="nowhere.txt", key_variable=None)
 
 
+def test_settings_of_its_server_by_name(fake_server):
+    server = judge(fake_server).server
+    assert (server.concurrency, server.timeout_s, server.max_attempts, server.max_failures_in_a_row) == (16, 60, 3, 50)
+    assert server.parameters == {"temperature": 0.0, "max_tokens": 300}
+    assert judge(fake_server, max_wait_s=5.0, skip_statuses=[400]).server.max_wait_s == 5.0
+    slip = {"name": "judge", "kwargs": {"url": fake_server.url, "model": "m", "timeout": 3}}
+    with pytest.raises(ValueError, match=r"reward 'judge' has no parameter 'timeout': .*did you mean 'timeout_s'"):
+        load_reward(slip)
+    with pytest.raises(ValueError, match="reward 'judge' has no parameter 'max_money'"):
+        judge(fake_server, max_money=1.0)
+
+
 def test_what_arrived_is_not_asked_for_again(fake_server, tmp_path):
     fake_server.say = lambda prompt, seed: "SCORE: 4"
     fake_server.plan = lambda key, number: 500 if "broken" in key[0] and number == 0 else "ok"
