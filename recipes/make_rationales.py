@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 class RationaleArguments:
     """What this recipe alone is told."""
 
-    output_dir: str = field(default="runs/toy-rationales", metadata={"help": "The run folder."})
+    output_dir: str = field(default="runs/toy-rationales", metadata={"help": "The run folder.", "free": True})
     kind: Kind = field(
         default="post_hoc",
         metadata={"help": "post_hoc shows the item chosen next and asks why; blind does not show it."},
@@ -41,9 +41,9 @@ class RationaleArguments:
         default=None, metadata={"help": "Prompt file; recipes/prompts/<kind>.yaml if unset."}
     )
     max_examples: int | None = field(
-        default=None, metadata={"help": "Most training examples, drawn by split_seed; all if unset."}
+        default=None, metadata={"help": "Most training examples, drawn by split_seed; all if unset.", "free": True}
     )
-    n_samples: int = field(default=1, metadata={"help": "Samples of each example."})
+    n_samples: int = field(default=1, metadata={"help": "Samples of each example.", "free": True})
     n_candidates: int = field(
         default=0, metadata={"help": "Titles in a blind prompt, the target among them; 0: no list."}
     )

@@ -24,8 +24,12 @@ CONFIGS = Path(__file__).parent / "configs"
 class SFTRecipeArguments:
     """What this recipe alone is told."""
 
-    reasoning: bool = field(default=True, metadata={"help": "Reason before the answer, or answer at once (direct)."})
-    baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+    reasoning: bool = field(
+        default=True, metadata={"help": "Reason before the answer, or answer at once (direct).", "free": True}
+    )
+    baselines: bool = field(
+        default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec.", "free": True}
+    )
 
 
 @plain_errors()

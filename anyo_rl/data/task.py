@@ -36,7 +36,9 @@ class DataArguments:
     """
 
     dataset: str = field(default=TOY, metadata={"help": "toy, ml-100k, office, or the path of an interaction log."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of named data sets (ANYO_RL_DATA if unset)."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of named data sets (ANYO_RL_DATA if unset).", "free": True}
+    )
     items_path: str | None = field(default=None, metadata={"help": "Item file of a plain log."})
     columns: dict[str, str] | str | None = field(
         default=None, metadata={"help": "Our column names to a plain log's: a mapping in YAML, JSON as a flag."}
@@ -66,7 +68,7 @@ class DataArguments:
     prompt_style: Literal["text", "chat"] = field(default="text", metadata={"help": "Plain text or chat messages."})
     mask_history: bool = field(default=False, metadata={"help": "Leave items of the history out of rankings."})
     max_validation: int = field(default=300, metadata={"help": "Most validation examples used while training."})
-    max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset."})
+    max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset.", "free": True})
     rationale_share: float = field(
         default=ToyConfig.rationale_share, metadata={"help": "Share of training users who have rationales."}
     )

@@ -57,46 +57,82 @@ class AttemptError(Exception):
 class Server:
     """A server, what it is asked for, and when to stop. It can be written down: the key is in the environment only.
 
-    Attributes:
-        url: up to `/chat/completions`, for instance `https://api.openai.com/v1` or `http://localhost:8000/v1`.
-        model: the model's name there.
-        parameters: what goes into each request besides (`temperature`, `max_tokens`, `stop`, …), in the server's own
-            words. `vllm serve` leaves out special tokens unless `skip_special_tokens` is false, and what it stopped
-            at unless `include_stop_str_in_output` is true.
-        seed: sample i of an example is asked for with seed + i; `None` sends none.
-        key_variable: environment variable with the key; `None` for a server that wants none.
-        concurrency: most requests in flight.
-        connect_timeout_s: longest wait for a connection.
-        timeout_s: longest wait for a whole answer, connection included.
-        max_attempts: after which a request has failed.
-        max_failures_in_a_row: after which the job ends, since nothing works any more.
-        first_wait_s: the wait before attempt k + 1 is drawn between 0 and first_wait_s · 2^(k - 1).
-        max_wait_s: the most that it is drawn from; a server that asks for a longer one by Retry-After ends the job.
-        skip_statuses: of 400 and above, after which this one request has failed and the job goes on (400 where a
-            server refuses single prompts by it). Any other that is not worth a second attempt ends the job.
-        prompt_price: money for a million prompt tokens; `None` where it does not matter.
-        completion_price: money for a million completion tokens.
-        max_tokens_in_all: budget of prompt and completion tokens of the whole journal.
-        max_money: budget in the currency of the prices, of the whole journal.
+    Attributes: each says in its metadata what it is, which recipes show as a help text; `free` marks those that a run
+    may be started again with (`anyo_rl.run.folder`): what arrived is in the journal, and stays what was asked for.
     """
 
-    url: str
-    model: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    key_variable: str | None = "OPENAI_API_KEY"
-    concurrency: int = 8
-    connect_timeout_s: float = 10.0
-    timeout_s: float = 600.0
-    max_attempts: int = 6
-    max_failures_in_a_row: int = 10
-    first_wait_s: float = 1.0
-    max_wait_s: float = 120.0
-    skip_statuses: tuple[int, ...] = ()
-    prompt_price: float | None = None
-    completion_price: float | None = None
-    max_tokens_in_all: int | None = None
-    max_money: float | None = None
+    url: str = field(
+        metadata={
+            "help": "Up to `/chat/completions`, for instance `https://api.openai.com/v1` or "
+            "`http://localhost:8000/v1`.",
+            "free": True,
+        }
+    )
+    model: str = field(metadata={"help": "The model's name there."})
+    parameters: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "What goes into each request besides (`temperature`, `max_tokens`, `stop`, …), in the server's "
+            "own words. `vllm serve` leaves out special tokens unless `skip_special_tokens` is false, and what it "
+            "stopped at unless `include_stop_str_in_output` is true."
+        },
+    )
+    seed: int | None = field(
+        default=None, metadata={"help": "Sample i of an example is asked for with seed + i; none is sent if unset."}
+    )
+    key_variable: str | None = field(
+        default="OPENAI_API_KEY",
+        metadata={
+            "help": "Environment variable with the key; null (as a flag, an empty text) for a server that wants none.",
+            "free": True,
+        },
+    )
+    concurrency: int = field(default=8, metadata={"help": "Most requests in flight.", "free": True})
+    connect_timeout_s: float = field(default=10.0, metadata={"help": "Longest wait for a connection.", "free": True})
+    timeout_s: float = field(
+        default=600.0, metadata={"help": "Longest wait for a whole answer, connection included.", "free": True}
+    )
+    max_attempts: int = field(default=6, metadata={"help": "After which a request has failed.", "free": True})
+    max_failures_in_a_row: int = field(
+        default=10, metadata={"help": "After which the job ends, since nothing works any more.", "free": True}
+    )
+    first_wait_s: float = field(
+        default=1.0,
+        metadata={
+            "help": "The wait before attempt k + 1 is drawn between 0 and first_wait_s · 2^(k - 1).",
+            "free": True,
+        },
+    )
+    max_wait_s: float = field(
+        default=120.0,
+        metadata={
+            "help": "The most that it is drawn from; a server that asks for a longer one by Retry-After ends the job.",
+            "free": True,
+        },
+    )
+    skip_statuses: tuple[int, ...] = field(
+        default=(),
+        metadata={
+            "help": "Of 400 and above, after which this one request has failed and the job goes on (400 where a "
+            "server refuses single prompts by it). Any other that is not worth a second attempt ends the job.",
+            "free": True,
+        },
+    )
+    prompt_price: float | None = field(
+        default=None,
+        metadata={"help": "Money for a million prompt tokens; unset where it does not matter.", "free": True},
+    )
+    completion_price: float | None = field(
+        default=None, metadata={"help": "Money for a million completion tokens.", "free": True}
+    )
+    max_tokens_in_all: int | None = field(
+        default=None,
+        metadata={"help": "Budget of prompt and completion tokens of the whole journal.", "free": True},
+    )
+    max_money: float | None = field(
+        default=None,
+        metadata={"help": "Budget in the currency of the prices, of the whole journal.", "free": True},
+    )
 
     def __post_init__(self) -> None:
         """Refuses what can't be honoured.

@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +26,73 @@ METRICS = "metrics.jsonl"
 WARM_START = "WarmStart"  # the section of the warm start's trainer settings and patience
 PACKAGES = ("anyo-rl", "accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
 
-# What may change between two starts of a run: it says how or where to run, what to report and what to evaluate.
-FREE = {
-    *("output_dir", "data_dir", "sft_config", "reasoning", "train_direct", "baselines", "max_test"),
-    *("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
-    *("ddp_find_unused_parameters", "ddp_static_graph", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"),
-    *("generation_batch_size", "num_generations_eval", "per_device_eval_batch_size", "ds3_gather_for_generation"),
-    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "torch_empty_cache_steps", "vllm_server_base_url", "vllm_server_host"),
-    *("vllm_server_port", "vllm_server_timeout", "vllm_group_port", "vllm_gpu_memory_utilization"),
-    *("disable_tqdm", "report_to", "run_name", "project", "debug", "skip_memory_metrics", "save_total_limit"),
-    *("logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
-    *("log_level", "log_level_replica", "log_on_each_node", "log_completions", "num_completions_to_print"),
-    *("log_unique_prompts", "log_multimodal", "log_completions_hub_repo", "push_to_hub"),
-    # Of questions to a server: more of them, how they are asked, which answers are kept. What has arrived is in the
-    # journal, and the tables are made anew from it at each start.
-    *("n_samples", "max_examples", "url", "key_variable", "concurrency", "connect_timeout_s", "timeout_s"),
-    *("max_attempts", "max_failures_in_a_row", "first_wait_s", "max_wait_s", "skip_statuses"),
-    *("prompt_price", "completion_price", "max_tokens_in_all", "max_money"),
-    "judge",  # what its answers belong to is a section of its own
-    *("fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"),
+# What may change between two starts of a run, since it says how or where to run, what to report and what to evaluate:
+# of our own settings those whose field says `free` in its metadata, and of TRL's and transformers', whose fields are
+# not ours to mark, these.
+FREE_OF_TRL = {
+    *("output_dir", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb"),
+    *("ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_static_graph", "deepspeed", "fsdp", "fsdp_config"),
+    *("parallelism_config", "generation_batch_size", "num_generations_eval", "per_device_eval_batch_size"),
+    *("ds3_gather_for_generation", "dataloader_num_workers", "dataloader_pin_memory"),
+    *("dataloader_persistent_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps"),
+    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
+    *("vllm_gpu_memory_utilization", "disable_tqdm", "report_to", "run_name", "project", "debug"),
+    *("skip_memory_metrics", "save_total_limit", "logging_dir", "logging_steps", "logging_strategy"),
+    *("logging_first_step", "logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node"),
+    *("log_completions", "num_completions_to_print", "log_unique_prompts", "log_multimodal"),
+    *("log_completions_hub_repo", "push_to_hub"),
 }
 FREE_PREFIXES = ("hub_", "trackio_")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Settings of one kind, as a run folder keeps them.
+
+    Attributes:
+        settings: by name, in what YAML can say, without secrets.
+        free: names of those that may change between two starts of a run.
+    """
+
+    settings: Mapping[str, Any]
+    free: frozenset[str] = frozenset()
+
+    def is_free(self, name: str) -> bool:
+        """Whether a setting may change between two starts of a run."""
+        return name in self.free or name in FREE_OF_TRL or name.startswith(FREE_PREFIXES)
 
 
 class RunFolderError(ValueError):
     """The folder holds a run that was made with other arguments, or none."""
 
 
-def resolve(*arguments: Any, **named: Any) -> dict[str, dict[str, Any]]:
-    """Dataclasses as plain settings without secrets, by the name of their class; others by the name given here."""
-    settings = {
-        type(instance).__name__: instance.to_dict()
-        if isinstance(instance, TrainingArguments)
-        else dataclasses.asdict(instance)
+def resolve(*arguments: Any, **named: Any) -> dict[str, Section]:
+    """Dataclasses as sections by the name of their class, and mappings (or sections) by the name given here."""
+    sections = {
+        type(instance).__name__: Section(
+            _plain(instance.to_dict() if isinstance(instance, TrainingArguments) else dataclasses.asdict(instance)),
+            free_settings(instance),
+        )
         for instance in arguments
     }
-    return redact(json.loads(json.dumps({**settings, **named}, default=str)))
+    given = {name: one if isinstance(one, Section) else Section(_plain(one)) for name, one in named.items()}
+    return sections | given
 
 
-def start_run(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]], report: Mapping[str, int]) -> None:
+def free_settings(instance: Any) -> frozenset[str]:
+    """Names of a dataclass's settings that may change between two starts of a run.
+
+    A field says so in its metadata: `"free": True`, or a function of the instance where it depends on another setting.
+    """
+    marks = {item.name: item.metadata.get("free", False) for item in dataclasses.fields(instance)}
+    return frozenset(name for name, mark in marks.items() if (mark(instance) if callable(mark) else mark))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return redact(json.loads(json.dumps(settings, default=str)))
+
+
+def start_run(run_dir: Path, arguments: Mapping[str, Section], report: Mapping[str, int]) -> None:
     """Writes what is needed to repeat the run: every argument, versions, how it was launched, and counts of the data.
 
     From here on each process has a log file of its own there (`anyo_rl.run.logs`).
@@ -84,8 +112,9 @@ def start_run(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]], report:
     if state.is_main_process:
         launch = {"num_processes": state.num_processes, "distributed_type": state.distributed_type.value}
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        settings = {name: dict(section.settings) for name, section in arguments.items()}
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(run_dir / CONFIG, yaml.safe_dump(dict(arguments), sort_keys=False))
+        write_whole(run_dir / CONFIG, yaml.safe_dump(settings, sort_keys=False))
         write_whole(
             run_dir / "versions.json",
             json.dumps({"python": platform.python_version(), **versions, **launch}, indent=2),
@@ -122,7 +151,7 @@ def read_arguments(run_dir: Path) -> dict[str, dict[str, Any]]:
     return yaml.safe_load(file.read_text())
 
 
-def check_same(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]]) -> None:
+def check_same(run_dir: Path, arguments: Mapping[str, Section]) -> None:
     """Compares arguments with those that the folder was made with; a folder without any is free.
 
     Raises:
@@ -136,18 +165,12 @@ def check_same(run_dir: Path, arguments: Mapping[str, Mapping[str, Any]]) -> Non
         for name in sorted(before.keys() ^ arguments.keys())
     ]
     for name in [name for name in arguments if name in before]:
-        old, new = before[name], arguments[name]
+        old, new = before[name], arguments[name].settings
         differences += [
             f"{run_dir} was made with {key}={old[key]!r}, now {new[key]!r}"
             + (" in the warm start" if name == WARM_START else "")
             for key in new
-            if key in old and old[key] != new[key] and not _is_free(key, new)
+            if key in old and old[key] != new[key] and not arguments[name].is_free(key)
         ]
     if differences:
         raise RunFolderError("\n".join(differences) + "\nname another --output_dir, or remove the folder")
-
-
-def _is_free(key: str, settings: Mapping[str, Any]) -> bool:
-    if key == "n_paths":  # validation by a mixture chooses the best checkpoint with them
-        return settings.get("eval_mode") != "mixture"
-    return key in FREE or key.startswith(FREE_PREFIXES)

@@ -50,7 +50,9 @@ class TeacherArguments:
         },
     )
     eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
-    n_paths: int = field(default=8, metadata={"help": "Paths of the mixture."})
+    n_paths: int = field(
+        default=8, metadata={"help": "Paths of the mixture.", "free": lambda args: args.eval_mode != "mixture"}
+    )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Stop after this many validations without a gain; 0 trains to the end."}
     )
@@ -74,12 +76,16 @@ class ComparisonArguments:
     """What a run starts from, and what stands beside its teacher."""
 
     sft_config: str | None = field(
-        default=None, metadata={"help": "SFT recipe config of the warm start, beside this config or from here."}
+        default=None,
+        metadata={"help": "SFT recipe config of the warm start, beside this config or from here.", "free": True},
     )
     train_direct: bool = field(
-        default=True, metadata={"help": "Also train the same teacher without reasoning, to compare with."}
+        default=True,
+        metadata={"help": "Also train the same teacher without reasoning, to compare with.", "free": True},
     )
-    baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+    baselines: bool = field(
+        default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec.", "free": True}
+    )
 
 
 @dataclass
@@ -212,9 +218,10 @@ class StarArguments(RankArguments, ComparisonArguments):
     """How a teacher makes its own training data, round by round."""
 
     rounds: int = field(default=3, metadata={"help": "Most rounds; 1 without rationalise is rejection sampling."})
-    n_samples: int = field(default=4, metadata={"help": "Paths sampled of each example in a round."})
+    n_samples: int = field(default=4, metadata={"help": "Paths sampled of each example in a round.", "free": True})
     max_examples: int | None = field(
-        default=None, metadata={"help": "Most training examples of a round, drawn anew for each; all if unset."}
+        default=None,
+        metadata={"help": "Most training examples of a round, drawn anew for each; all if unset.", "free": True},
     )
     temperature: float = field(default=1.0, metadata={"help": "At which paths are sampled."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
@@ -252,7 +259,7 @@ class PrmArguments(RankArguments, JudgeArguments):
         default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
     )
     max_examples: int | None = field(
-        default=None, metadata={"help": "Most training examples whose paths are labelled; all if unset."}
+        default=None, metadata={"help": "Most training examples whose paths are labelled; all if unset.", "free": True}
     )
     step_values: Literal["forced_answer", "monte_carlo", "judge"] = field(
         default="forced_answer",

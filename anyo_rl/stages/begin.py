@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from accelerate import PartialState
 from transformers import TrainingArguments
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, load_task
@@ -19,6 +19,7 @@ from anyo_rl.run.folder import RunFolderError, resolve, start_run
 from anyo_rl.run.launch import LaunchError, check_launch
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.parser import SettingsParser
 from anyo_rl.teacher.policy import TREE_ATTENTION
 from anyo_rl.training.loop.callbacks import check_saves
 from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
@@ -118,7 +119,7 @@ def parse(
     if config is not None and not config.is_file():
         sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
     try:
-        parser = TrlParser(list(dataclass_types))
+        parser = SettingsParser(list(dataclass_types))
         parser.set_defaults_with_config(**(defaults or {}))
         parsed = parser.parse_args_and_config(args)
         for instance in parsed:

@@ -52,7 +52,9 @@ class PairArguments:
     chat_template_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
     )
-    baselines: bool = field(default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})
+    baselines: bool = field(
+        default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec.", "free": True}
+    )
 
 
 def check_start(model_args: ModelConfig, paths: str | None) -> str:

@@ -18,7 +18,8 @@ class JudgeArguments:
         default=None,
         metadata={
             "help": "For step_values judge: url, model and the other settings of a server that make_rationales has, "
-            "and prompt_file, a text that replaces anyo_rl/values/judge.txt; a mapping in YAML, JSON as a flag."
+            "and prompt_file, a text that replaces anyo_rl/values/judge.txt; a mapping in YAML, JSON as a flag.",
+            "free": True,
         },
     )
 

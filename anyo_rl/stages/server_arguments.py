@@ -1,47 +1,42 @@
-"""What recipes are told of a server: the settings of `anyo_rl.llm.server.Server`, with its words and defaults."""
+"""What recipes are told of a server: the settings of `anyo_rl.llm.http.Server`, with its words and defaults."""
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from anyo_rl.llm.server import Server
 
-_DOCS = dict(re.findall(r"^ +(\w+): (.+(?:\n {9,}.+)*)", Server.__doc__ or "", re.MULTILINE))
+_OF_SERVER = {item.name: item.metadata for item in dataclasses.fields(Server)}
 # It is not shown, since it may hold a secret.
 _NO_MAPPING = 'parameters is no mapping: expected one in YAML, or JSON as a flag: {"max_tokens": 300}'
-
-
-def _help(name: str) -> dict[str, str]:
-    """The help text of a setting: what the server's own documentation says of it."""
-    text = " ".join(_DOCS.get(name, name).split()).replace("%", "%%")
-    return {"help": text[:1].upper() + text[1:]}
 
 
 @dataclass
 class ServerArguments:
     """Which server is asked, how, and up to which budget."""
 
-    url: str = field(default="http://localhost:8000/v1", metadata=_help("url"))
-    model: str | None = field(default=None, metadata=_help("model"))
-    parameters: dict[str, Any] | str | None = field(default=None, metadata=_help("parameters"))
-    seed: int | None = field(default=Server.seed, metadata=_help("seed"))
-    key_variable: str | None = field(default=Server.key_variable, metadata=_help("key_variable"))
-    concurrency: int = field(default=Server.concurrency, metadata=_help("concurrency"))
-    connect_timeout_s: float = field(default=Server.connect_timeout_s, metadata=_help("connect_timeout_s"))
-    timeout_s: float = field(default=Server.timeout_s, metadata=_help("timeout_s"))
-    max_attempts: int = field(default=Server.max_attempts, metadata=_help("max_attempts"))
-    max_failures_in_a_row: int = field(default=Server.max_failures_in_a_row, metadata=_help("max_failures_in_a_row"))
-    first_wait_s: float = field(default=Server.first_wait_s, metadata=_help("first_wait_s"))
-    max_wait_s: float = field(default=Server.max_wait_s, metadata=_help("max_wait_s"))
-    skip_statuses: list[int] = field(
-        default_factory=lambda: list(Server.skip_statuses), metadata=_help("skip_statuses")
+    url: str = field(default="http://localhost:8000/v1", metadata=_OF_SERVER["url"])
+    model: str | None = field(default=None, metadata=_OF_SERVER["model"])
+    parameters: dict[str, Any] | str | None = field(default=None, metadata=_OF_SERVER["parameters"])
+    seed: int | None = field(default=Server.seed, metadata=_OF_SERVER["seed"])
+    key_variable: str | None = field(default=Server.key_variable, metadata=_OF_SERVER["key_variable"])
+    concurrency: int = field(default=Server.concurrency, metadata=_OF_SERVER["concurrency"])
+    connect_timeout_s: float = field(default=Server.connect_timeout_s, metadata=_OF_SERVER["connect_timeout_s"])
+    timeout_s: float = field(default=Server.timeout_s, metadata=_OF_SERVER["timeout_s"])
+    max_attempts: int = field(default=Server.max_attempts, metadata=_OF_SERVER["max_attempts"])
+    max_failures_in_a_row: int = field(
+        default=Server.max_failures_in_a_row, metadata=_OF_SERVER["max_failures_in_a_row"]
     )
-    prompt_price: float | None = field(default=Server.prompt_price, metadata=_help("prompt_price"))
-    completion_price: float | None = field(default=Server.completion_price, metadata=_help("completion_price"))
-    max_tokens_in_all: int | None = field(default=Server.max_tokens_in_all, metadata=_help("max_tokens_in_all"))
-    max_money: float | None = field(default=Server.max_money, metadata=_help("max_money"))
+    first_wait_s: float = field(default=Server.first_wait_s, metadata=_OF_SERVER["first_wait_s"])
+    max_wait_s: float = field(default=Server.max_wait_s, metadata=_OF_SERVER["max_wait_s"])
+    skip_statuses: list[int] = field(
+        default_factory=lambda: list(Server.skip_statuses), metadata=_OF_SERVER["skip_statuses"]
+    )
+    prompt_price: float | None = field(default=Server.prompt_price, metadata=_OF_SERVER["prompt_price"])
+    completion_price: float | None = field(default=Server.completion_price, metadata=_OF_SERVER["completion_price"])
+    max_tokens_in_all: int | None = field(default=Server.max_tokens_in_all, metadata=_OF_SERVER["max_tokens_in_all"])
+    max_money: float | None = field(default=Server.max_money, metadata=_OF_SERVER["max_money"])
 
     def __post_init__(self) -> None:
         """Reads what a flag can't say otherwise: JSON for `parameters`, an empty text for no key.

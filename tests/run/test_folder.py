@@ -1,5 +1,6 @@
+import dataclasses
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,28 @@ import yaml
 from trl import ModelConfig, SFTConfig
 
 from anyo_rl.data.task import DataArguments
+from anyo_rl.reasoning.rationales.filters import FilterArguments
 from anyo_rl.run import folder as run_folder
-from anyo_rl.run.folder import WARM_START, RunFolderError, check_same, read_arguments, resolve, start_run
-from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
+from anyo_rl.run.folder import (
+    WARM_START,
+    RunFolderError,
+    check_same,
+    free_settings,
+    read_arguments,
+    resolve,
+    start_run,
+)
+from anyo_rl.stages.arguments import (
+    GrpoArguments,
+    PpoArguments,
+    PrmArguments,
+    RankArguments,
+    StarArguments,
+    TeacherArguments,
+)
 from anyo_rl.stages.begin import plain_errors
+from anyo_rl.stages.dpo import PairArguments
+from anyo_rl.stages.server_arguments import ServerArguments
 
 DATA, TEACHER, REASONER = DataArguments(), TeacherArguments(), GrpoArguments()
 
@@ -106,6 +125,35 @@ def test_secrets_are_not_written_and_another_one_is_no_difference(tmp_path):
     assert "sentinel" not in (tmp_path / "config.yaml").read_text()
     assert read_arguments(tmp_path)["GrpoArguments"]["reward_kwargs"]["judge"]["model"] == "m"
     check_same(tmp_path, resolve(with_key("other")))
+
+
+FREE = {
+    DataArguments: {"data_dir", "max_test"},
+    TeacherArguments: {"n_paths"},
+    RankArguments: set(),
+    GrpoArguments: {"sft_config", "train_direct", "baselines"},
+    PpoArguments: {"sft_config", "train_direct", "baselines"},
+    StarArguments: {"sft_config", "train_direct", "baselines", "n_samples", "max_examples"},
+    PrmArguments: {"max_examples", "judge"},
+    PairArguments: {"baselines"},
+    FilterArguments: {"fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"},
+    ServerArguments: {field.name for field in dataclasses.fields(ServerArguments)} - {"model", "parameters", "seed"},
+}
+
+
+@pytest.mark.parametrize("kind", FREE, ids=lambda kind: kind.__name__)
+def test_what_may_change_stands_with_its_field(kind):
+    assert free_settings(kind()) == FREE[kind]
+
+
+def test_a_field_that_is_named_like_a_free_one_elsewhere_is_not_free_by_that():
+    @dataclass
+    class Other:
+        n_paths: int = 1
+        baselines: bool = field(default=True, metadata={"free": True})
+
+    section = resolve(Other())["Other"]
+    assert [section.is_free(name) for name in ("n_paths", "baselines", "logging_steps")] == [False, True, True]
 
 
 def test_a_folder_that_is_no_run_says_so(tmp_path):

@@ -66,7 +66,7 @@ def test_answers_belong_to_what_is_asked_and_not_to_how():
     assert JudgeArguments().asked() == {}
     written = resolve(PrmArguments(step_values="judge", judge=one), **JudgeArguments(one).asked())
     assert KEY not in str(written)
-    assert written["Judge"]["model"] == "m"
+    assert written["Judge"].settings["model"] == "m"
 
 
 def test_judge_and_its_settings_go_together():

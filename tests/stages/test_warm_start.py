@@ -50,7 +50,7 @@ def test_a_warm_start_has_its_own_trainer_settings_and_patience(warm_start):
     assert (found.training_args.max_steps, found.training_args.seed, found.training_args.use_cpu) == (5, 3, True)
     teacher = found.teacher_args  # a flag holds for both
     assert (teacher.tiny_layers, teacher.n_paths, teacher.early_stopping_patience) == (6, 2, 4)
-    kept = recorded(found)[WARM_START]
+    kept = recorded(found)[WARM_START].settings
     assert (kept["max_steps"], kept["early_stopping_patience"]) == (5, 4)
 
 

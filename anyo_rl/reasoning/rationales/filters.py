@@ -43,23 +43,30 @@ Words = tuple[str, ...]
 class FilterArguments:
     """Which answers are kept. They can be changed between two starts of a run: nothing is asked again for it."""
 
-    fewest_steps: int = field(default=2, metadata={"help": "Fewest steps of a rationale."})
-    most_steps: int = field(default=8, metadata={"help": "Most steps of a rationale."})
-    fewest_words: int = field(default=8, metadata={"help": "Fewest words of all steps together."})
+    fewest_steps: int = field(default=2, metadata={"help": "Fewest steps of a rationale.", "free": True})
+    most_steps: int = field(default=8, metadata={"help": "Most steps of a rationale.", "free": True})
+    fewest_words: int = field(default=8, metadata={"help": "Fewest words of all steps together.", "free": True})
     most_words: int = field(
         default=100,
-        metadata={"help": "Most words of all steps together; max_reasoning_tokens of the teacher has to hold them."},
+        metadata={
+            "help": "Most words of all steps together; max_reasoning_tokens of the teacher has to hold them.",
+            "free": True,
+        },
     )
     leak_words: int = field(
         default=5,
         metadata={
             "help": "So many words in a row of the target's title are a leak as well, unless another title in the "
-            "prompt has them; 0 looks for the whole title alone."
+            "prompt has them; 0 looks for the whole title alone.",
+            "free": True,
         },
     )
     copied_words: int = field(
         default=8,
-        metadata={"help": "So many words in a row of the prompt, not all of one title, are copied; 0 allows it."},
+        metadata={
+            "help": "So many words in a row of the prompt, not all of one title, are copied; 0 allows it.",
+            "free": True,
+        },
     )
 
     def __post_init__(self) -> None:
