@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -22,6 +23,7 @@ from anyo_rl.llm.server import Request, Server, ask
 from anyo_rl.run.folder import resolve, start_run
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.evaluate import evaluate_run
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.sft import train_sft
 
 pytestmark = pytest.mark.slow
@@ -40,8 +42,9 @@ def train(run_dir, task, n_steps, **of_model):
     teacher_args = TeacherArguments(tiny_hidden_size=128, tiny_layers=2, max_reasoning_tokens=MAX_TOKENS, n_paths=2)
     model_args = ModelConfig(dtype="float32", **of_model)
     start_run(run_dir, resolve(task.args, model_args, teacher_args, args), task.report)
-    teacher = train_sft(run_dir, task, model_args, teacher_args, args, "sft", reasoning=True)
-    evaluate_run(run_dir, task, {"sft": teacher}, model_args, teacher_args, baselines=False, seed=0)
+    job = Job(run_dir, task, model_args, teacher_args, seed=args.seed)
+    teacher = train_sft(job, "sft", args, reasoning=True)
+    evaluate_run(replace(job, seed=0), {"sft": teacher}, baselines=False)
     return teacher
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from anyo_rl.run.launch import LaunchError, check_launch, whole_weights
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # What the launcher was seen to leave in the environment (accelerate 1.15).
 SIMPLE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "False"}

@@ -55,7 +55,7 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
             more = {"peft_config": config}
             if kind == "ppo":
                 attach_critic(model)
-                more = {"ppo": Ppo(), "peft_config": train_critic(config)}
+                more = {"method": Ppo(), "peft_config": train_critic(config)}
             args = grpo_config(tmp_path, **SETTINGS, gradient_checkpointing=checkpointing)
             more["reward"] = lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids]
             return reasoner(model, small_catalog, small_tokens, args, rows=ROWS, **more)

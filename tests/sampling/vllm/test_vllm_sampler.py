@@ -10,9 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.sampling.paths import SampledPath
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.seeds import request_seed
-from anyo_rl.sampling.shards import read_paths, run_shards
+from anyo_rl.sampling.shards import ShardedJob, read_paths, run_shards
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.sampling.vllm.sampler import VllmSampler
 from anyo_rl.teacher.tokens import Tokens
@@ -232,20 +234,21 @@ def test_draws_belong_to_the_example(vllm_engine, many_contexts):
 
 def test_a_job_writes_the_same_paths_in_1_shard_and_in_7(vllm_engine, many_contexts, tmp_path):
     sampler = VllmSampler(vllm_engine.llm, vllm_engine.tokens)
-    rows = [{"example_id": f"u{i}:1", "context": context} for i, context in enumerate(many_contexts)]
+    context_of = {f"u{i}:1": context for i, context in enumerate(many_contexts)}
+    rows = [Row(example_id, "u", [], "i1") for example_id in context_of]
+    sampling = Sampling(n=3, max_new_tokens=8, seed=5)
 
     def make_paths(rows):
-        keys = [row["example_id"] for row in rows]
-        found = sampler.sample([row["context"] for row in rows], Sampling(n=3, max_new_tokens=8, seed=5), keys_B=keys)
+        keys = [row.example_id for row in rows]
+        found = sampler.sample([context_of[key] for key in keys], sampling, keys_B=keys)
         return [
-            {"example_id": key, "sample_index": g, "token_ids": sample.token_ids, "seed": request_seed(5, key)}
+            SampledPath(key, g, token_ids=list(sample.token_ids), seed=request_seed(5, key))
             for key, samples in zip(keys, found, strict=True)
             for g, sample in enumerate(samples)
         ]
 
     for n_shards in (1, 7):
-        job = {"n_shards": n_shards, "n_samples": 3, "policy": "sft", "arguments": {"seed": 5, "max_new_tokens": 8}}
-        run_shards(rows, tmp_path / str(n_shards), make_paths=make_paths, **job)
+        run_shards(rows, ShardedJob(tmp_path / str(n_shards), sampling, policy="sft", n_shards=n_shards), make_paths)
     assert read_paths(tmp_path / "1").equals(read_paths(tmp_path / "7"))
 
 
