@@ -20,7 +20,7 @@ from anyo_rl.run.folder import read_arguments
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors
 from anyo_rl.stages.evaluate import evaluate_run, show
-from anyo_rl.stages.job import Job
+from anyo_rl.stages.job import TEACHER, Job
 
 TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")
 
@@ -52,15 +52,15 @@ def main() -> None:
     )
     if Path(args.run_dir) != run_dir:
         raise SystemExit(f"run_dir is {args.run_dir} in the config: give it as a flag, --run_dir {args.run_dir}")
-    job = Job(
-        *(run_dir, load_task(data_args), model_args, teacher_args, args.seed),
-        chat_template_kwargs=told.get("chat_template_kwargs"),
-    )
-    teachers = {stage: job.teacher_folder(stage) for stage in TEACHERS if job.teacher_folder(stage).exists()}
+    teachers = {stage: run_dir / stage / TEACHER for stage in TEACHERS if (run_dir / stage / TEACHER).exists()}
     if not teachers:
         raise SystemExit(
             f"no finished teacher in {run_dir}: expected one of {', '.join(TEACHERS)} with a teacher folder"
         )
+    job = Job(
+        *(run_dir, load_task(data_args), model_args, teacher_args, args.seed),
+        chat_template_kwargs=told.get("chat_template_kwargs"),
+    )
     show(job, evaluate_run(job, teachers, baselines=args.baselines))
 
 

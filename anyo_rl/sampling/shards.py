@@ -3,6 +3,7 @@
 A job is a folder:
 
     job.json                       what the job is: a folder belongs to one
+    catalog/                       the tree of the catalog, for all processes of a machine
     shard-00002-of-00007.parquet   paths of a seventh of the examples, written beside, synced and renamed
     shard-00002-of-00007.claim.0   somebody is at it: who, and by its time, when last seen
 

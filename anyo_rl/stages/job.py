@@ -18,8 +18,8 @@ from anyo_rl.reasoning.rows import Row, make_rows, sample_texts
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.search.answers import How, Mode
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.teacher.codes import add_codes
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
+from anyo_rl.teacher.tokens import add_codes
 from anyo_rl.training.loop.validation import Validation
 
 TEACHER = "teacher"

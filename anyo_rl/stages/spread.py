@@ -58,10 +58,10 @@ def keep_spread(
             model = load().to(state.device)
             ranker = LikelihoodRanker(teacher.catalog, model)
             sampler = TransformersSampler(model, teacher.tokens)
-            ranks: list[int] = []
+            ranks: list[int | None] = []
             for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="gain spread"):
                 answers = answer(rows[start : start + ROWS_AT_ONCE], ranker, sampler, teacher.tokens, how)
-                ranks += [path.rank for path in answers.paths if path.rank is not None]
+                ranks += [path.rank for path in answers.paths]
         gains = ndcg(np.array(ranks)).reshape(len(rows), sampling.n)
         spread = gains.max(1) - gains.min(1)
         kept = [row.example_id for row, s in zip(rows, spread, strict=True) if s >= least]
