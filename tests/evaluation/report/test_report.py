@@ -1,7 +1,10 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -136,6 +139,48 @@ def test_the_script_inserts_text_only(full):
     script = Page(full).script_texts[1]
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest"):
         assert way not in script
+
+
+def test_the_script_finds_all_that_it_looks_for(full):
+    page = Page(full)
+    script = page.script_texts[1]
+    (names,) = re.findall(r"= \[([^\]]+)\]\.map\(byId\)", script)
+    wanted = {name.strip(' "') for name in names.split(",")}
+    wanted |= set(re.findall(r'(?:byId|getElementById)\("([a-z-]+)"\)', script))
+    assert wanted == {"paths-data", "browser", "list", "detail", "search", "stage", "change", "count"}
+    assert wanted <= set(page.ids)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_reader_can_go_through_the_paths(full, tmp_path):
+    """The page's own script on a page of stubs: what is shown at first, by keys, by a choice, and by a search."""
+    data, script = Page(full).script_texts
+    (tmp_path / "data.json").write_text(data, encoding="utf-8")
+    (tmp_path / "script.js").write_text(script, encoding="utf-8")
+    program = Path(__file__).with_name("browser.js")
+    command = ["node", str(program), str(tmp_path / "script.js"), str(tmp_path / "data.json")]
+    seen = json.loads(subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout)
+    examples = json.loads(data)["examples"]
+    n = len(examples)
+    assert n > 1
+    assert seen["hidden"] is False
+    assert (seen["start"]["count"], seen["start"]["shown"]) == (f"{n} of {n} examples", n)
+    assert [seen[when]["selected"] for when in ("start", "next", "back")] == [0, 1, 0]
+    assert seen["start"]["detail"] == seen["back"]["detail"] != seen["next"]["detail"]
+    assert examples[0]["target"] in seen["start"]["detail"]
+
+    def change(example):
+        before, after = (
+            next((path["rank"] for path in example["paths"] if path["policy"] == policy), None)
+            for policy in (json.loads(data)["before"], json.loads(data)["after"])
+        )
+        return "" if None in (before, after) else "better" if after < before else "worse" if after > before else "same"
+
+    for kind in ("better", "worse"):
+        assert seen[kind]["count"] == f"{sum(change(one) == kind for one in examples)} of {n} examples"
+    assert seen["better"]["count"] != seen["worse"]["count"], "the same for both: the choice shows nothing"
+    assert seen["nothing"]["count"] == f"0 of {n} examples"
+    assert seen["nothing"]["list"] == "Nothing matches."
 
 
 def test_nothing_is_asked_from_outside(full):
