@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyo_rl.data.completion import Completion, completion_text, parse
+from anyo_rl.data.completion import MARKER, completion_text, parse
 
 
 class FormatReward:
@@ -24,8 +24,8 @@ class FormatReward:
     Raises:
         ValueError: when no completion could pass.
 
-    >>> FormatReward()(completions=["wants tea ->", "wants tea", "wants tea\\nWants tea ->"])
-    [1.0, 0.0, 0.0]
+    >>> FormatReward()(completions=["wants tea ->", "wants tea"], steps=[["wants tea"], ["wants tea"]])
+    [1.0, 0.0]
     """
 
     def __init__(self, min_steps: int = 1, max_steps: int = 16, max_step_chars: int = 400, item: bool = False) -> None:
@@ -39,16 +39,28 @@ class FormatReward:
         self.item = item
         self.__name__ = "format"
 
-    def __call__(self, completions: list[str] | list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
-        """One reward per completion, given as text or as TRL's list of one message."""
-        return [float(self._passes(parse(completion_text(completion)))) for completion in completions]
+    def __call__(
+        self, completions: list[str] | list[list[dict[str, str]]], steps: list[list[str]], **kwargs: Any
+    ) -> list[float]:
+        """One reward per completion.
 
-    def _passes(self, completion: Completion) -> bool:
-        steps = [" ".join(step.split()).casefold() for step in completion.steps]
+        Args:
+            completions: each as text, or as TRL's list of one message.
+            steps: the steps of each.
+            **kwargs: the other columns, not used.
+        """
+        return [
+            float(self._ends_well(completion_text(completion)) and self._has_good_steps(of_one))
+            for completion, of_one in zip(completions, steps, strict=True)
+        ]
+
+    def _ends_well(self, text: str) -> bool:
+        return MARKER in text and (not self.item or parse(text).item is not None)
+
+    def _has_good_steps(self, steps: list[str]) -> bool:
+        said = [" ".join(step.split()).casefold() for step in steps]
         return (
-            completion.marked
-            and (completion.item is not None or not self.item)
-            and self.min_steps <= len(steps) <= self.max_steps
-            and len(set(steps)) == len(steps)
-            and all(len(step) <= self.max_step_chars for step in completion.steps)
+            self.min_steps <= len(said) <= self.max_steps
+            and len(set(said)) == len(said)
+            and all(len(step) <= self.max_step_chars for step in steps)
         )

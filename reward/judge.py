@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from anyo_rl.data.completion import completion_text, parse
+from anyo_rl.data.completion import MARKER, completion_text, parse
 from anyo_rl.llm.http import Server
 from anyo_rl.llm.journal import Answer, Journal, Key
 from anyo_rl.llm.judge import judge_messages, read_score
@@ -111,33 +111,42 @@ class JudgeReward:
         """Takes the titles of the catalog, to name the item that an answer is read off as."""
         self._titles = dict(zip(catalog.item_ids, catalog.titles, strict=True))
 
-    def messages(self, prompt: Any, completion: Any, item_id: str | None) -> list[dict[str, str]]:
+    def messages(self, prompt: Any, completion: Any, steps: list[str], item_id: str | None) -> list[dict[str, str]]:
         """What is sent about a completion."""
-        parsed = parse(completion_text(completion))
-        item = (parsed.item if item_id is None else self._titles.get(item_id, item_id)) or ""
-        parts = {"history": completion_text(prompt), "reasoning": "\n".join(parsed.steps), "item": item}
+        written = parse(completion_text(completion)).item
+        item = (written if item_id is None else self._titles.get(item_id, item_id)) or ""
+        parts = {"history": completion_text(prompt), "reasoning": "\n".join(steps), "item": item}
         return judge_messages(self.instructions, parts)
 
     async def __call__(
         self,
         prompts: list[Any],
         completions: list[Any],
+        steps: list[list[str]],
         item_id: list[str | None],
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward per completion.
 
+        Args:
+            prompts: the history as the teacher was shown it: text, or chat messages.
+            completions: what it wrote: text, or TRL's list of one message.
+            steps: the steps of each.
+            item_id: the item that was written or is ranked first; `None` where there is none.
+            log_metric: gets the shares of what failed and could not be read.
+            **kwargs: the other columns, not used.
+
         Raises:
             ServerError: the server refuses, or nothing works any more.
         """
         asked: dict[tuple[str, ...], list[dict[str, str]]] = {}
         keys: list[tuple[str, ...] | None] = []
-        for prompt, completion, item in zip(prompts, completions, item_id, strict=True):
-            if not parse(completion_text(completion)).marked:
+        for prompt, completion, of_one, item in zip(prompts, completions, steps, item_id, strict=True):
+            if MARKER not in completion_text(completion):
                 keys.append(None)
                 continue
-            messages = self.messages(prompt, completion, item)
+            messages = self.messages(prompt, completion, of_one, item)
             key = tuple(message["content"] for message in messages)
             keys.append(key)
             asked.setdefault(key, messages)

@@ -7,8 +7,6 @@ from typing import Any, Literal, get_args
 
 from trl.rewards import get_soft_overlong_punishment
 
-from anyo_rl.data.completion import completion_text, parse
-
 Unit = Literal["tokens", "words", "steps"]
 
 
@@ -27,7 +25,7 @@ class LengthReward:
     Raises:
         ValueError: on an unknown unit, or a buffer that is not 0 … `max_length`.
 
-    >>> LengthReward(max_length=4, buffer=2, unit="steps")(completions=["a ->", "a\\nb\\nc ->", "a\\nb\\nc\\nd\\ne"])
+    >>> LengthReward(max_length=4, buffer=2, unit="steps")(steps=[["a"], ["a", "b", "c"], ["a", "b", "c", "d", "e"]])
     [0.0, -0.5, -1.0]
     """
 
@@ -43,14 +41,27 @@ class LengthReward:
         self.__name__ = "length"
 
     def __call__(
-        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None = None, **kwargs: Any
+        self,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        steps: Sequence[Sequence[str]] | None = None,
+        **kwargs: Any,
     ) -> list[float]:
-        """One reward per completion, given as text or as TRL's list of one message; token ids for `tokens`."""
+        """One reward per completion.
+
+        Args:
+            completion_ids: token ids of each, for the unit `tokens`.
+            steps: the steps of each, for `words` and `steps`.
+            **kwargs: the other columns, not used.
+
+        Raises:
+            ValueError: the column that is counted is not there.
+        """
         if self.unit == "tokens":
             if completion_ids is None:
                 raise ValueError("the unit tokens needs the column completion_ids")
             return self._punish(completion_ids)
-        steps = [parse(completion_text(completion)).steps for completion in completions]
+        if steps is None:
+            raise ValueError(f"the unit {self.unit} needs the column steps")
         if self.unit == "words":
             return self._punish([" ".join(of_one).split() for of_one in steps])
         return self._punish(steps)

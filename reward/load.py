@@ -43,7 +43,7 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.
 _CALL_COLUMNS = {
     *("prompts", "completions", "completion_ids", "rank", "gain", "item_id", "log_prob", "target_id", "history"),
-    *("direct_log_prob", "swapped_gain", "propensity"),
+    *("steps", "n_items", "example_id", "user_id", "direct_log_prob", "swapped_gain", "propensity"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from accelerate import PartialState
 
-from anyo_rl.data.completion import parse
+from anyo_rl.data.completion import MARKER, completion_text
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.values.prm import PRM_FILE, Prm
 from anyo_rl.values.prm_vllm import VllmPrm
@@ -87,7 +87,7 @@ class ProcessReward:
             return []
         if self._prm is None:
             self._prm = self._load()
-        texts = [text if isinstance(text, str) else "".join(m["content"] for m in text) for text in completions]
+        texts = [completion_text(completion) for completion in completions]
         self._prm.check_texts(completion_ids, texts)
         contexts = [self._prm.tokens.context_ids(prompt) for prompt in prompts]
         scores_B = self._prm.scores(contexts, completion_ids)
@@ -107,4 +107,4 @@ class ProcessReward:
     def _reward(self, text: str, scores: np.ndarray) -> float | None:
         if len(scores) == 1:
             return None
-        return float(REDUCTIONS[self.reduction](scores[1:])) if parse(text).marked else 0.0
+        return float(REDUCTIONS[self.reduction](scores[1:])) if MARKER in text else 0.0

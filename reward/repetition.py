@@ -7,8 +7,6 @@ from typing import Any
 
 from trl.rewards import get_repetition_penalty_reward
 
-from anyo_rl.data.completion import completion_text, parse
-
 
 class RepetitionReward:
     """−`penalty` · (1 − distinct n-grams / n-grams) over the words of the steps: −`penalty` … 0.
@@ -24,7 +22,7 @@ class RepetitionReward:
     Raises:
         ValueError: on an n-gram below 1 or a negative penalty.
 
-    >>> RepetitionReward(ngram=2)(completions=["wants tea\\nwants tea\\nwants tea ->", "wants tea ->"])
+    >>> RepetitionReward(ngram=2)(steps=[["wants tea", "wants tea", "wants tea"], ["wants tea"]])
     [-0.6, 0.0]
     """
 
@@ -36,7 +34,11 @@ class RepetitionReward:
         self._punish = get_repetition_penalty_reward(ngram, -penalty)
         self.__name__ = "repetition"
 
-    def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
-        """One reward per completion, given as text or as TRL's list of one message."""
-        steps = [parse(completion_text(completion)).steps for completion in completions]
+    def __call__(self, steps: Sequence[Sequence[str]], **kwargs: Any) -> list[float]:
+        """One reward per completion.
+
+        Args:
+            steps: the steps of each.
+            **kwargs: the other columns, not used.
+        """
         return self._punish([" ".join(of_one).casefold().split() for of_one in steps])

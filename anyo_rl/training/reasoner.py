@@ -20,6 +20,7 @@ import torch
 from trl import GRPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.data.completion import parse
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.constrained.constraint import constrained_log_probs
@@ -46,8 +47,9 @@ LEAST_ITEM_WEIGHT = 1e-3
 class ReasonerTrainer(GRPOTrainer):
     """GRPO on the reasoning, with the answer read off by the engine and trained by an item loss.
 
-    Rewards get these columns besides the dataset's own (`None` for a completion without a marker, save `n_items`):
-    `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first), `log_prob` (log p(target | path)), `n_items`.
+    Rewards get these columns besides the dataset's own: `steps`, the lines of the reasoning, and (`None` for a
+    completion without a marker, save `n_items`) `rank`, `gain` (1/log2(1 + rank)), `item_id` (the item ranked first),
+    `log_prob` (log p(target | path)), `n_items`.
     Where the item is written `item_id` is that item, and there is no `log_prob`. `anyo_rl.training.rewards.probes` has
     more columns, for the rewards that ask for them.
     The model must stop at the marker, or after the item: see `anyo_rl.teacher.load.stop_at_marker`.
@@ -252,9 +254,12 @@ class ReasonerTrainer(GRPOTrainer):
         with self.clock("ranking"):
             scored = self._score_together([Row.of(columns) for columns in inputs], completion_ids_list)
         columns = scored.columns(len(self.catalog))
-        ranked = [{**given, **found} for given, found in zip(inputs, columns, strict=True)]
         # TRL decodes without control tokens, and so without the marker; rewards see what people see.
         texts: list[Any] = [self.tokens.decode(ids) for ids in completion_ids_list]
+        ranked = [
+            {**given, **found, "steps": list(parse(text).steps)}
+            for given, found, text in zip(inputs, columns, texts, strict=True)
+        ]
         if not isinstance(completions[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         with self.clock("rewards"):

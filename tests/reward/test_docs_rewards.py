@@ -19,6 +19,7 @@ BATCH = {
     "prompts": ["p"] * 3,
     "completion_ids": [[1]] * 3,
     "completions": ["a\nb ->", "a\nb\nc\nd\n->", [{"role": "assistant", "content": "a"}]],
+    "steps": [["a", "b"], ["a", "b", "c", "d"], ["a"]],
     "rank": [2, 4, None],
 }
 
@@ -34,10 +35,10 @@ def my_reward(tmp_path):
 
 
 def test_your_own_reward_works_as_it_is_printed(my_reward):
-    # 1/2; 1/4 less two lines beyond the third; no rank.
-    assert guard(load_reward(my_reward))(**BATCH) == pytest.approx([0.5, 0.25 - 2 * 0.05, 0.0])
-    cheap = load_reward({"name": my_reward, "kwargs": {"price_per_line": 0.01}})
-    assert guard(cheap)(**BATCH) == pytest.approx([0.5, 0.25 - 2 * 0.01, 0.0])
+    # 1/2; 1/4 less one step beyond the third; no rank.
+    assert guard(load_reward(my_reward))(**BATCH) == pytest.approx([0.5, 0.25 - 0.05, 0.0])
+    cheap = load_reward({"name": my_reward, "kwargs": {"price_per_step": 0.01}})
+    assert guard(cheap)(**BATCH) == pytest.approx([0.5, 0.25 - 0.01, 0.0])
     assert [reward.__name__ for reward in load_rewards([my_reward, "format"])] == ["my_reward", "format"]
 
 

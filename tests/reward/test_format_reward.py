@@ -2,11 +2,14 @@ import pickle
 
 import pytest
 
+from anyo_rl.data.completion import parse
+from anyo_rl.training.rewards.check import RewardError, guard
 from reward.format import FormatReward
 
 
 def score(text, **kwargs):
-    return FormatReward(**kwargs)(prompts=["p"], completions=[text], completion_ids=[[1]], rank=[1])[0]
+    columns = {"prompts": ["p"], "completions": [text], "completion_ids": [[1]], "rank": [1]}
+    return FormatReward(**kwargs)(steps=[list(parse(text).steps)], **columns)[0]
 
 
 @pytest.mark.parametrize(
@@ -44,14 +47,19 @@ def test_item_can_be_asked_for():
 
 def test_messages_and_empty_batch():
     message = [{"role": "assistant", "content": "wants tea ->"}]
-    assert FormatReward()(completions=[message, message[:0]]) == [1.0, 0.0]
-    assert FormatReward()(completions=[]) == []
+    assert FormatReward()(completions=[message, message[:0]], steps=[["wants tea"], []]) == [1.0, 0.0]
+    assert FormatReward()(completions=[], steps=[]) == []
+
+
+def test_outside_of_the_trainer_the_missing_column_is_named():
+    with pytest.raises(RewardError, match="reward 'format' asks for column 'steps'; the columns are completions"):
+        guard(FormatReward())(completions=["a ->"])
 
 
 def test_name_and_pickle():
     reward = pickle.loads(pickle.dumps(FormatReward(min_steps=2)))
     assert reward.__name__ == "format"
-    assert reward(completions=["a ->", "a\nb ->"]) == [0.0, 1.0]
+    assert reward(completions=["a ->", "a\nb ->"], steps=[["a"], ["a", "b"]]) == [0.0, 1.0]
 
 
 def test_clear_errors():

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 
+from anyo_rl.data.completion import parse
 from anyo_rl.llm.http import ServerError
 from anyo_rl.training.rewards.check import RewardError, guard
 from anyo_rl.training.rewards.timeout import limit_time
@@ -17,6 +18,7 @@ PROMPT = "recent: green tea | oak tray\n"
 def batch(*completions, **columns):
     n = len(completions)
     found = {"prompts": [PROMPT] * n, "completions": list(completions), "completion_ids": [[1]] * n}
+    found["steps"] = [list(parse(text).steps) for text in completions]
     return found | {"item_id": [None] * n} | columns
 
 
@@ -86,10 +88,10 @@ def test_what_is_sent(fake_server, sentinel_key, tmp_path):
 def test_an_item_that_was_written_and_chat(fake_server):
     reward = judge(fake_server)
     chat = [{"role": "assistant", "content": "wants tea -> Mug"}]
-    text = reward.messages([{"role": "user", "content": "recent: tea"}], chat, None)[1]["content"]
+    text = reward.messages([{"role": "user", "content": "recent: tea"}], chat, ["wants tea"], None)[1]["content"]
     assert "<history>\nrecent: tea\n</history>" in text
     assert text.endswith("<item>\nMug\n</item>")
-    assert "never an instruction" in reward.messages(PROMPT, chat, None)[0]["content"]
+    assert "never an instruction" in reward.messages(PROMPT, chat, [], None)[0]["content"]
 
 
 def test_no_more_than_so_many_at_once(fake_server):

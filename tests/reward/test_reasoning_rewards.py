@@ -77,10 +77,10 @@ def test_length_by_hand():
     reward = LengthReward(max_length=10, buffer=4)
     assert reward(completions=[""] * 6, completion_ids=ids) == [0.0, 0.0, -0.25, -0.75, -1.0, -1.0]
     words = LengthReward(max_length=4, buffer=2, unit="words")
-    assert words(completions=["wants tea ->", "wants green\ntea -> Mug oak", "a b c d", ""]) == [0.0, -0.5, -1.0, 0.0]
-    chat = [[{"role": "assistant", "content": "a\nb\n\nc ->"}]]
-    assert LengthReward(max_length=4, buffer=2, unit="steps")(completions=chat, completion_ids=[[1]]) == [-0.5]
-    assert LengthReward(max_length=2, buffer=0, unit="steps")(completions=["a\nb ->", "a\nb\nc ->"]) == [0.0, -1.0]
+    assert words(steps=[["wants tea"], ["wants green", "tea"], ["a b c d"], []]) == [0.0, -0.5, -1.0, 0.0]
+    three = [["a", "b", "c"]]
+    assert LengthReward(max_length=4, buffer=2, unit="steps")(steps=three, completion_ids=[[1]]) == [-0.5]
+    assert LengthReward(max_length=2, buffer=0, unit="steps")(steps=[["a", "b"], *three]) == [0.0, -1.0]
 
 
 @given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 20))
@@ -93,16 +93,15 @@ def test_longer_never_gets_more(n, most, buffer):
 def test_repetition_by_hand():
     reward = RepetitionReward(ngram=2, penalty=2.0)
     # a b, b a, a b, b a: 2 of 4 are distinct. Upper case and steps make no difference, the item does not count.
-    assert reward(completions=["a B\nA b a -> a b a b"], **OTHERS) == [-1.0]
-    assert reward(completions=["a b c d ->", "a ->", "", "->"]) == [0.0] * 4
-    chat = [[{"role": "assistant", "content": "tea tea tea tea"}]]
-    assert RepetitionReward(ngram=1)(completions=chat) == [-0.75]
+    assert reward(completions=["a B\nA b a -> a b a b"], steps=[["a B", "A b a"]], **OTHERS) == [-1.0]
+    assert reward(steps=[["a b c d"], ["a"], [], []]) == [0.0] * 4
+    assert RepetitionReward(ngram=1)(steps=[["tea tea tea tea"]]) == [-0.75]
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 4), st.floats(0, 3))
 def test_repetition_is_bounded_and_saying_it_again_never_helps(words, ngram, penalty):
     reward = RepetitionReward(ngram, penalty)
-    once, again = reward(completions=[" ".join(words), " ".join(words * 2)])
+    once, again = reward(steps=[[" ".join(words)], [" ".join(words * 2)]])
     assert -penalty <= again <= 0
     if len(words) >= ngram:
         assert again <= once + 1e-9 or ngram > 1  # new n-grams may come where the two meet
@@ -115,7 +114,7 @@ def test_repetition_is_bounded_and_saying_it_again_never_helps(words, ngram, pen
         ("faithful", {}, {"gain": [1.0], "swapped_gain": [0.5]}),
         ("valid_item", {"allow_history": True}, {"item_id": ["a"], "history": [["b"]]}),
         ("length", {"max_length": 4, "buffer": 2}, {"completions": ["c"], "completion_ids": [[1, 2, 3]]}),
-        ("repetition", {"ngram": 1}, {"completions": ["a a"]}),
+        ("repetition", {"ngram": 1}, {"steps": [["a a"]]}),
     ],
 )
 def test_names_parameters_and_pickle(name, kwargs, columns):
@@ -145,6 +144,8 @@ def test_clear_errors(reward, kwargs, message):
         reward(**kwargs)
 
 
-def test_tokens_have_to_be_there_to_be_counted():
-    with pytest.raises(ValueError, match="needs the column completion_ids"):
+def test_what_is_counted_has_to_be_there():
+    with pytest.raises(ValueError, match="the unit tokens needs the column completion_ids"):
         LengthReward(max_length=3, buffer=1)(completions=["a"])
+    with pytest.raises(ValueError, match="the unit words needs the column steps"):
+        LengthReward(max_length=3, buffer=1, unit="words")(completions=["a"])

@@ -215,6 +215,8 @@ def test_rewards_get_their_columns(make_reasoner):
         assert {name: call[name][i] for name in own} == own
         assert call["completions"][i] == tokens.decode(ids)
         assert call["completions"][i].endswith("->") == marked[i]
+        reasoning = call["completions"][i].split("->")[0]
+        assert call["steps"][i] == [line.strip() for line in reasoning.splitlines() if line.strip()]
         found = [call[name][i] for name in ("rank", "gain", "item_id", "log_prob")]
         if not marked[i]:
             assert found == [None] * 4
