@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from anyo_rl.data.completion import MARKER, completion_text, parse
+from anyo_rl.data.completion import MARKER, Prompt, completion_text, parse
 
 
 class FormatReward:
@@ -39,9 +40,7 @@ class FormatReward:
         self.item = item
         self.__name__ = "format"
 
-    def __call__(
-        self, completions: list[str] | list[list[dict[str, str]]], steps: list[list[str]], **kwargs: Any
-    ) -> list[float]:
+    def __call__(self, completions: Sequence[Prompt], steps: list[list[str]], **kwargs: Any) -> list[float]:
         """One reward per completion.
 
         Args:
