@@ -40,7 +40,7 @@ class RewardError(RuntimeError):
 
 
 def check_reward_output(name: str, values: Any, n: int, sample: Mapping[str, Any]) -> list[float | None]:
-    """Check what a reward returned, and give it as plain floats.
+    """Checks what a reward returned, and gives it as plain floats.
 
     Args:
         name: the reward's name, for the message.
@@ -89,7 +89,7 @@ def check_reward_output(name: str, values: Any, n: int, sample: Mapping[str, Any
 
 
 def guard(reward_fn: Any, errors: list[Exception] | None = None) -> Any:
-    """Wrap a reward so that whatever goes wrong in it becomes a `RewardError` with its name and the sample.
+    """Wraps a reward so that whatever goes wrong in it becomes a `RewardError` with its name and the sample.
 
     The wrapper keeps `__name__`, is async where the reward is, and can be pickled where the reward can. Reward models
     (modules, or names of models) are given back as they are.
@@ -115,7 +115,7 @@ def is_async_reward(reward_fn: Any) -> bool:
 
 
 def raise_together(error: Exception | None, accelerator: Accelerator) -> None:
-    """Raise on all processes when any has an error, so that none waits for the others.
+    """Raises on all processes when any has an error, so that none waits for the others.
 
     Every process must call this at the same point. A process with an error raises its own; the others raise a
     `RewardError` with the number of the process that failed first in order, and its message.
@@ -148,7 +148,7 @@ class DeferredErrors:
         return guard(reward_fn, self.errors)
 
     def raise_together(self, accelerator: Accelerator) -> None:
-        """Raise the first error kept, on all processes; every process must call this at the same point.
+        """Raises the first error kept, on all processes; every process must call this at the same point.
 
         Raises:
             RewardError: when a reward failed on this process or on another.
@@ -248,7 +248,7 @@ def _named_parameters(reward_fn: Callable[..., Any]) -> dict[str, inspect.Parame
 
 
 def _check_columns(reward_fn: Callable[..., Any], name: str, columns: Mapping[str, Any]) -> None:
-    """Raise before the call when the reward asks for a column that is not there, or does not take those that are."""
+    """Raises before the call when the reward asks for a column that is not there, or does not take those that are."""
     parameters = _named_parameters(reward_fn)
     if not parameters:
         return

@@ -38,11 +38,11 @@ class Written:
     marked: bool
 
 
-def swap_partners(written_N: Sequence[Written], group_size: int) -> list[int | None]:
+def swap_partners(written_A: Sequence[Written], group_size: int) -> list[int | None]:
     """For each completion one of another user, with a marker: that of the same place in the next group, or the next.
 
     Args:
-        written_N: those of all processes, groups of `group_size` in a row.
+        written_A: completions of all processes, groups of `group_size` in a row.
         group_size: completions of each prompt.
 
     Returns:
@@ -52,17 +52,17 @@ def swap_partners(written_N: Sequence[Written], group_size: int) -> list[int | N
     >>> swap_partners(written, 2)
     [3, 3, 0, 1]
     """
-    n = len(written_N)
+    n = len(written_A)
     return [
         next(
             (
                 j
                 for step in range(n)
-                if written_N[j := (i + group_size + step) % n].marked and written_N[j].user_id != own.user_id
+                if written_A[j := (i + group_size + step) % n].marked and written_A[j].user_id != own.user_id
             ),
             None,
         )
-        for i, own in enumerate(written_N)
+        for i, own in enumerate(written_A)
     ]
 
 
