@@ -1,7 +1,6 @@
 """Opening a teacher together with its tokens and its catalog, and closing it."""
 
 import dataclasses
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
@@ -18,6 +16,7 @@ from anyo_rl.catalog.catalog import Catalog, open_catalog
 from anyo_rl.catalog.item_tokens import ItemTokens, load_answering, semantic_ids
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.run.memory import free_memory
 from anyo_rl.teacher.load import load_tokenizer
 from anyo_rl.teacher.tokens import Tokens
 
@@ -44,13 +43,6 @@ class Teacher:
         """Lets go of the weights: `model` is there no more, and its memory is free unless somebody else holds it."""
         del self.model
         free_memory()
-
-
-def free_memory() -> None:
-    """Frees what nothing holds any more: models and trainers refer to themselves, so they wait for the collector."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

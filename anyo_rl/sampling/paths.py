@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import polars as pl
 
@@ -59,7 +58,7 @@ class SampledPath:
     cap: int | None = None
     rewards: str | None = None
     step_values: list[float] | None = None
-    finish_reason: Literal["stop", "length"] | str | None = None
+    finish_reason: str | None = None
     model: str | None = None
     seed: int | None = None
 

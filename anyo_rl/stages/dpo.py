@@ -14,6 +14,7 @@ from trl import DPOConfig, ModelConfig
 from anyo_rl.catalog.item_tokens import adapters
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
+from anyo_rl.evaluation import stages
 from anyo_rl.run.files import write_table
 from anyo_rl.run.folder import METRICS
 from anyo_rl.sampling.paths import PATHS_SCHEMA
@@ -28,7 +29,7 @@ from anyo_rl.training.pairs import PairGain, preference_pairs
 
 logger = logging.getLogger(__name__)
 
-DPO = "dpo"
+DPO = stages.DPO.name
 PAIRS = Path("pairs") / "train.parquet"
 
 

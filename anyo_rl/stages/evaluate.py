@@ -50,7 +50,7 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
                     LikelihoodRanker(catalog, teacher.model),
                     TransformersSampler(teacher.model, tokens, with_log_probs=True),
                     tokens,
-                    job.how(mode),
+                    job.how(mode, seed=job.seed),
                 )
                 made_with = {
                     "weights": weights_of(path),

@@ -1,8 +1,7 @@
 """What a recipe was asked to do, as one noun that its stages share."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +68,9 @@ class Job:
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    @contextmanager
-    def opened(self, path: Path | str) -> Iterator[Teacher]:
+    def opened(self, path: Path | str) -> AbstractContextManager[Teacher]:
         """A teacher to be asked; see `Opening.opened`."""
-        with self.opening.opened(path) as teacher:
-            yield teacher
+        return self.opening.opened(path)
 
     def rows(self, split: str, teacher: Teacher, limit: int | None = None) -> list[Row]:
         """The examples of a split as a teacher reads them; with a limit, that many drawn by the data seed."""
@@ -83,10 +80,10 @@ class Job:
         """Examples as a teacher reads them."""
         return make_rows(self.task, examples, teacher.catalog, teacher.tokens)
 
-    def how(self, mode: Mode, top_k: int = 20) -> How:
-        """How users are answered in this run."""
+    def how(self, mode: Mode, *, seed: int, top_k: int = 20) -> How:
+        """How users are answered in this run; see `How` for the settings."""
         args = self.teacher_args
-        sampling = Sampling(n=args.n_paths, max_new_tokens=args.max_reasoning_tokens, seed=self.seed)
+        sampling = Sampling(n=args.n_paths, max_new_tokens=args.max_reasoning_tokens, seed=seed)
         return How(mode, sampling, mask_history=self.task.args.mask_history, top_k=top_k)
 
     def validation(self, teacher: Teacher, mode: Mode | None = None) -> Validation:
@@ -96,12 +93,11 @@ class Job:
             teacher: reads them.
             mode: how it answers; as the run was told if `None`.
         """
-        how = self.how(mode or self.teacher_args.eval_mode, top_k=1)
         return Validation(
             rows=self.rows("validation", teacher, self.task.args.max_validation),
             catalog=teacher.catalog,
             tokens=teacher.tokens,
-            how=dataclasses.replace(how, sampling=dataclasses.replace(how.sampling, seed=0)),
+            how=self.how(mode or self.teacher_args.eval_mode, seed=0, top_k=1),
         )
 
     def _make(self, codes: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

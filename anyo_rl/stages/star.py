@@ -27,6 +27,7 @@ from trl import SFTConfig
 
 from anyo_rl.catalog.item_tokens import teacher_files
 from anyo_rl.catalog.opening import Teacher
+from anyo_rl.evaluation import stages
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
 from anyo_rl.reasoning.rows import Row, hinted_prompt
@@ -44,7 +45,7 @@ from anyo_rl.training.star import diversity, keep_paths, reasonings
 
 logger = logging.getLogger(__name__)
 
-STAR = "star"
+STAR = stages.STAR.name
 ROUNDS = "rounds.json"
 
 

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from anyo_rl.data.task import DataArguments
+from anyo_rl.evaluation.stages import DIRECT, SFT
 from anyo_rl.run.folder import WARM_START, resolve
 from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments
 from anyo_rl.stages.begin import parse
@@ -112,13 +113,13 @@ def train_warm_start(job: Job, warm_start: WarmStart | None, *, hint_share: floa
     if warm_start is None:
         if not job.model_args.model_name_or_path:
             raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
-        return {"sft": job.model_args.model_name_or_path}
+        return {SFT.name: job.model_args.model_name_or_path}
     job, args = dataclasses.replace(job, teacher_args=warm_start.teacher_args), warm_start.training_args
-    teachers: dict[str, Path | str] = {"sft": train_sft(job, "sft", args, reasoning=True, hint_share=hint_share)}
+    teachers: dict[str, Path | str] = {SFT.name: train_sft(job, SFT.name, args, reasoning=True, hint_share=hint_share)}
     if warm_start.direct_max_steps:
         args = copy.copy(args)
         args.max_steps = warm_start.direct_max_steps
-        teachers["direct"] = train_sft(job, "direct", args, reasoning=False)
+        teachers[DIRECT.name] = train_sft(job, DIRECT.name, args, reasoning=False)
     return teachers
 
 

@@ -27,7 +27,7 @@ from anyo_rl.sampling.constrained.constraint import constrained_log_probs
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states, steps_of_tokens
+from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states
 from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Estimates, Ppo
 from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic, without_critic
 from anyo_rl.training.item_loss import item_log_prob, item_weights
@@ -317,13 +317,11 @@ class ReasonerTrainer(GRPOTrainer):
             states_B_S = padded_states(scored.step_values_B, scored.outcomes_B.tolist(), width)
             states_A_S = self.accelerator.gather(states_B_S.to(device))
         assert scored.rewards_A is not None, "rewards were calculated"
-        by_steps = states_A_S is not None
         return Batch(
             rewards_A=scored.rewards_A,
             outcome_B=output["advantages"],
             mask_B_T=output["completion_mask"],
-            step_B_T=steps_of_tokens(ids_B_T, self.tokens) if by_steps else torch.zeros_like(ids_B_T),
-            ends_B=[self.tokens.step_ends(ids) for ids in ids_B_T.tolist()] if by_steps else [],
+            ends_B=[] if states_A_S is None else [self.tokens.step_ends(ids) for ids in ids_B_T.tolist()],
             states_A_S=states_A_S,
             start=self.accelerator.process_index * len(ids_B_T),
             group_size=self._group_size,

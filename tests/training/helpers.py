@@ -18,7 +18,7 @@ from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.search.answers import How
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.advantages.batch import Batch, padded_states, steps_of_tokens
+from anyo_rl.training.advantages.batch import Batch, padded_states
 from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.objective import Objective
 from anyo_rl.training.reasoner import ReasonerTrainer
@@ -104,14 +104,11 @@ def batch_of(
         values: before the steps of each, where they have any; then `outcomes` too.
     """
     width = max(map(len, completions)) + 2
-    pad = tokens.tokenizer.pad_token_id
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in completions])
     n_states = max(map(len, values), default=0) + 1
     return Batch(
         rewards_A=torch.tensor(rewards),
         outcome_B=torch.tensor(rewards) - torch.tensor(rewards).nanmean(),
         mask_B_T=torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in completions]),
-        step_B_T=steps_of_tokens(ids, tokens),
         ends_B=[tokens.step_ends(row) for row in completions],
         states_A_S=padded_states(values, outcomes, n_states) if len(values) else None,
         start=0,

@@ -5,12 +5,11 @@ Axes: _B this process's completions, _A those of all processes, _T tokens, _S st
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-
-from anyo_rl.teacher.tokens import Tokens
 
 Scale = Literal["group", "batch", "none"]
 AddUp = Callable[[torch.Tensor], torch.Tensor]  # sums over all processes, element by element
@@ -26,8 +25,8 @@ class Batch:
         rewards_A: (A,) weighted rewards, groups of `group_size` in a row; NaN where no reward applies.
         outcome_B: (B,) what TRL makes of them: the advantage of each completion within its group.
         mask_B_T: (B, T) which tokens there are: the first ones of each row.
-        step_B_T: (B, T) which step each token is a part of (`steps_of_tokens`).
-        ends_B: where each step of a completion ends, as a number of tokens (`Tokens.step_ends`).
+        ends_B: where each step of a completion ends, as a number of tokens (`Tokens.step_ends`); empty where states
+            have no values.
         states_A_S: (A, S) V_0, V_1, … before each step and, last, the gain after them (0 without a marker); NaN
             beyond. `None` where states have no values.
         start: the place of this process's completions among all.
@@ -38,7 +37,6 @@ class Batch:
     rewards_A: torch.Tensor
     outcome_B: torch.Tensor
     mask_B_T: torch.Tensor
-    step_B_T: torch.Tensor
     ends_B: Sequence[Sequence[int]]
     states_A_S: torch.Tensor | None
     start: int
@@ -56,23 +54,18 @@ class Batch:
         assert self.states_A_S is not None, "states have no values"
         return self.states_A_S
 
+    @cached_property
+    def step_B_T(self) -> torch.Tensor:
+        """(B, T) the step of each token, from 0; what comes after the last one, the marker too, is a part of it."""
+        step_B_T = torch.zeros_like(self.mask_B_T, dtype=torch.int64)
+        for step_T, ends in zip(step_B_T, self.ends_B, strict=True):
+            for end in ends[:-1]:
+                step_T[end:] += 1
+        return step_B_T
+
     def of_tokens(self, of_steps_A_S: torch.Tensor) -> torch.Tensor:
         """(B, T): each token gets what its step has, of (A, S) numbers of steps."""
         return of_steps_A_S[self.own].gather(1, self.step_B_T)
-
-
-def steps_of_tokens(completion_ids_B_T: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-    """(B, T) which step each token is a part of, from 0; what comes after the last step, the marker too, is its part.
-
-    Args:
-        completion_ids_B_T: token ids, padded on the right.
-        tokens: the teacher's tokenizer and marker.
-    """
-    step_B_T = torch.zeros_like(completion_ids_B_T)
-    for step_T, ids in zip(step_B_T, completion_ids_B_T.tolist(), strict=True):
-        for end in tokens.step_ends(ids)[:-1]:
-            step_T[end:] += 1
-    return step_B_T
 
 
 def padded_states(values_B: Sequence[np.ndarray], outcomes_B: Sequence[float], width: int) -> torch.Tensor:

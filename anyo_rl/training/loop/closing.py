@@ -3,7 +3,7 @@
 from accelerate.state import AcceleratorState
 from transformers import Trainer
 
-from anyo_rl.catalog.opening import free_memory
+from anyo_rl.run.memory import free_memory
 
 
 def close_trainer(trainer: Trainer) -> None:
