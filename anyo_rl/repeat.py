@@ -5,122 +5,98 @@
 Each seed runs as the command with `--seed S --output_dir runs/toy/seed-S`, its output in `log.txt` there; `{seed}` in
 an argument is S, for what goes on from other runs' seeds (`--model_name_or_path runs/star/seed-{seed}/star/teacher`).
 A seed that is finished (it has `evaluation.json`) is not run again, so a killed repeat goes on where it was. Then
-`runs/toy/repeat.json` and `repeat.md` have the mean over seeds of every number, with a 95% Student t interval. Secrets
-in the command are not written down.
+`runs/toy/repeat.json` and `repeat.md` have the mean over seeds of every number, with a 95% bootstrap interval over
+users (each drawn with all of its examples and seeds), and the number of each seed. Secrets in the command are not
+written down.
 """
 
 import argparse
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from anyo_rl.evaluation.table import markdown_table, read_value, split_difference, stage_value
+from anyo_rl.evaluation.summarise import differences, seed_frames, stage_values
+from anyo_rl.evaluation.summary import Metrics, Summary, read_summary
+from anyo_rl.evaluation.table import format_percent, markdown_table
+from anyo_rl.metrics.intervals import Interval
+from anyo_rl.run.files import write_whole
 from anyo_rl.run.redact import redact_command
 
-SAME = ("dataset", "split", "mask_history", "ranker")  # seeds that differ in these must not be averaged
+SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
 TAIL_LINES = 15
 SEED = "{seed}"
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> dict[str, Any]:
-    """Mean of a few independent values with its two-sided Student t interval.
-
-    Args:
-        values: one value a seed.
-        level: coverage of the interval, in (0, 1).
-
-    Returns:
-        mean, low, high, n, sd (with n - 1) and the values; low, high and sd are None for one value, and mean too for
-        none.
-    """
-    n = len(values)
-    found: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": n, "sd": None, "values": list(values)}
-    if n:
-        found["mean"] = math.fsum(values) / n
-    if n > 1:
-        from scipy.stats import t
-
-        found["sd"] = math.sqrt(math.fsum((value - found["mean"]) ** 2 for value in values) / (n - 1))
-        half = float(t.ppf(0.5 + level / 2, n - 1)) * found["sd"] / math.sqrt(n)
-        found["low"], found["high"] = found["mean"] - half, found["mean"] + half
-    return found
-
-
-def summarise(evaluations: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def summarise(folders: Mapping[int, Path]) -> Summary:
     """Means over seeds of every stage, mode and metric, and of the paired differences.
 
     Args:
-        evaluations: seed → contents of its `evaluation.json`.
+        folders: seed → its finished run folder.
 
     Returns:
-        What `evaluation.json` has, with the values of `t_interval` in place of the bootstrap's; `seeds`; and in the
-        differences `lift_percent`, the relative lift of the means over the seeds (None where it is not known). A
-        number that a seed does not have is averaged over those that do, and its `n` says so.
+        The summary, each value with that of every seed. A stage that a seed lacks is averaged over those that have
+        it; its `n` says so.
 
     Raises:
-        ValueError: no evaluation, or the seeds were not evaluated in the same way.
+        ValueError: no folder, or the seeds were not evaluated in the same way.
     """
-    if not evaluations:
+    if not folders:
         raise ValueError("no seed has an evaluation to average: run at least one")
-    seeds = sorted(evaluations)
-    parts = [evaluations[seed] for seed in seeds]
-    for key in SAME:
-        found = {json.dumps(part.get(key)) for part in parts}
-        if len(found) > 1:
+    parts = {seed: found for seed in sorted(folders) if (found := read_summary(folders[seed])) is not None}
+    first = next(iter(parts.values()))
+    for name in SAME:
+        told = {repr(getattr(part, name)) for part in parts.values()}
+        if len(told) > 1:
             raise ValueError(
-                f"seeds differ in {key!r}: found {', '.join(sorted(found))}, expected one value; "
+                f"seeds differ in {name!r}: found {', '.join(sorted(told))}, expected one value; "
                 "run the seeds that differ again, into a new --output_dir"
             )
-    summary: dict[str, Any] = {"seeds": seeds}
-    for key in (*SAME, "n_users", "n_items", "n_paths"):
-        values = [part[key] for part in parts if key in part]
-        if values and all(value == values[0] for value in values):
-            summary[key] = values[0]
-    for section in ("stages", "differences"):
-        summary[section] = {}
-        for name, mode, metric in _names(parts, section):
-            values = [_value(part, section, name, mode, metric) for part in parts]
-            known = t_interval([value for value in values if value is not None])
-            if known["n"]:
-                summary[section].setdefault(name, {}).setdefault(mode, {})[metric] = known
-    for name, modes in summary["differences"].items():
-        for mode, metrics in modes.items():
-            for metric, value in metrics.items():
-                value["lift_percent"] = _lift_percent(parts, name, mode, metric)
-    true: dict[str, list[float]] = {}
+    frames = seed_frames(folders)
+    return replace(
+        first,
+        seed=None,
+        seeds=tuple(parts),
+        stages=stage_values(frames, first.n_items or 1, seed=0),
+        differences=differences(frames, seed=0),
+        slices={},
+        stated_intent=None,
+        true_intent=_true_intents(list(parts.values())),
+    )
+
+
+def _true_intents(parts: Sequence[Summary]) -> Metrics | None:
+    """The mean over seeds of each stage's share of true intents; a seed has no interval of it."""
+    shares: dict[str, list[float]] = {}
     for part in parts:
-        for policy, raw in (part.get("true_intent") or {}).items():
-            if (share := read_value(raw)) is not None:
-                true.setdefault(policy, []).append(share.mean)
-    if true:
-        summary["true_intent"] = {policy: t_interval(values) for policy, values in true.items()}
-    return summary
+        for stage, share in (part.true_intent or {}).items():
+            shares.setdefault(stage, []).append(share.mean)
+    return {s: Interval(math.fsum(v) / len(v), by_seed=tuple(v)) for s, v in shares.items()} or None
 
 
-def markdown(summary: dict[str, Any]) -> str:
-    """The table over seeds, and below it every number that was averaged."""
-    lines = [markdown_table(summary), "All numbers:", "", "| | Mode | Metric | Mean | 95% interval | Lift | Seeds |"]
-    lines.append("| --- | --- | --- | ---: | ---: | ---: | ---: |")
-    for section, spec in (("stages", ".4f"), ("differences", "+.4f")):
-        for name, modes in summary[section].items():
+def markdown(summary: Summary) -> str:
+    """The table over seeds, and below it every number that was averaged, with that of each seed."""
+    lines = [markdown_table(summary), "All numbers:", "", "| | Mode | Metric | Mean | Lift | Seeds |"]
+    lines.append("| --- | --- | --- | ---: | ---: | ---: |")
+    for part, signed in ((summary.stages, False), (summary.differences, True)):
+        for name, modes in part.items():
             for mode, metrics in sorted(modes.items()):
                 for metric, value in metrics.items():
-                    interval = "–" if value["low"] is None else f"[{value['low']:{spec}}, {value['high']:{spec}}]"
-                    lift = value.get("lift_percent")
-                    lift_text = "–" if lift is None else f"{lift:+.1f}%"
-                    cells = [name, mode, metric, format(value["mean"], spec), interval, lift_text, str(value["n"])]
+                    lift = format_percent(summary.lift_percent(name, mode, metric) if signed else None, signed=True)
+                    cells = [name, mode, metric, value.text(signed), lift, _of_seeds(value, signed)]
                     lines.append("| " + " | ".join(cells) + " |")
-    for policy, value in summary.get("true_intent", {}).items():
-        interval = "–" if value["low"] is None else f"[{value['low']:.4f}, {value['high']:.4f}]"
-        lines.append(f"| {policy} | – | true intents | {value['mean']:.4f} | {interval} | – | {value['n']} |")
+    for stage, value in (summary.true_intent or {}).items():
+        lines.append(f"| {stage} | – | true intents | {value.text()} | – | {_of_seeds(value)} |")
     return "\n".join(lines) + "\n"
+
+
+def _of_seeds(value: Interval, signed: bool = False) -> str:
+    return " ".join(format(one, "+.4f" if signed else ".4f") for one in value.by_seed)
 
 
 def split_command(command: Sequence[str]) -> tuple[list[str], Path]:
@@ -165,10 +141,10 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
             f"{folder} was made by another command:\n  found    {found}\n  expected {line}\n"
             "choose another --output_dir, or remove the folder to run the seed again"
         )
-    if read_evaluation(folder) is not None:
+    if read_summary(folder) is not None:
         print(f"seed {seed}: already finished, kept")
         return None
-    _write(record, line + "\n")
+    write_whole(record, line + "\n")
     log, start = folder / "log.txt", time.monotonic()
     print(f"seed {seed}: running, output in {log}", flush=True)
     arguments = [
@@ -191,19 +167,10 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
             raise
     if code != 0:
         return f"exit status {code}"
-    if read_evaluation(folder) is None:
+    if read_summary(folder) is None:
         return f"the command ended well but wrote no readable {folder / 'evaluation.json'}"
     print(f"seed {seed}: done in {time.monotonic() - start:.0f} s", flush=True)
     return None
-
-
-def read_evaluation(folder: Path) -> dict[str, Any] | None:
-    """The `evaluation.json` of a finished seed, else None."""
-    try:
-        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return evaluation if isinstance(evaluation, dict) and "stages" in evaluation else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m anyo_rl.repeat",
         usage="%(prog)s --seeds S [S ...] -- COMMAND --output_dir DIR [ARGUMENT ...]",
-        description="Repeat a recipe over seeds; print and write means with 95%% t intervals over the seeds.",
+        description="Repeat a recipe over seeds; print and write means over the seeds with 95%% intervals over users.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="the seeds, as 0 1 2")
     seeds = list(dict.fromkeys(parser.parse_args(given[:cut]).seeds))
@@ -225,13 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if error is not None:
                 failed[seed] = error
                 _tell_failure(seed, error, folder / f"seed-{seed}" / "log.txt")
-        finished = {seed: read_evaluation(folder / f"seed-{seed}") for seed in seeds if seed not in failed}
-        evaluations = {seed: found for seed, found in finished.items() if found is not None}
-        if evaluations:
-            summary = {"command": redact_command(command), **summarise(evaluations), "failed": failed}
+        finished = {seed: folder / f"seed-{seed}" for seed in seeds if seed not in failed}
+        if finished:
+            summary = summarise(finished)
             text = markdown(summary)
-            _write(folder / "repeat.json", json.dumps(summary, indent=1) + "\n")
-            _write(folder / "repeat.md", text)
+            record = {"command": redact_command(command), **summary.as_json(), "failed": failed}
+            write_whole(folder / "repeat.json", json.dumps(record, indent=1) + "\n")
+            write_whole(folder / "repeat.md", text)
             print(f"\n{text}\nwritten: {folder / 'repeat.json'}, {folder / 'repeat.md'}")
     except ValueError as error:
         print(f"repeat: {error}", file=sys.stderr)
@@ -251,39 +218,6 @@ def _tell_failure(seed: int, error: str, log: Path) -> None:
     print(
         f"seed {seed}: failed: {error}; the end of {log}:", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr
     )
-
-
-def _names(parts: list[dict[str, Any]], section: str) -> Iterator[tuple[str, str, str]]:
-    """Every (name, mode, metric) that any seed has, each once, in the order of their first coming."""
-    seen: dict[tuple[str, str, str], None] = {}
-    for part in parts:
-        for name, modes in (part.get(section) or {}).items():
-            for mode, metrics in modes.items():
-                seen |= dict.fromkeys((name, mode, metric) for metric in metrics)
-    yield from seen
-
-
-def _value(part: dict[str, Any], section: str, name: str, mode: str, metric: str) -> float | None:
-    value = read_value((part.get(section) or {}).get(name, {}).get(mode, {}).get(metric))
-    return None if value is None else value.mean
-
-
-def _lift_percent(parts: list[dict[str, Any]], name: str, mode: str, metric: str) -> float | None:
-    """Relative lift of the means of the stages of `a-b`, both over the seeds that have both."""
-    after, before = [], []
-    for part in parts:
-        pair = split_difference(name, part.get("stages", {}))
-        values = [stage_value(part, stage, mode, metric) for stage in pair or ()]
-        if pair and values[0] is not None and values[1] is not None:
-            after.append(values[0].mean)
-            before.append(values[1].mean)
-    return 100.0 * (math.fsum(after) / math.fsum(before) - 1.0) if before and math.fsum(before) else None
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from anyo_rl.evaluation.report.plots import line_plot, standalone
-from anyo_rl.evaluation.table import stage_value
+from anyo_rl.evaluation.summary import FILE, MAIN_METRIC, Summary
 from anyo_rl.repeat import t_interval
 
 BASE = "outcome"
@@ -46,9 +46,9 @@ def read_curve(run_dir: Path) -> Curve:
         if NDCG in row:
             tokens.append(sampled)
             ndcg.append(row[NDCG])
-    evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    stage = next(name for name in evaluation["stages"] if name in ("grpo", "ppo"))
-    test = {mode: stage_value(evaluation, stage, mode).mean for mode in ("greedy", "mixture")}
+    summary = Summary.from_json(json.loads((run_dir / FILE).read_text()))
+    stage = next(name for name in summary.stages if name in ("grpo", "ppo"))
+    test = {mode: summary.stages[stage][mode][MAIN_METRIC].mean for mode in ("greedy", "mixture")}
     return Curve(np.array(tokens), np.array(ndcg), test)
 
 
@@ -113,7 +113,7 @@ def main() -> None:
         arm.name: {
             int(run.name.removeprefix("seed-")): read_curve(run)
             for run in sorted(arm.glob("seed-*"))
-            if (run / "evaluation.json").exists()
+            if (run / FILE).exists()
         }
         for arm in sorted(args.folder.iterdir(), key=lambda arm: (arm.name != BASE, arm.name))
         if arm.is_dir()

@@ -76,10 +76,10 @@ def main() -> None:
     with plain_errors(ServerError):
         report = generate(questions, args.n_samples, server, titles, filter_args, run_dir, data_args.prompt_style)
     print(report_table(report))
-    if report["stopped"] == "budget":
+    if report.stopped == "budget":
         print("the budget ended: the same command with a larger one (--max_tokens_in_all, --max_money) goes on")
-    elif report["counts"]["failed"]:
-        print(f"{report['counts']['failed']} requests failed: the same command asks them again")
+    elif report.counts["failed"]:
+        print(f"{report.counts['failed']} requests failed: the same command asks them again")
     print(f"report: {run_dir / REPORT}\nto train on them: --rationales_path {run_dir}")
 
 

@@ -47,19 +47,16 @@ class CfReward:
         self.__name__ = "cf"
         self._scorer: Any = None
         self._index: dict[str, int] = {}
-        self._mask_history = False
 
     def fit(self, task: Task, catalog: Catalog, seed: int = 0) -> None:
         """Fits the student on the events of the training split, or loads it; recipes call this before training."""
-        n, self._mask_history = len(catalog), task.args.mask_history
+        n = len(catalog)
         if self.student in ("item_knn", "sasrec"):
             sequences, validation = training_sequences(task, catalog.index)
             scorer = (
                 fit_item_knn(sequences, n)
                 if self.student == "item_knn"
-                else fit_student(
-                    SASRec, sequences, n, validation=validation, mask_history=self._mask_history, seed=seed
-                )
+                else fit_student(SASRec, sequences, n, validation=validation, seed=seed)
             )
         else:
             scorer = load_student(Path(self.student), catalog.item_ids)
@@ -70,12 +67,19 @@ class CfReward:
         self._scorer = scorer
         self._index = index
 
-    def __call__(self, item_id: list[str | None], history: list[list[str]], **kwargs: Any) -> list[float]:
+    def __call__(
+        self,
+        item_id: list[str | None],
+        history: list[list[str]],
+        excluded: list[list[str]] | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
         """One reward per completion.
 
         Args:
             item_id: the item that was written or is ranked first; `None` where there is none.
             history: item ids before the target.
+            excluded: item ids that rankings leave out; `None` leaves none out.
             **kwargs: the other columns, not used.
 
         Raises:
@@ -94,8 +98,10 @@ class CfReward:
         histories = [[self._index[item] for item in history_ if item in self._index] for history_ in rows]
         scores = np.asarray(self._scorer.scores(histories))[[rows[tuple(history[i])] for i in there]]
         items = [self._index[str(item_id[i])] for i in there]
-        excluded = [[self._index[item] for item in history[i] if item in self._index] for i in there]
-        ranks = target_ranks(scores, items, excluded if self._mask_history else None)
+        left_out = [
+            [] if excluded is None else [self._index[j] for j in excluded[i] if j in self._index] for i in there
+        ]
+        ranks = target_ranks(scores, items, left_out)
         for i, rank in zip(there, ranks.tolist(), strict=True):
             rewards[i] = self._place(rank)
         return rewards

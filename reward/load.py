@@ -20,24 +20,39 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "ndcg": ("reward.rank.RankReward", {"gain": "ndcg"}),
-    "mrr": ("reward.rank.RankReward", {"gain": "mrr"}),
-    "hit": ("reward.rank.RankReward", {"gain": "hit"}),
-    "log": ("reward.rank.RankReward", {"gain": "log"}),
-    "format": ("reward.format.FormatReward", {}),
-    "valid_item": ("reward.valid_item.ValidItemReward", {}),
-    "lift": ("reward.lift.LiftReward", {}),
-    "faithful": ("reward.faithful.FaithfulReward", {}),
-    "length": ("reward.length.LengthReward", {}),
-    "repetition": ("reward.repetition.RepetitionReward", {}),
-    "cf": ("reward.cf.CfReward", {}),
-    "judge": ("reward.judge.JudgeReward", {}),
-    "process": ("reward.process.ProcessReward", {}),
+
+@dataclass(frozen=True)
+class Shipped:
+    """A reward of this package.
+
+    Attributes:
+        path: where it is imported from.
+        gain: its gain, which a name fixes; only a gain takes a cut-off.
+    """
+
+    path: str
+    gain: str | None = None
+
+
+SHORT_NAMES = {
+    "ndcg": Shipped("reward.rank.RankReward", "ndcg"),
+    "mrr": Shipped("reward.rank.RankReward", "mrr"),
+    "hit": Shipped("reward.rank.RankReward", "hit"),
+    "log": Shipped("reward.rank.RankReward", "log"),
+    "format": Shipped("reward.format.FormatReward"),
+    "valid_item": Shipped("reward.valid_item.ValidItemReward"),
+    "lift": Shipped("reward.lift.LiftReward"),
+    "faithful": Shipped("reward.faithful.FaithfulReward"),
+    "length": Shipped("reward.length.LengthReward"),
+    "repetition": Shipped("reward.repetition.RepetitionReward"),
+    "cf": Shipped("reward.cf.CfReward"),
+    "judge": Shipped("reward.judge.JudgeReward"),
+    "process": Shipped("reward.process.ProcessReward"),
 }
 
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.
@@ -103,7 +118,7 @@ def load_rewards(
     return rewards
 
 
-def _build(spec: str, kwargs: dict[str, Any]) -> Callable[..., Any]:
+def _build(spec: str, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
     path, fixed = _resolve_short_name(spec)
     target = _import(spec, path)
     if not callable(target):
@@ -130,18 +145,19 @@ def _build(spec: str, kwargs: dict[str, Any]) -> Callable[..., Any]:
     return bound
 
 
-def _resolve_short_name(spec: str) -> tuple[str, dict[str, Any]]:
+def _resolve_short_name(spec: str) -> tuple[str, dict[str, str | int]]:
     """The import path behind a name, and the parameters that the name itself fixes."""
     base, _, cut_off = spec.partition("@")
-    if base in SHORT_NAMES and (not cut_off or SHORT_NAMES[base][1]):
-        path, fixed = SHORT_NAMES[base]
+    shipped = SHORT_NAMES.get(base)
+    if shipped is not None and (not cut_off or shipped.gain):
+        fixed: dict[str, str | int] = {"gain": shipped.gain} if shipped.gain else {}
         if "@" not in spec:
-            return path, dict(fixed)
+            return shipped.path, fixed
         if not re.fullmatch(r"[1-9]\d*", cut_off):
             raise ValueError(
                 f"reward {spec!r}: the cut-off after '@' must be a whole number of 1 or more, as in 'hit@10'"
             )
-        return path, {**fixed, "k": int(cut_off)}
+        return shipped.path, {**fixed, "k": int(cut_off)}
     if "." in spec or ":" in spec:
         return spec, {}
     raise ValueError(
@@ -207,7 +223,7 @@ def _load_module(spec: str, module_path: str) -> ModuleType:
         raise
 
 
-def _check_parameters(spec: str, target: Callable[..., Any], kwargs: dict[str, Any], complete: bool) -> None:
+def _check_parameters(spec: str, target: Callable[..., Any], kwargs: Mapping[str, Any], complete: bool) -> None:
     """Raise a `ValueError` that names the parameter the reward does not have, or needs."""
     try:
         parameters = inspect.signature(target).parameters

@@ -1,14 +1,18 @@
 import json
-import math
 import sys
 
+import polars as pl
 import pytest
 
-from anyo_rl.repeat import main, split_command, summarise, t_interval
+from anyo_rl.evaluation.evaluator import MADE_WITH
+from anyo_rl.evaluation.summarise import seed_frames
+from anyo_rl.repeat import main, split_command, summarise
 
-# A stand-in for a recipe: NDCG@10 depends on the seed, `--fail S` fails for that seed while there is no mended file.
+# A stand-in for a recipe: with each seed `grpo` answers one more of four examples of two users well.
+# `--fail S` fails for that seed while there is no mended file.
 FAKE = """
 import argparse, json, pathlib, sys
+import polars as pl
 parser = argparse.ArgumentParser()
 parser.add_argument("--api_key"); parser.add_argument("--start")
 parser.add_argument("--seed", type=int); parser.add_argument("--output_dir"); parser.add_argument("--fail", type=int)
@@ -18,11 +22,15 @@ print("hello from seed", args.seed, args.start)
 with open(out / "runs.txt", "a") as stream: stream.write("x")
 if args.seed == args.fail and not (out.parent / "mended").exists():
     print("it broke here"); sys.exit(3)
-sft, grpo = 0.1 + 0.01 * args.seed, 0.2 + 0.03 * args.seed
-json.dump({"dataset": "toy", "split": "test", "mask_history": False, "ranker": "likelihood", "n_users": 5, "seed": 1,
-    "stages": {"sft": {"greedy": {"ndcg@10": {"mean": sft}}}, "grpo": {"greedy": {"ndcg@10": {"mean": grpo}}}},
-    "differences": {"grpo-sft": {"greedy": {"ndcg@10": {"mean": grpo - sft, "low": 0, "high": 1, "n": 5}}}},
-    "true_intent": {"sft": 0.4, "grpo": 0.5 + 0.1 * args.seed}}, open(out / "evaluation.json", "w"))
+(out / "answers").mkdir()
+ranks = {"sft": [3, 3, 3, 3], "grpo": [1] * (args.seed + 1) + [3] * (3 - args.seed)}
+for stage, found in ranks.items():
+    top = [["a"], ["b"], ["b"], ["a"]]
+    columns = {"example_id": list("wxyz"), "user_id": list("uuvv"), "rank": found, "top_ids": top}
+    pl.DataFrame(columns).write_parquet(out / "answers" / f"{stage}.greedy.parquet")
+json.dump({"dataset": "toy", "split": "test", "mask_history": False, "ranker": "likelihood", "n_users": 2, "seed": 1,
+    "n_items": 4, "n_examples": 4, "stages": {}, "true_intent": {"sft": 0.4, "grpo": 0.5 + 0.1 * args.seed}},
+    open(out / "evaluation.json", "w"))
 """
 
 
@@ -40,40 +48,26 @@ def run(tmp_path):
     return call
 
 
-def test_t_interval_by_hand():
-    # mean 2, sd 1, standard error 1/sqrt(3), t(0.975, 2) = 4.302653: half width 2.484138.
-    found = t_interval([1.0, 2.0, 3.0])
-    assert (found["mean"], found["sd"], found["n"]) == (2.0, 1.0, 3)
-    assert found["low"] == pytest.approx(2 - 2.484138, abs=1e-5)
-    assert found["high"] == pytest.approx(2 + 2.484138, abs=1e-5)
-    # Two values 0 and 2: sd sqrt(2), standard error 1, t(0.975, 1) = 12.706205.
-    assert t_interval([0.0, 2.0])["high"] == pytest.approx(13.706205, abs=1e-5)
-
-
-def test_t_interval_of_one_none_and_equal_values():
-    one = t_interval([0.5])
-    assert (one["mean"], one["low"], one["high"], one["sd"], one["n"]) == (0.5, None, None, None, 1)
-    assert t_interval([])["mean"] is None
-    equal = t_interval([0.25, 0.25, 0.25])
-    assert (equal["low"], equal["mean"], equal["high"]) == (0.25, 0.25, 0.25)
-
-
 def test_seeds_run_and_are_averaged(run, capsys):
     assert run(0, 1, 2) == 0
     summary = json.loads((run.folder / "repeat.json").read_text())
+    assert (summary["seeds"], summary.get("seed")) == ([0, 1, 2], None)
+    # Rank 3 has an NDCG of 1/2: .5 + .5/4, + 1/4, + 3/8.
     grpo = summary["stages"]["grpo"]["greedy"]["ndcg@10"]
-    assert grpo["values"] == pytest.approx([0.2, 0.23, 0.26])
-    assert grpo["mean"] == pytest.approx(0.23)
-    assert grpo["high"] - grpo["mean"] == pytest.approx(4.302653 * 0.03 / math.sqrt(3), abs=1e-6)
+    assert grpo["by_seed"] == pytest.approx([0.625, 0.75, 0.875])
+    assert (grpo["mean"], grpo["n"]) == (pytest.approx(0.75), 12)
+    # User u has 1, .5; 1, 1; 1, 1 and user v .5, .5; .5, .5; 1, .5: two draws of one of them are the interval's ends.
+    assert (grpo["low"], grpo["high"]) == pytest.approx((7 / 12, 11 / 12))
     difference = summary["differences"]["grpo-sft"]["greedy"]["ndcg@10"]
-    assert difference["mean"] == pytest.approx(0.12)
-    assert difference["high"] - difference["mean"] == pytest.approx(4.302653 * 0.02 / math.sqrt(3), abs=1e-6)
-    assert difference["lift_percent"] == pytest.approx(100 * (0.23 / 0.11 - 1))
-    assert summary["true_intent"]["grpo"]["mean"] == pytest.approx(0.6)
+    assert difference["by_seed"] == pytest.approx([0.125, 0.25, 0.375])
+    assert (difference["mean"], difference["low"]) == pytest.approx((0.25, 1 / 12))
+    assert summary["stages"]["grpo"]["greedy"]["coverage@10"]["by_seed"] == [0.5, 0.5, 0.5]
+    assert summary["true_intent"]["grpo"] == {"mean": pytest.approx(0.6), "low": None, "high": None, "n": None,
+                                              "by_seed": pytest.approx([0.5, 0.6, 0.7])}  # fmt: skip
     assert "hello from seed 1" in (run.folder / "seed-1" / "log.txt").read_text()
     text = (run.folder / "repeat.md").read_text()
     assert "seeds: 0 1 2" in text
-    assert "| grpo-sft | greedy | ndcg@10 | +0.1200 | [+0.0703, +0.1697] | +109.1% | 3 |" in text
+    assert "| grpo-sft | greedy | ndcg@10 | +0.2500 [+0.0833, +0.4167] | +50.0% | +0.1250 +0.2500 +0.3750 |" in text
     assert text in capsys.readouterr().out
 
 
@@ -92,11 +86,11 @@ def test_finished_seeds_are_kept(run, capsys):
     assert json.loads((run.folder / "repeat.json").read_text())["seeds"] == [0, 1]
 
 
-def test_one_seed_has_no_interval(run):
-    assert run(4) == 0
-    value = json.loads((run.folder / "repeat.json").read_text())["stages"]["sft"]["greedy"]["ndcg@10"]
-    assert (value["low"], value["high"], value["n"]) == (None, None, 1)
-    assert "One seed: no interval" in (run.folder / "repeat.md").read_text()
+def test_one_seed_is_a_run(run):
+    assert run(2) == 0
+    value = json.loads((run.folder / "repeat.json").read_text())["stages"]["grpo"]["greedy"]["ndcg@10"]
+    assert (value["mean"], value["by_seed"]) == (0.875, [0.875])
+    assert "95% bootstrap intervals over users" in (run.folder / "repeat.md").read_text()
 
 
 def test_a_failing_seed_is_named_and_the_others_kept(run, capsys):
@@ -117,7 +111,7 @@ def test_a_failing_seed_is_named_and_the_others_kept(run, capsys):
 def test_secrets_of_the_command_are_not_written_down(run):
     assert run(0, extra=["--api_key", "sentinel"]) == 0
     for file in run.folder.rglob("*"):
-        assert not file.is_file() or "sentinel" not in file.read_text(), file
+        assert not file.is_file() or b"sentinel" not in file.read_bytes(), file
     assert "--api_key '<redacted>'" in (run.folder / "seed-0" / "command.txt").read_text()
     assert run(0, extra=["--api_key", "another"]) == 0  # a new key makes no other command
 
@@ -162,16 +156,43 @@ def test_output_dir_is_taken_out_of_the_command():
     assert split_command(["a", "--output_dir", "x", "--lr", "1"])[0] == ["a", "--lr", "1"]
 
 
-def test_seeds_that_were_evaluated_in_another_way_are_not_averaged():
-    with pytest.raises(ValueError, match="differ in 'mask_history'"):
-        summarise({0: {"mask_history": True, "stages": {}}, 1: {"mask_history": False, "stages": {}}})
+@pytest.fixture
+def seeds(run):
+    assert run(0, 1) == 0
+    return {seed: run.folder / f"seed-{seed}" for seed in (0, 1)}
+
+
+def test_seeds_that_were_evaluated_in_another_way_are_not_averaged(seeds):
+    file = seeds[1] / "evaluation.json"
+    file.write_text(file.read_text().replace('"mask_history": false', '"mask_history": true'))
+    with pytest.raises(ValueError, match="differ in 'mask_history': found False, True"):
+        summarise(seeds)
     with pytest.raises(ValueError, match="no seed"):
         summarise({})
 
 
-def test_a_number_that_one_seed_lacks_is_averaged_over_the_others():
-    stages = [{"sft": {"greedy": {"ndcg@10": 0.1}}}, {"sft": {"greedy": {"ndcg@10": 0.3, "mrr": 0.5}}}]
-    stages.append({"sft": {"greedy": {"ndcg@10": float("nan")}}})
-    greedy = summarise({seed: {"stages": found} for seed, found in enumerate(stages)})["stages"]["sft"]["greedy"]
-    assert (greedy["ndcg@10"]["mean"], greedy["ndcg@10"]["n"]) == (pytest.approx(0.2), 2)
-    assert (greedy["mrr"]["mean"], greedy["mrr"]["n"], greedy["mrr"]["low"]) == (0.5, 1, None)
+def test_a_stage_that_one_seed_lacks_is_averaged_over_the_others(seeds):
+    (seeds[0] / "answers" / "grpo.greedy.parquet").unlink()
+    found = summarise(seeds).stages
+    assert (found["grpo"]["greedy"]["ndcg@10"].by_seed, found["grpo"]["greedy"]["ndcg@10"].n) == ((0.75,), 4)
+    assert found["sft"]["greedy"]["ndcg@10"].n == 8
+
+
+def test_users_of_data_drawn_anew_are_others(seeds):
+    assert set(seed_frames(seeds)["grpo"]["greedy"]["user_id"]) == {"u", "v"}
+    for seed, folder in seeds.items():
+        for file in (folder / "answers").glob("*.parquet"):
+            metadata = {MADE_WITH: json.dumps({"users": "x", "split_seed": seed})}
+            pl.read_parquet(file).write_parquet(file, metadata=metadata)
+    assert set(seed_frames(seeds)["grpo"]["greedy"]["user_id"]) == {"0 u", "0 v", "1 u", "1 v"}
+
+
+def test_answers_without_users_or_none_at_all_are_told(seeds):
+    file = seeds[1] / "answers" / "sft.greedy.parquet"
+    pl.read_parquet(file).drop("user_id").write_parquet(file)
+    with pytest.raises(ValueError, match="does not name its users"):
+        summarise(seeds)
+    for file in (seeds[1] / "answers").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="found no answers in"):
+        summarise(seeds)

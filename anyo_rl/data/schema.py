@@ -1,5 +1,6 @@
 """The column names of the data tables, the cleaned log, and the one error that bad data raises."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -47,6 +48,7 @@ class Example:
         target_id: the item chosen next.
         cold_item: whether no training event has the target.
         cold_user: whether the user has no training event.
+        excluded: ids of the items that rankings leave out: with masking, all that the user had chosen before.
     """
 
     example_id: str
@@ -55,6 +57,7 @@ class Example:
     target_id: str
     cold_item: bool = False
     cold_user: bool = False
+    excluded: Sequence[str] = ()
 
 
 class DataError(ValueError):

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ import polars as pl
 
 from anyo_rl.data.attributes import attribute_steps, item_attributes
 from anyo_rl.data.load import PlainTable, load_interactions
+from anyo_rl.data.past import GivenPast, Past, past_of, repeats
 from anyo_rl.data.rationales import read_rationales
 from anyo_rl.data.schema import SPLITS, DataError, Interactions
 from anyo_rl.data.splits import k_core as keep_k_core
@@ -66,7 +68,7 @@ class DataArguments:
     )
     history_tokens: int = field(default=256, metadata={"help": "Token budget of a history; the newest items stay."})
     prompt_style: Literal["text", "chat"] = field(default="text", metadata={"help": "Plain text or chat messages."})
-    mask_history: bool = field(default=False, metadata={"help": "Leave items of the history out of rankings."})
+    mask_history: bool = field(default=False, metadata={"help": "Leave out of rankings what the user chose before."})
     max_validation: int = field(default=300, metadata={"help": "Most validation examples used while training."})
     max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset.", "free": True})
     rationale_share: float = field(
@@ -131,6 +133,18 @@ class Task:
         chosen = np.random.default_rng(self.args.split_seed).choice(len(frame), limit, replace=False)
         return frame[np.sort(chosen)]
 
+    @cached_property
+    def past(self) -> Past | GivenPast:
+        """What users had chosen before each example."""
+        return past_of(self.interactions, self.args.split)
+
+    def excluded(self, example_id: str) -> list[str]:
+        """The items that rankings of an example leave out: all that its user had chosen before, if history is masked.
+
+        Whatever the prompt shows of it, and whichever split it lies in; each once, in the order of their first coming.
+        """
+        return list(dict.fromkeys(self.past.before(example_id))) if self.args.mask_history else []
+
     def position(self, example_id: str) -> int:
         """How many events of the user came before the target; with split `given`, how many of the user's rows."""
         return int(example_id.rsplit(":", 1)[1])
@@ -160,18 +174,34 @@ def load_task(args: DataArguments) -> Task:
         train_targets="all" if args.train_targets is None else args.train_targets,
         seed=args.split_seed,
     )
+    if args.mask_history:
+        interactions, examples = _without_repeats(interactions, examples, args)
     task = Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)
     report = task.report
     n_train, n_validation, n_test = (report[f"{split}_examples"] for split in SPLITS)
     if not (n_train and n_validation and n_test):
+        repeated = sum(report.get(f"{split}_repeats_left_out", 0) for split in SPLITS)
+        told = f" ({repeated} of them were repeats, which mask_history leaves out)" if repeated else ""
         raise DataError(
             f"{interactions.name}: split {args.split} gives {n_train} train, {n_validation} validation and {n_test} "
-            f"test examples, expected at least one of each: take another split or other split_ratios, lower "
+            f"test examples{told}, expected at least one of each: take another split or other split_ratios, lower "
             f"min_history ({args.min_history}), or take a longer log"
         )
     found = ", ".join(f"{name} {count}" for name, count in report.items() if count)
     logger.info("%s: %s", interactions.name, found)
     return task
+
+
+def _without_repeats(
+    interactions: Interactions, examples: pl.DataFrame, args: DataArguments
+) -> tuple[Interactions, pl.DataFrame]:
+    """Leaves out examples whose target the user had chosen before, and counts them: no masked ranking could have it.
+
+    To rank such a target all the same, since it is one, would tell a model something.
+    """
+    repeated = pl.Series(repeats(examples, interactions, past_of(interactions, args.split)), dtype=pl.Boolean)
+    counts = {f"{split}_repeats_left_out": int((repeated & (examples["split"] == split)).sum()) for split in SPLITS}
+    return dataclasses.replace(interactions, report=interactions.report | counts), examples.filter(~repeated)
 
 
 def _ratios(args: DataArguments) -> tuple[int, int, int]:

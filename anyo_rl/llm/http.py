@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
 
+from anyo_rl.llm.report import Report
 from anyo_rl.run.redact import is_secret, redact_text
 
 if TYPE_CHECKING:  # a process that only asks a server does without transformers
@@ -42,7 +43,7 @@ class ServerError(RuntimeError):
         report: of the job until then; `None` where it had not begun.
     """
 
-    report: dict[str, Any] | None = None
+    report: Report | None = None
 
 
 class AttemptError(Exception):

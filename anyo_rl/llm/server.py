@@ -25,6 +25,7 @@ import httpx2
 from anyo_rl.llm.budget import Budget
 from anyo_rl.llm.http import AttemptError, Cause, Server, ServerError, attempt, fingerprint
 from anyo_rl.llm.journal import Answer, Journal, Key
+from anyo_rl.llm.report import Report
 
 if TYPE_CHECKING:  # a process that only asks a server does without transformers
     from anyo_rl.data.completion import Prompt
@@ -35,6 +36,7 @@ __all__ = [
     "Failure",
     "Journal",
     "Outcome",
+    "Report",
     "Request",
     "Server",
     "ServerError",
@@ -106,14 +108,11 @@ class Outcome:
 
     Attributes:
         answers_R: for each of the R requests its answer, its failure, or `None` where the budget left it.
-        report: `requests` = `known` (in the journal before) + `answered` + failed + `left`; `asked`, the requests
-            that went out, and `attempts` in all; `retried` and `failed` by cause; `without_usage`, the answers that
-            came without counts; `prompt_tokens`, `completion_tokens`, `money` and `seconds` of this call;
-            `tokens_in_all` and `money_in_all` of the journal, which budgets are about; `stopped`: `budget` or `None`.
+        report: its numbers.
     """
 
     answers_R: list[Answer | Failure | None]
-    report: dict[str, Any]
+    report: Report
 
 
 def ask(
@@ -144,7 +143,7 @@ def ask(
         RuntimeError: called where a loop runs already, as in a notebook: there `await ask_async(...)`.
     """
     outcome = asyncio.run(ask_async(requests_R, server, journal, sleep=sleep, clock=clock, rng=rng))
-    logger.info("asked %s: %s", server.url, outcome.report)
+    logger.info("asked %s: %s", server.url, outcome.report.as_json())
     return outcome
 
 
@@ -307,24 +306,24 @@ class _Job:
             self.sleepers.discard(sleeper)
             sleeper.cancel()
 
-    def report(self) -> dict[str, Any]:
-        """See `Outcome`."""
+    def report(self) -> Report:
+        """The numbers so far."""
         has_prices = self.server.prompt_price is not None
-        return {
-            "requests": len(self.requests_R),
-            "known": self.n_known,
-            "asked": self.n_asked,
-            "answered": len(self.arrived),
-            "left": sum(result is None for result in self.results_R),
-            "attempts": self.n_attempts,
-            "retried": dict(sorted(self.retried.items())),
-            "failed": dict(sorted(self.failed.items())),
-            "without_usage": sum(None in (a.prompt_tokens, a.completion_tokens) for a in self.arrived),
-            "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in self.arrived),
-            "completion_tokens": sum(answer.completion_tokens or 0 for answer in self.arrived),
-            "money": sum(answer.money or 0.0 for answer in self.arrived) if has_prices else None,
-            "seconds": self.timing.clock() - self.started_s,
-            "tokens_in_all": self.budget.tokens,
-            "money_in_all": self.budget.money if has_prices else None,
-            "stopped": self.stopped,
-        }
+        return Report(
+            requests=len(self.requests_R),
+            known=self.n_known,
+            asked=self.n_asked,
+            answered=len(self.arrived),
+            left=sum(result is None for result in self.results_R),
+            attempts=self.n_attempts,
+            retried=dict(sorted(self.retried.items())),
+            failed=dict(sorted(self.failed.items())),
+            without_usage=sum(None in (a.prompt_tokens, a.completion_tokens) for a in self.arrived),
+            prompt_tokens=sum(answer.prompt_tokens or 0 for answer in self.arrived),
+            completion_tokens=sum(answer.completion_tokens or 0 for answer in self.arrived),
+            money=sum(answer.money or 0.0 for answer in self.arrived) if has_prices else None,
+            seconds=self.timing.clock() - self.started_s,
+            tokens_in_all=self.budget.tokens,
+            money_in_all=self.budget.money if has_prices else None,
+            stopped=self.stopped,
+        )

@@ -67,9 +67,13 @@ def make_prompt(
 
 def make_rows(task: Task, examples: pl.DataFrame, catalog: Catalog, tokens: Tokens) -> list[Row]:
     """Examples with their prompts, in order."""
-    names = [field.name for field in fields(Example)]
+    names = [field.name for field in fields(Example) if field.name in examples.columns]
     return [
-        Row(prompt=make_prompt(task, row["history"], catalog, tokens), **row)
+        Row(
+            prompt=make_prompt(task, row["history"], catalog, tokens),
+            excluded=task.excluded(row["example_id"]),
+            **row,
+        )
         for row in examples.select(names).iter_rows(named=True)
     ]
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import parse
@@ -44,37 +44,39 @@ def as_paths(
     for row, samples in zip(rows, samples_B_G, strict=True):
         for index, sample in enumerate(samples):
             completion = tokens.decode(sample.token_ids)
-            paths.append(
-                SampledPath(
-                    example_id=row.example_id,
-                    sample_index=index,
-                    user_id=row.user_id,
-                    history=[titles[item_id] for item_id in row.history],
-                    prompt=row.prompt_text,
-                    completion=completion,
-                    token_ids=list(sample.token_ids),
-                    token_log_probs=list(sample.log_probs) if sample.log_probs is not None else None,
-                    steps=list(parse(completion).steps),
-                    target_id=row.target_id,
-                    target_title=titles[row.target_id],
-                    finish_reason=sample.finish_reason,
-                    seed=request_seed(seed, row.example_id),
-                    **({} if ranking is None else _ranked(ranking, len(paths), titles, cap)),
-                )
+            path = SampledPath(
+                example_id=row.example_id,
+                sample_index=index,
+                user_id=row.user_id,
+                history=[titles[item_id] for item_id in row.history],
+                prompt=row.prompt_text,
+                completion=completion,
+                token_ids=list(sample.token_ids),
+                token_log_probs=list(sample.log_probs) if sample.log_probs is not None else None,
+                steps=list(parse(completion).steps),
+                target_id=row.target_id,
+                target_title=titles[row.target_id],
+                finish_reason=sample.finish_reason,
+                seed=request_seed(seed, row.example_id),
             )
+            paths.append(path if ranking is None else _ranked(path, ranking, len(paths), titles, cap))
     return paths
 
 
-def _ranked(ranking: Ranking, place: int, titles: Mapping[str, str], cap: int | None) -> dict[str, Any]:
+def _ranked(
+    path: SampledPath, ranking: Ranking, place: int, titles: Mapping[str, str], cap: int | None
+) -> SampledPath:
+    """The path with what the ranking says at its place."""
     item, rank = ranking.top_ids_B_K[place][0], int(ranking.ranks_B[place])
-    return {
-        "item_id": item,
-        "item_title": titles[item],
-        "rank": rank,
-        "ranker": LikelihoodRanker.kind,
-        "cap": cap,
-        "rewards": json.dumps({"gain": float(ndcg(rank))}),
-    }
+    return replace(
+        path,
+        item_id=item,
+        item_title=titles[item],
+        rank=rank,
+        ranker=LikelihoodRanker.kind,
+        cap=cap,
+        rewards=json.dumps({"gain": float(ndcg(rank))}),
+    )
 
 
 def ranked_paths(
@@ -85,7 +87,6 @@ def ranked_paths(
     sampling: Sampling,
     *,
     ranker: LikelihoodRanker | None = None,
-    mask_history: bool = False,
 ) -> list[SampledPath]:
     """Samples reasonings of each example and ranks its target after each: what `run_shards` makes shards of.
 
@@ -96,7 +97,6 @@ def ranked_paths(
         catalog: gives items their titles.
         sampling: how; the draws belong to the examples.
         ranker: the engine on the same weights; `None` leaves items and ranks out.
-        mask_history: whether items of the history are left out of the ranking (never the target).
 
     Returns:
         `as_paths`; a reasoning that never reached the marker is made to answer where it ends.
@@ -108,7 +108,7 @@ def ranked_paths(
         ranking, cap = None, None
         if ranker is not None:
             contexts = [tokens.context_ids(row.prompt) for row in batch]
-            ranking = rank_each(ranker, batch, contexts, samples, tokens, mask_history=mask_history)
+            ranking = rank_each(ranker, batch, contexts, samples, tokens)
             cap = ranker.cap
         paths += as_paths(batch, samples, ranking, tokens, catalog, seed=sampling.seed, cap=cap)
     return paths
@@ -125,13 +125,11 @@ def rank_each(
     contexts_B: Sequence[Sequence[int]],
     samples_B_G: Sequence[Sequence[Sample]],
     tokens: Tokens,
-    *,
-    mask_history: bool,
 ) -> Ranking:
     """Ranks the target after each sample alone, B·G in a row, with the best item."""
     marked, targets, excluded = [], [], []
     for row, context, samples in zip(rows, contexts_B, samples_B_G, strict=True):
         marked += [tokens.marked_context(context, sample.token_ids) for sample in samples]
         targets += [row.target_id] * len(samples)
-        excluded += [row.history] * len(samples)
-    return ranker.rank(marked, targets, top_k=1, excluded_B=excluded if mask_history else None)
+        excluded += [row.excluded] * len(samples)
+    return ranker.rank(marked, targets, top_k=1, excluded_B=excluded)

@@ -29,13 +29,11 @@ class How:
         mode: `plain` asks for the item at once; `greedy` after one greedy reasoning; `mixture` averages the item
             distributions after `sampling.n` sampled reasonings.
         sampling: of the reasonings; a greedy one has its length alone.
-        mask_history: whether items of the history are left out of the ranking (never the target).
         top_k: items returned for each user.
     """
 
     mode: Mode
     sampling: Sampling = Sampling(n=8)
-    mask_history: bool = False
     top_k: int = 20
 
 
@@ -102,7 +100,7 @@ def answer(rows: Sequence[Row], ranker: LikelihoodRanker, sampler: Sampler, toke
             for context, of_user in zip(contexts, samples, strict=True)
         ]
         targets = [row.target_id for row in batch]
-        excluded = [row.history for row in batch] if how.mask_history else None
+        excluded = [row.excluded for row in batch]
         ranking = ranker.rank_mixture(marked, targets, top_k=how.top_k, excluded_B=excluded)
         ranks.append(ranking.ranks_B)
         top_ids += ranking.top_ids_B_K
@@ -111,6 +109,6 @@ def answer(rows: Sequence[Row], ranker: LikelihoodRanker, sampler: Sampler, toke
             if how.mode == "mixture":
                 alone = copy.copy(ranker)
                 alone.cap = cap = PATH_CAP
-                single = rank_each(alone, batch, contexts, samples, tokens, mask_history=how.mask_history)
+                single = rank_each(alone, batch, contexts, samples, tokens)
             paths += as_paths(batch, samples, single, tokens, ranker.catalog, seed=sampling.seed, cap=cap)
     return Answers(np.concatenate(ranks) if ranks else np.zeros(0, np.int64), top_ids, paths)

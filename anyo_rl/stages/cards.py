@@ -7,6 +7,7 @@ weights, the folder can be served or uploaded as it lies. An evaluation of the r
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from anyo_rl.data.task import Task
 from anyo_rl.evaluation.stages import CARD_SETTINGS, DIRECT, SFT, stage_of
+from anyo_rl.evaluation.summary import Summary
 from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.reasoning.prompts import render_prompt
 from anyo_rl.run.files import write_whole
@@ -28,7 +30,7 @@ APART = {"DataArguments", "ModelConfig", "TeacherArguments", WARM_START}
 
 
 def write_cards(
-    run_dir: Path, task: Task, teachers: Mapping[str, Path | str], tokens: Tokens, summary: Mapping[str, Any]
+    run_dir: Path, task: Task, teachers: Mapping[str, Path | str], tokens: Tokens, summary: Summary
 ) -> None:
     """Writes the card of each teacher that the run itself made; those that came from elsewhere keep theirs.
 
@@ -37,7 +39,7 @@ def write_cards(
         task: the data.
         teachers: stage name to teacher, as they were evaluated.
         tokens: their tokenizer and marker.
-        summary: the contents of `evaluation.json`.
+        summary: of the run.
     """
     for stage, path in teachers.items():
         folder = Path(path)
@@ -45,7 +47,7 @@ def write_cards(
             write_whole(folder / CARD, card(run_dir, task, stage, tokens, summary))
 
 
-def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, summary: Mapping[str, Any]) -> str:
+def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, summary: Summary) -> str:
     """The text of a card, with no path of this machine and no secret in it (see `write_cards`)."""
     arguments = read_arguments(run_dir) if (run_dir / CONFIG).is_file() else {}
     base = arguments.get("ModelConfig", {}).get("model_name_or_path")
@@ -55,16 +57,16 @@ def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, summary: Mapping
         pipeline_tag="text-generation",
         tags=["recommendation", "reasoning", "anyo-rl", "trl", stage],
     )
-    shown = {**summary, "dataset": plain(summary["dataset"])}
+    dataset = plain(summary.dataset)
     parts = [
-        f"---\n{data.to_yaml()}\n---\n\n# A recommender: {stage} on {plain(summary['dataset'])}",
+        f"---\n{data.to_yaml()}\n---\n\n# A recommender: {stage} on {dataset}",
         _opening(stage),
         "## Training",
         _table(_training(run_dir, task, stage, arguments, base)),
         "## Asking it",
         _asking(task, stage, tokens, arguments),
         "## Evaluation",
-        markdown_table(shown).strip(),
+        markdown_table(replace(summary, dataset=dataset)).strip(),
         "Ranks are over the whole catalog, read off the model item by item. Text that it writes freely may spell an "
         "item that is not in the catalog, and was not measured.",
         "## Licence",

@@ -5,11 +5,13 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from anyo_rl.evaluation.baselines import evaluate_baselines
 from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.evaluation.report.page import write_report
 from anyo_rl.evaluation.stages import stage_of
+from anyo_rl.evaluation.summarise import summarise
+from anyo_rl.evaluation.summary import FILE, Summary
 from anyo_rl.evaluation.table import console_table, markdown_table
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.run.files import write_whole
@@ -20,7 +22,7 @@ from anyo_rl.stages.cards import write_cards
 from anyo_rl.stages.job import Job
 
 
-def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: bool) -> dict[str, Any] | None:
+def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: bool) -> Summary | None:
     """Evaluates the teachers of a run on its test users; writes `evaluation.json`, table, report and model cards.
 
     All processes call this at their end, and share the users; then the main process goes on alone.
@@ -31,7 +33,7 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
         baselines: whether to evaluate popularity, item-kNN, SASRec and the oracle too.
 
     Returns:
-        What `evaluation.json` has; `None` in the other processes.
+        The numbers; `None` in the other processes.
     """
     if not teachers:
         raise ValueError("no teacher to evaluate; name at least one stage and its folder")
@@ -68,16 +70,16 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
     if not go_on_alone():
         return None
     if baselines:
-        evaluation.baselines()
-    summary = evaluation.summary(LikelihoodRanker.kind, job.teacher_args.n_paths)
-    write_whole(job.folder / "evaluation.json", json.dumps(summary, indent=2))
+        evaluate_baselines(evaluation)
+    summary = summarise(evaluation, LikelihoodRanker.kind, job.teacher_args.n_paths)
+    write_whole(job.folder / FILE, json.dumps(summary.as_json(), indent=2))
     write_whole(job.folder / "evaluation.md", markdown_table(summary))
     write_report(job.folder)
     write_cards(job.folder, job.task, teachers, tokens, summary)
     return summary
 
 
-def show(job: Job, summary: dict[str, Any] | None, teacher: Path | None = None) -> None:
+def show(job: Job, summary: Summary | None, teacher: Path | None = None) -> None:
     """Prints a run's table, and where its report and its teacher are; nothing in processes that have no summary."""
     if summary is None:
         return

@@ -84,7 +84,7 @@ class Job:
         """How users are answered in this run; see `How` for the settings."""
         args = self.teacher_args
         sampling = Sampling(n=args.n_paths, max_new_tokens=args.max_reasoning_tokens, seed=seed)
-        return How(mode, sampling, mask_history=self.task.args.mask_history, top_k=top_k)
+        return How(mode, sampling, top_k=top_k)
 
     def validation(self, teacher: Teacher, mode: Mode | None = None) -> Validation:
         """What is measured on validation users while training.

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,7 +25,7 @@ from trl import get_peft_config
 
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
-from anyo_rl.evaluation.prm_quality import calibration_svg, markdown, quality
+from anyo_rl.evaluation.prm_quality import Quality, calibration_svg, markdown, quality
 from anyo_rl.evaluation.true_value import truth
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.reasoning.rows import Row
@@ -115,7 +114,6 @@ def sample_validation(job: Job, teacher: Teacher, rows: Sequence[Row], prm_args:
         JobEngine(EngineChoice(), teacher.model.name_or_path, teacher.model, teacher.tokens, sampling),
         teacher.catalog,
         ranker=path_ranker(teacher.catalog, teacher.model, prm_args),
-        mask_history=job.task.args.mask_history,
     )
     return read_paths(folder)
 
@@ -145,7 +143,7 @@ def label_in_parts(
         n: continuations of each state, where these label.
     """
     state, folder, tokens = PartialState(), file.with_suffix(""), teacher.tokens
-    ranker, mask = path_ranker(teacher.catalog, teacher.model, prm_args), job.task.args.mask_history
+    ranker = path_ranker(teacher.catalog, teacher.model, prm_args)
     values: Callable[[Sequence[Row], list[list[int]]], list[np.ndarray]]
     if prm_args.step_values == "monte_carlo":
         values = partial(
@@ -154,12 +152,11 @@ def label_in_parts(
             ranker=ranker,
             tokens=tokens,
             sampling=_sampling(job, prm_args, n),
-            mask_history=mask,
         )
     elif prm_args.step_values == "judge":
         values = partial(prm_args.judge_values(file.parents[1] / "judge").values, tokens=tokens)
     else:
-        values = partial(forced_answer_values, ranker=ranker, tokens=tokens, mask_history=mask)
+        values = partial(forced_answer_values, ranker=ranker, tokens=tokens)
     ids = paths["example_id"].unique(maintain_order=True).to_list()
     parts = [part for part in partition(len(ids), prm_args.n_shards) if part]
     files = [folder / f"part-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
@@ -233,7 +230,7 @@ def train_prm(job: Job, start: Path | str, prm_args: PrmArguments, training_args
     return folder
 
 
-def measure_prm(job: Job, start: Path | str) -> dict[str, Any]:
+def measure_prm(job: Job, start: Path | str) -> Quality:
     """Scores the paths of validation users and writes how the scores agree with the values of their states.
 
     On the toy world also with what the states are truly worth, for which the teacher is asked.
@@ -251,7 +248,7 @@ def measure_prm(job: Job, start: Path | str) -> dict[str, Any]:
             known = truth(labels, task, DistributionRanker(teacher.catalog, teacher.model), teacher.tokens)
     scores_B = prm.scores(labels["prompt_ids"].to_list(), labels["token_ids"].to_list())
     found = quality(labels, scores_B, prm.tokens, task, truth=known, seed=job.seed)
-    write_whole(job.folder / PRM / "quality.json", json.dumps(found, indent=2))
+    write_whole(job.folder / PRM / "quality.json", json.dumps(found.as_json(), indent=2))
     write_whole(job.folder / PRM / "quality.md", markdown(found))
     write_whole(job.folder / PRM / "calibration.svg", calibration_svg(found))
     return found

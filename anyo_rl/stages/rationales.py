@@ -13,9 +13,10 @@ shared out by its own queue, and two processes in one folder would pay twice for
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 
@@ -23,6 +24,7 @@ from anyo_rl.data.completion import render
 from anyo_rl.data.rationales import DATASET_FILE, PATHS_FILE
 from anyo_rl.data.schema import DataError
 from anyo_rl.llm.journal import Answer, Journal
+from anyo_rl.llm.report import Report
 from anyo_rl.llm.server import Request, Server, ServerError, ask, request_key
 from anyo_rl.reasoning.prompts import render_prompt
 from anyo_rl.reasoning.rationales.filters import FilterArguments, Verdict, count, judge_all
@@ -35,6 +37,47 @@ REPORT = "rationales.json"
 TABLE = "rationales.md"
 
 
+@dataclass(frozen=True)
+class JobReport:
+    """What a job came to: the contents of `rationales.json`, see docs/rationales.md.
+
+    Attributes:
+        model: who was asked.
+        examples: asked about.
+        n_samples: of each.
+        requests: their product.
+        counts: requests by outcome; their sum is `requests`.
+        examples_with_rationale: those with one that was kept.
+        prompt_tokens: of all answers.
+        completion_tokens: of all answers.
+        without_usage: answers that came without counts.
+        money: of all answers; `None` without prices.
+        attempts_of_answers: how often was asked for these.
+        stopped: `budget`, `error` or `None`.
+        error: what the error said.
+        this_start: what the server was asked this time; `None` where that had not begun.
+    """
+
+    model: str
+    examples: int
+    n_samples: int
+    requests: int
+    counts: Mapping[str, int]
+    examples_with_rationale: int
+    prompt_tokens: int
+    completion_tokens: int
+    without_usage: int
+    money: float | None
+    attempts_of_answers: int
+    stopped: str | None
+    error: str | None
+    this_start: Report | None
+
+    def as_json(self) -> dict[str, object]:
+        """Ready for JSON, in the order of the fields."""
+        return asdict(self)
+
+
 def generate(
     questions: Sequence[Question],
     n_samples: int,
@@ -43,7 +86,7 @@ def generate(
     args: FilterArguments,
     run_dir: Path,
     prompt_style: Literal["text", "chat"] = "text",
-) -> dict[str, Any]:
+) -> JobReport:
     """Asks what has not been answered yet, then writes tables and report of all that has.
 
     Args:
@@ -56,8 +99,7 @@ def generate(
         prompt_style: of the prompts in the data set, which a teacher will read.
 
     Returns:
-        The report, as it is in the folder: `counts` (sum: `requests`), `stopped` (`budget`, `error` or `None`) and the
-        rest that docs/rationales.md describes.
+        The report, as it is in the folder.
 
     Raises:
         ServerError: the server refuses, or nothing works any more; tables and report are written.
@@ -67,7 +109,7 @@ def generate(
         raise DataError(f"n_samples is {n_samples}: expected 1 or more")
     # An example's samples are asked one after another: a server that keeps prefixes reads the prompt once.
     rows = [(question, sample) for question in questions for sample in range(n_samples)]
-    requests = [Request(question.example["example_id"], sample, question.prompt) for question, sample in rows]
+    requests = [Request(question.example.example_id, sample, question.prompt) for question, sample in rows]
     error, outcome = None, None
     with Journal(run_dir / "journal") as journal:
         try:
@@ -83,52 +125,49 @@ def generate(
         if answer is not None and verdict is not None
     ]
     kept = [
-        _kept(*row, verdict, prompt_style)
+        (*row, verdict)
         for row, verdict in zip(rows, verdicts, strict=True)
         if verdict is not None and verdict.reason is None
     ]
     write_table(paths_table(paths), run_dir / PATHS_FILE)
     write_table(_dataset(kept, prompt_style), run_dir / "rationales" / DATASET_FILE)
-    server_report = outcome.report if outcome else error.report if error else None
-    n_failed = sum((server_report or {}).get("failed", {}).values())
-    counts = count(verdicts, n_failed)
+    this_start = outcome.report if outcome else error.report if error else None
+    n_failed = sum(this_start.failed.values()) if this_start else 0
     came = [answer for answer in answers if answer is not None]
-    report = {
-        "model": server.model,
-        "examples": len(questions),
-        "n_samples": n_samples,
-        "requests": len(requests),
-        "counts": counts,
-        "examples_with_rationale": len({row["example_id"] for row in kept}),
-        "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in came),
-        "completion_tokens": sum(answer.completion_tokens or 0 for answer in came),
-        "without_usage": sum(None in (answer.prompt_tokens, answer.completion_tokens) for answer in came),
-        "money": sum(answer.money or 0.0 for answer in came) if server.prompt_price is not None else None,
-        "attempts_of_answers": sum(answer.attempts for answer in came),
-        "stopped": "error" if error else server_report and server_report["stopped"],
-        "error": str(error) if error else None,
-        "this_start": server_report,
-    }
-    write_whole(run_dir / REPORT, json.dumps(report, indent=2))
+    report = JobReport(
+        model=server.model,
+        examples=len(questions),
+        n_samples=n_samples,
+        requests=len(requests),
+        counts=count(verdicts, n_failed),
+        examples_with_rationale=len({question.example.example_id for question, *_ in kept}),
+        prompt_tokens=sum(answer.prompt_tokens or 0 for answer in came),
+        completion_tokens=sum(answer.completion_tokens or 0 for answer in came),
+        without_usage=sum(None in (answer.prompt_tokens, answer.completion_tokens) for answer in came),
+        money=sum(answer.money or 0.0 for answer in came) if server.prompt_price is not None else None,
+        attempts_of_answers=sum(answer.attempts for answer in came),
+        stopped="error" if error else this_start.stopped if this_start else None,
+        error=str(error) if error else None,
+        this_start=this_start,
+    )
+    write_whole(run_dir / REPORT, json.dumps(report.as_json(), indent=2))
     write_whole(run_dir / TABLE, report_table(report))
     if error is not None:
         raise error
     return report
 
 
-def report_table(report: dict[str, Any]) -> str:
+def report_table(report: JobReport) -> str:
     """The report as a Markdown table."""
-    requests = report["requests"]
-    lines = [f"# Rationales of {report['model']}", "", "| Outcome | Requests | Share |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {n:,} | {n / max(requests, 1):.1%} |" for name, n in report["counts"].items()]
+    requests = report.requests
+    lines = [f"# Rationales of {report.model}", "", "| Outcome | Requests | Share |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {n:,} | {n / max(requests, 1):.1%} |" for name, n in report.counts.items()]
     lines += [f"| all | {requests:,} | {1:.1%} |", ""]
-    lines += [f"Examples with a rationale: {report['examples_with_rationale']:,} of {report['examples']:,}."]
-    tokens = f"{report['prompt_tokens']:,} prompt and {report['completion_tokens']:,} completion tokens"
-    lines += [
-        f"Answers took {tokens}" + (f", {report['money']:.4f} in money." if report["money"] is not None else ".")
-    ]
-    if report["stopped"]:
-        lines += [f"Stopped: {report['stopped']}" + (f" ({report['error']})." if report["error"] else ".")]
+    lines += [f"Examples with a rationale: {report.examples_with_rationale:,} of {report.examples:,}."]
+    tokens = f"{report.prompt_tokens:,} prompt and {report.completion_tokens:,} completion tokens"
+    lines += [f"Answers took {tokens}" + (f", {report.money:.4f} in money." if report.money is not None else ".")]
+    if report.stopped:
+        lines += [f"Stopped: {report.stopped}" + (f" ({report.error})." if report.error else ".")]
     return "\n".join(lines) + "\n"
 
 
@@ -136,18 +175,18 @@ def _path(question: Question, sample: int, answer: Answer, verdict: Verdict, ser
     example, prompt = question.example, question.prompt
     rewards = {"kept": 1.0} if verdict.reason is None else {"kept": 0.0, verdict.reason: 0.0}
     return SampledPath(
-        example_id=example["example_id"],
+        example_id=example.example_id,
         sample_index=sample,
         policy=server.model,
-        split=example["split"],
-        user_id=example["user_id"],
+        split=question.split,
+        user_id=example.user_id,
         history=list(question.history),
         prompt=prompt if isinstance(prompt, str) else prompt[-1]["content"],
         completion=answer.text,
         steps=list(verdict.steps),
         item_id=verdict.item_id,
         item_title=verdict.item,
-        target_id=example["target_id"],
+        target_id=example.target_id,
         target_title=question.shown.target,
         rewards=json.dumps(rewards),
         finish_reason=answer.finish_reason,
@@ -156,20 +195,24 @@ def _path(question: Question, sample: int, answer: Answer, verdict: Verdict, ser
     )
 
 
-def _kept(question: Question, sample: int, verdict: Verdict, style: Literal["text", "chat"]) -> dict[str, Any]:
-    completion = render(verdict.steps, question.shown.target)
-    return {
-        "prompt": render_prompt(question.history, style),
-        "completion": completion if style == "text" else [{"role": "assistant", "content": completion}],
-        "example_id": question.example["example_id"],
-        "sample_index": sample,
-        "target_id": question.example["target_id"],
-    }
-
-
-def _dataset(rows: Sequence[dict[str, Any]], style: Literal["text", "chat"]) -> pl.DataFrame:
-    message = pl.List(pl.Struct({"role": pl.String(), "content": pl.String()}))
-    text = pl.String() if style == "text" else message
-    names = {"prompt": text, "completion": text, "example_id": pl.String()}
-    schema = pl.Schema({**names, "sample_index": pl.Int64(), "target_id": pl.String()})
-    return pl.DataFrame(list(rows), schema=schema, orient="row")
+def _dataset(kept: Sequence[tuple[Question, int, Verdict]], style: Literal["text", "chat"]) -> pl.DataFrame:
+    examples = [question.example for question, _, _ in kept]
+    texts = [render(verdict.steps, question.shown.target) for question, _, verdict in kept]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    prompt = pl.String() if style == "text" else pl.List(pl.Struct({"role": pl.String(), "content": pl.String()}))
+    return pl.DataFrame(
+        {
+            "prompt": [render_prompt(question.history, style) for question, _, _ in kept],
+            "completion": texts if style == "text" else messages,
+            "example_id": [example.example_id for example in examples],
+            "sample_index": [sample for _, sample, _ in kept],
+            "target_id": [example.target_id for example in examples],
+        },
+        schema={
+            "prompt": prompt,
+            "completion": prompt,
+            "example_id": pl.String(),
+            "sample_index": pl.Int64(),
+            "target_id": pl.String(),
+        },
+    )

@@ -98,7 +98,6 @@ def train_reasoning(
                 seed=training_args.seed,
             ),
             least=args.min_gain_spread,
-            mask_history=job.task.args.mask_history,
         )
     dataset = prepare_rewards(rewards, rows, job.task, teacher.catalog, training_args.seed)
     training_args = keep_best(training_args, stage_dir)
@@ -138,7 +137,6 @@ def train_reasoning(
             written_ranker=ranker,
             item_loss=args.item_loss,
             item_loss_weight=args.item_loss_weight,
-            mask_history=job.task.args.mask_history,
             rank_cap=args.rank_cap or None,
             rank_node_budget=args.rank_node_budget or None,
         ),

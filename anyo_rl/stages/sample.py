@@ -133,7 +133,6 @@ def sample_job(job: Job, args: SampleArguments) -> None:
             ),
             catalog,
             ranker=path_ranker(catalog, model, args) if model is not None and args.rank else None,
-            mask_history=job.task.args.mask_history,
         )
 
 
@@ -150,7 +149,6 @@ def sample_in_shards(
     catalog: Catalog,
     *,
     ranker: LikelihoodRanker | None,
-    mask_history: bool,
 ) -> None:
     """Samples and ranks what is left of a job, whose work all processes share; `read_paths` reads what it made.
 
@@ -160,19 +158,17 @@ def sample_in_shards(
         engine: samples; it is closed here.
         catalog: gives items their titles.
         ranker: ranks the target after each path; `None` leaves items and ranks out.
-        mask_history: whether items of the history are left out of the ranking.
 
     Raises:
         JobError: the folder is of another job.
     """
 
     def make_paths(part: Sequence[Row]) -> list[SampledPath]:
-        return ranked_paths(
-            part, engine.sampler, engine.tokens, catalog, job.sampling, ranker=ranker, mask_history=mask_history
-        )
+        return ranked_paths(part, engine.sampler, engine.tokens, catalog, job.sampling, ranker=ranker)
 
     if ranker is not None:
-        ranks = {"mask_history": mask_history, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget}
+        masked = any(row.excluded for row in rows)
+        ranks = {"mask_history": masked, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget}
         job = replace(job, arguments={**ranks, **job.arguments})
     try:
         run_shards(rows, job, make_paths, begin=engine.begin)

@@ -30,7 +30,6 @@ def keep_spread(
     sampling: Sampling,
     *,
     least: float,
-    mask_history: bool = False,
 ) -> list[Row]:
     """The examples whose largest and smallest gain over sampled paths differ by `least` or more.
 
@@ -44,15 +43,14 @@ def keep_spread(
         file: where the outcome is kept, so that a resumed run trains on the same examples; remade for other settings.
         sampling: of the paths.
         least: the least difference.
-        mask_history: whether items of the history are left out of rankings.
 
     Raises:
         ValueError: nothing is left.
     """
     state = PartialState()
-    settings = {"least": least, "temperature": sampling.temperature, "mask_history": mask_history}
+    settings = {"least": least, "temperature": sampling.temperature}
     settings |= {"n_paths": sampling.n, "max_new_tokens": sampling.max_new_tokens, "seed": sampling.seed}
-    how = How("mixture", sampling, mask_history=mask_history, top_k=1)
+    how = How("mixture", sampling, top_k=1)
     if state.is_main_process and not (file.exists() and json.loads(file.read_text())["settings"] == settings):
         with whole_weights():  # for sampling too: `generate` would wait for the other processes under ZeRO-3
             model = load().to(state.device)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,6 +27,7 @@ from trl import SFTConfig
 from anyo_rl.catalog.item_tokens import teacher_files
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.evaluation import stages
+from anyo_rl.evaluation.report.rounds import Chosen, Round, read_rounds, rounds_file
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
 from anyo_rl.reasoning.rows import Row, hinted_prompt
@@ -46,7 +46,6 @@ from anyo_rl.training.star import diversity, keep_paths, reasonings
 logger = logging.getLogger(__name__)
 
 STAR = stages.STAR.name
-ROUNDS = "rounds.json"
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,21 @@ class Star:
         if folder.exists():
             return folder
         teachers: list[Path | str] = [start]
-        rows = [self.measured(0, start)]
-        while len(rows) <= self.star_args.rounds and self._goes_on(rows):
-            number = len(rows)
+        rounds = [self.measured(0, start)]
+        while len(rounds) <= self.star_args.rounds and self._goes_on(rounds):
+            number = len(rounds)
             teachers.append(self.round(number, teachers))
-            rows.append(self.measured(number, teachers[-1]))
-            logger.info("STaR round %d: %s", number, json.dumps(rows[-1]))
-        best = max(range(len(rows)), key=lambda number: rows[number][METRIC])  # the first of equals
+            rounds.append(self.measured(number, teachers[-1]))
+            logger.info("STaR round %d: %s", number, json.dumps(rounds[-1].as_json()))
+        best = max(range(len(rounds)), key=lambda number: rounds[number].ndcg)  # the first of equals
         if best == 0:
             logger.warning("no round was better on validation than the start, whose teacher is kept")
         self._finish(teachers[best], folder)
         return folder
 
-    def _goes_on(self, rows: Sequence[dict[str, Any]]) -> bool:
+    def _goes_on(self, rounds: Sequence[Round]) -> bool:
         """Whether one of the last `patience` rounds was the best so far."""
-        values = [row[METRIC] for row in rows]
+        values = [each.ndcg for each in rounds]
         return len(values) - 1 - int(np.argmax(values)) < self.star_args.patience
 
     def round(self, number: int, teachers: Sequence[Path | str]) -> Path:
@@ -129,20 +128,20 @@ class Star:
             check_engine(teacher, self.job.teacher_args)
         if not file.exists():
             with whole_weights():
-                chosen, counts = self._choose(number, folder, teacher)
-            if chosen.is_empty() and not (self.star_args.mix_rationales and self.job.task.rationales):
+                paths, chosen = self._choose(number, folder, teacher)
+            if paths.is_empty() and not (self.star_args.mix_rationales and self.job.task.rationales):
                 raise ValueError(
                     f"round {number}: no path has a gain of {self.star_args.least_gain} or more: lower least_gain, "
                     f"raise n_samples, or start from a better teacher ({folder} has the paths)"
                 )
             state.wait_for_everyone()
             if state.is_main_process:
-                write_whole(folder / "kept.json", json.dumps(counts, indent=2))
-                write_table(chosen, file)
+                write_whole(folder / "kept.json", json.dumps(chosen.as_json(), indent=2))
+                write_table(paths, file)
         state.wait_for_everyone()
         return pl.read_parquet(file)
 
-    def _choose(self, number: int, folder: Path, path: Path | str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def _choose(self, number: int, folder: Path, path: Path | str) -> tuple[pl.DataFrame, Chosen]:
         """Samples, and once more with a hint where nothing was good enough; what is kept, and the counts."""
         args = self.star_args
         keep = partial(
@@ -156,9 +155,9 @@ class Star:
             rows = self.job.rows_of(self.examples(number), teacher)
             paths = self.sample(folder / "paths", number, path, teacher, rows, args.n_samples)
             found = keep(paths)
-            counts: dict[str, Any] = {"sampled": found.counts, "diversity": diversity(paths)}
+            chosen = Chosen(found.counts, diversity=diversity(paths))
             if not args.rationalise:
-                return found.paths, counts
+                return found.paths, chosen
             reached = set(found.reached)
             failed = [
                 replace(row, hinted_prompt=hinted_prompt(self.job.task, row, teacher.catalog, teacher.tokens))
@@ -166,7 +165,7 @@ class Star:
                 if row.example_id not in reached
             ]
             hinted = keep(self.sample(folder / "hinted", number, path, teacher, failed, args.n_hinted), hinted=True)
-        return pl.concat([found.paths, hinted.paths]), counts | {"hinted": hinted.counts}
+        return pl.concat([found.paths, hinted.paths]), replace(chosen, hinted=hinted.counts)
 
     def examples(self, number: int) -> pl.DataFrame:
         """The training examples of a round, other ones for each where there is a limit."""
@@ -196,31 +195,29 @@ class Star:
             JobEngine(choice, path, teacher.model, teacher.tokens, sampling),
             teacher.catalog,
             ranker=path_ranker(teacher.catalog, teacher.model, args),
-            mask_history=self.job.task.args.mask_history,
         )
         return read_paths(folder)
 
-    def measured(self, number: int, teacher: Path | str) -> dict[str, Any]:
+    def measured(self, number: int, teacher: Path | str) -> Round:
         """Validation of a round's teacher, and what the round was made of: its row of `rounds.json`."""
-        file = self.job.folder / STAR / ROUNDS
-        rows = json.loads(file.read_text()) if file.exists() else []
-        if number < len(rows):
-            return rows[number]
+        rounds = read_rounds(self.job.folder)
+        if number < len(rounds):
+            return rounds[number]
         state = PartialState()
         with whole_weights(), self.job.opened(teacher) as opened:
             share = slice(state.process_index, None, state.num_processes)
             ranks = self.job.validation(opened).ranks(opened.model, share)
         ranks = gather_object(ranks) if state.num_processes > 1 else ranks
         values = per_user_metrics(np.array(ranks), cutoffs=(10,))
-        interval = bootstrap_interval(values[METRIC], seed=self.training_args.seed).as_dict()
-        row = {"round": number, METRIC: interval["mean"], "low": interval["low"], "high": interval["high"]}
+        interval = bootstrap_interval(values[METRIC], seed=self.training_args.seed)
         kept = self.job.folder / STAR / f"round-{number}" / "kept.json"
-        row |= json.loads(kept.read_text()) if number else {}
+        measured = Round(number, interval, Chosen.from_json(json.loads(kept.read_text())) if number else Chosen())
         if state.is_main_process:
+            file = rounds_file(self.job.folder)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps([*rows, row], indent=2))
+            write_whole(file, json.dumps([each.as_json() for each in (*rounds, measured)], indent=2))
         state.wait_for_everyone()
-        return row
+        return measured
 
     def _finish(self, path: Path | str, folder: Path) -> None:
         """Saves the best teacher where stages leave theirs."""

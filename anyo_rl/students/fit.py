@@ -1,8 +1,8 @@
 """One way to fit a student: SASRec, GRU4Rec, and whatever scores items with the same few attributes."""
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from anyo_rl.data.sequences import HeldOut
 from anyo_rl.students.gru4rec import GRU4Rec
 from anyo_rl.students.sasrec import SASRec
 from anyo_rl.students.training import FitSettings, Histories, fit_next_item
@@ -16,8 +16,7 @@ def fit_student(
     n_items: int,
     settings: FitSettings = FitSettings(),
     *,
-    validation: tuple[Histories, Sequence[int]] | None = None,
-    mask_history: bool = False,
+    validation: HeldOut | None = None,
     seed: int = 0,
     **shape: Any,
 ) -> Student:
@@ -28,8 +27,7 @@ def fit_student(
         sequences: one list of item indices per user, oldest first.
         n_items: size of the catalog.
         settings: of the training.
-        validation: histories and targets for early stopping on NDCG@10.
-        mask_history: whether items of the history leave the ranking on validation.
+        validation: for early stopping on NDCG@10.
         seed: of the weights, the order and the dropout.
         **shape: what the class takes besides: `dim`, `n_layers`, `dropout`, `max_length` and so on.
 
@@ -37,7 +35,5 @@ def fit_student(
         ValueError: see `fit_next_item`.
     """
     student = kind(n_items, seed=seed, **shape)
-    student.report = fit_next_item(
-        student, sequences, settings, validation=validation, mask_history=mask_history, seed=seed
-    )
+    student.report = fit_next_item(student, sequences, settings, validation=validation, seed=seed)
     return student

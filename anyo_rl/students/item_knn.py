@@ -4,21 +4,14 @@ It is fitted on training sequences of item indices (0..N-1, oldest first, repeat
 The similarity is sparse; the only dense array is the (B, N) float32 block of scores that is asked for.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from anyo_rl.students.protocol import Histories, Scores, event_arrays, user_counts
-
-# What `choose_on_validation` tries for item-kNN: 27 fits.
-KNN_GRID: Mapping[str, Sequence[float]] = {
-    "history_decay": (0.3, 0.6, 0.9),
-    "backward": (0.0, 0.5, 1.0),
-    "target_power": (0.0, 0.3, 0.6),
-}
 
 
 @dataclass(frozen=True)
@@ -136,6 +129,13 @@ class KnnSettings:
                 f"found {', '.join(wrong) or counts}, expected powers and `backward` in [0, 1], decays in (0, 1], "
                 f"neighbours and window >= 1, shrinkage >= 0"
             )
+
+
+# What `choose_on_validation` tries for item-kNN: 27 fits.
+KNN_GRID = [
+    KnnSettings(history_decay=history_decay, backward=backward, target_power=target_power)
+    for history_decay, backward, target_power in product((0.3, 0.6, 0.9), (0.0, 0.5, 1.0), (0.0, 0.3, 0.6))
+]
 
 
 def fit_item_knn(sequences: Histories, n_items: int, settings: KnnSettings = KnnSettings()) -> ItemKNN:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import ndcg, target_ranks
 
 Histories = Sequence[Sequence[int]]
@@ -112,23 +113,16 @@ def score_histories(model: nn.Module, histories: Histories, batch_size: int = 25
 
 def validation_ndcg(
     model: nn.Module,
-    validation: tuple[Histories, Sequence[int]],
+    validation: HeldOut,
     batch_size: int = 256,
-    *,
-    mask_history: bool = False,
 ) -> float:
-    """Mean NDCG@10 over the whole catalog, or over it without the items of the history (never the target)."""
-    histories, targets = validation
+    """Mean NDCG@10 over the whole catalog, less what each ranking leaves out."""
     total = 0.0
-    for start in range(0, len(histories), batch_size):
-        batch = histories[start : start + batch_size]
-        ranks = target_ranks(
-            score_histories(model, batch, batch_size),
-            targets[start : start + batch_size],
-            batch if mask_history else None,
-        )
+    for start in range(0, len(validation), batch_size):
+        part = validation[start : start + batch_size]
+        ranks = target_ranks(score_histories(model, part.histories, batch_size), part.targets, part.excluded)
         total += float(ndcg(ranks, 10).sum())
-    return total / len(histories)
+    return total / len(validation)
 
 
 @dataclass(frozen=True)
@@ -159,8 +153,7 @@ def fit_next_item(
     sequences: Histories,
     settings: FitSettings = FitSettings(),
     *,
-    validation: tuple[Histories, Sequence[int]] | None = None,
-    mask_history: bool = False,
+    validation: HeldOut | None = None,
     seed: int = 0,
 ) -> FitReport:
     """Train a student in place on next-item prediction, and leave it in eval mode with its best weights.
@@ -169,9 +162,8 @@ def fit_next_item(
         model: A student (see the module's docstring).
         sequences: One list of item indices per user, oldest first. Those of fewer than two items teach nothing.
         settings: How.
-        validation: Histories and their targets, for early stopping on NDCG@10 over the whole catalog; the weights of
-            the best epoch are restored. `None` trains all epochs and keeps the last.
-        mask_history: Whether items of the history leave the ranking on validation, as in the evaluation that follows.
+        validation: For early stopping on NDCG@10 over the whole catalog; the weights of the best epoch are restored.
+            `None` trains all epochs and keeps the last.
         seed: Of the order, the windows and the dropout. Two CPU fits with one seed and one number of threads agree.
 
     Returns:
@@ -186,12 +178,11 @@ def fit_next_item(
     if not any(len(sequence) > 1 for sequence in sequences):
         raise ValueError(f"found no sequence of two or more items among {len(sequences)}, expected at least one")
     if validation is not None:
-        if len(validation[0]) == 0 or len(validation[0]) != len(validation[1]):
+        if not len(validation):
             raise ValueError(
-                f"found {len(validation[0])} histories and {len(validation[1])} targets in `validation`, expected as "
-                "many of one as of the other and at least one: pass None to train without early stopping"
+                "found no example in `validation`, expected one at least: pass None to train without early stopping"
             )
-        check_items([list(validation[1])], n_items, "validation targets")
+        check_items([validation.targets], n_items, "validation targets")
     started, device, batch_size = time.perf_counter(), settings.device, settings.batch_size
     report = FitReport()
     best_score, best_weights = float("-inf"), None
@@ -229,7 +220,7 @@ def fit_next_item(
             if validation is None:
                 report.best_epoch = epoch
                 continue
-            score = validation_ndcg(model, validation, mask_history=mask_history)
+            score = validation_ndcg(model, validation)
             epochs.set_postfix({"ndcg@10": f"{score:.4f}"}, refresh=False)
             report.validation_ndcg.append(score)
             if score > best_score:

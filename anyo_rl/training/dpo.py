@@ -18,7 +18,7 @@ from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import Prompt
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.item_loss import item_log_prob
+from anyo_rl.training.item_loss import excluded_items, item_log_prob
 from anyo_rl.training.loop.validation import Validation, run_validation
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # what TRL's collator reads
@@ -72,7 +72,8 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Row], tokens: Tokens) -> Dat
 
     Returns:
         A dataset with `prompt`, `chosen`, `rejected` (texts, or messages where prompts are chats), `prompt_ids`,
-        `chosen_ids`, `rejected_ids`, `example_id`, `policy`, `target_id`, `chosen_gain` and `rejected_gain`.
+        `chosen_ids`, `rejected_ids`, `example_id`, `policy`, `target_id`, `excluded`, `chosen_gain` and
+        `rejected_gain`.
 
     Raises:
         ValueError: there are no pairs, or their ids do not spell their texts by this tokenizer.
@@ -95,6 +96,7 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Row], tokens: Tokens) -> Dat
                 "prompt": prompt,
                 **{side: _completion(text, prompt) for side, text in texts.items()},
                 **{name: pair[name] for name in ("example_id", "policy", "target_id", "chosen_gain", "rejected_gain")},
+                "excluded": list(known[pair["example_id"]].excluded),
                 "prompt_ids": tokens.context_ids(prompt),
                 **{name: pair[name] for name in ("chosen_ids", "rejected_ids")},
             }
@@ -160,20 +162,21 @@ class TeacherDPOTrainer(DPOTrainer):
         self.data_collator = lambda pairs: {
             **collate(pairs),
             "item_index": torch.from_numpy(catalog.indices([pair["target_id"] for pair in pairs])),
+            "excluded_items": excluded_items(catalog, [pair["excluded"] for pair in pairs]),
         }
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset  # it has its token ids
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = [*IDS, "ref_chosen_logps", "ref_rejected_logps", "target_id"]
+        self._signature_columns = [*IDS, "ref_chosen_logps", "ref_rejected_logps", "target_id", "excluded"]
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """See `anyo_rl.training.loop.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)
 
     def _compute_loss(self, model, inputs, return_outputs):
-        items = inputs.pop("item_index")
+        items, excluded = inputs.pop("item_index"), inputs.pop("excluded_items")
         loss = super()._compute_loss(model, inputs, return_outputs)
         if not self.item_loss_weight:
             return loss
@@ -183,9 +186,9 @@ class TeacherDPOTrainer(DPOTrainer):
             model,
             self.catalog,
             [ids[mask].tolist() for ids, mask in chosen],
-            items.tolist(),
+            items,
+            excluded,
             pad_id=self.tokens.tokenizer.pad_token_id,
-            device=items.device,
         )
         item_loss = -log_p.mean()
         self._metrics["train"]["item_loss"].append(self.accelerator.gather(item_loss.detach()).mean().item())

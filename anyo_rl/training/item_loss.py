@@ -67,28 +67,41 @@ def path_log_prob(logits_B_S_C: torch.Tensor, child_B_S: torch.Tensor) -> torch.
     return torch.where(there, log_p, 0.0).sum(-1)
 
 
+def excluded_items(catalog: Catalog, excluded_B: Sequence[Sequence[str]]) -> torch.Tensor:
+    """(B, E) int64 catalog indices of the items that rankings leave out, -1 where a row has fewer."""
+    indices = [[catalog.index[item] for item in row if item in catalog.index] for row in excluded_B]
+    width = max(map(len, indices), default=0)
+    return torch.tensor([row + [-1] * (width - len(row)) for row in indices], dtype=torch.long).view(
+        len(indices), width
+    )
+
+
 def item_log_prob(
     model: torch.nn.Module,
     catalog: Catalog,
     contexts_B: Sequence[Sequence[int]],
-    items_B: Sequence[int],
+    items_B: torch.Tensor,
+    excluded_B_E: torch.Tensor,
     *,
     pad_id: int,
-    device: torch.device,
 ) -> torch.Tensor:
     """(B,) log-probabilities of items under the constrained policy, as the engine reads them, by one forward.
+
+    A branch that leads to nothing but excluded items is no choice: a policy is not to spend its capacity on putting
+    what no ranking holds behind. (The engine takes excluded items out of the ranking and leaves the others'
+    probabilities as they are, which gives the same order where the tree has one level.)
 
     Args:
         model: the teacher.
         catalog: the catalog.
         contexts_B: token ids of context, reasoning and marker.
-        items_B: indices of the items in the catalog.
+        items_B: (B,) indices of the items in the catalog, where the model is.
+        excluded_B_E: what `excluded_items` gave.
         pad_id: the padding token.
-        device: where the model is.
     """
-    sequences, steps = [], []
-    for context, item in zip(contexts_B, items_B, strict=True):
-        steps.append(branchings(catalog.tree, item))
+    sequences, steps, device = [], [], items_B.device
+    for context, item, excluded in zip(contexts_B, items_B.tolist(), excluded_B_E.cpu().numpy(), strict=True):
+        steps.append(branchings(catalog.tree, item, excluded[excluded >= 0]))
         end = steps[-1][-1].depth if steps[-1] else 0  # what comes after the last branching is forced
         sequences.append([*context, *catalog.paths[item][:end]])
     width = max(map(len, sequences))
@@ -127,13 +140,26 @@ class Branching(NamedTuple):
     child: int
 
 
-def branchings(tree: PrefixTree, item: int) -> list[Branching]:
-    """The branchings on the way to an item, from the root: the only places where its path is a choice."""
+def branchings(tree: PrefixTree, item: int, excluded: np.ndarray | None = None) -> list[Branching]:
+    """The branchings on the way to an item, from the root: the only places where its path is a choice.
+
+    Args:
+        tree: of the catalog.
+        item: its index.
+        excluded: indices of other items; a child below which there is nothing else is left out.
+    """
+    out = (
+        np.zeros(0, np.int64) if excluded is None else np.sort(tree.leaf_start[tree.leaf[excluded[excluded != item]]])
+    )
     found, node = [], int(tree.leaf[item])
     while node:
         parent = int(tree.parent[node])
-        children = tree.children(parent)
-        if children.stop - children.start > 1:
-            found.append(Branching(int(tree.depth[parent]), tree.token[children], node - children.start))
+        children = np.arange(tree.child_start[parent], tree.child_start[parent + 1])
+        if len(out):
+            first, end = tree.leaf_start[children], tree.leaf_end[children]
+            children = children[np.searchsorted(out, end) - np.searchsorted(out, first) < end - first]
+        if len(children) > 1:
+            child = int(np.searchsorted(children, node))
+            found.append(Branching(int(tree.depth[parent]), tree.token[children], child))
         node = parent
     return found[::-1]

@@ -22,7 +22,6 @@ class Objective:
         written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off.
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
-        mask_history: whether items of the history are left out of the ranking.
         rank_cap: ranks beyond it count as the last; `None` for no cap.
         rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
 
@@ -34,7 +33,6 @@ class Objective:
     written_ranker: Ranker | None = None
     item_loss: ItemLoss = "best"
     item_loss_weight: float = 0.1
-    mask_history: bool = False
     rank_cap: int | None = None
     rank_node_budget: int | None = None
 

@@ -30,7 +30,7 @@ from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states
 from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Estimates, Ppo
 from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic, without_critic
-from anyo_rl.training.item_loss import item_log_prob, item_weights
+from anyo_rl.training.item_loss import excluded_items, item_log_prob, item_weights
 from anyo_rl.training.loop.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.loop.throughput import Clock
 from anyo_rl.training.loop.validation import Validation, run_validation
@@ -40,6 +40,8 @@ from anyo_rl.training.objective import SUM_FIRST, Objective, check_writing
 from anyo_rl.training.rewards.check import DeferredErrors, raise_together
 from anyo_rl.training.rewards.probes import Probes
 from anyo_rl.training.scored import Scored
+
+Tensors = dict[str, torch.Tensor]  # a batch as TRL hands it on
 
 LEAST_ITEM_WEIGHT = 1e-3
 
@@ -192,7 +194,7 @@ class ReasonerTrainer(GRPOTrainer):
         """Ranks each completion's target, and asks the engine what else rewards and advantages need."""
         objective = self.objective
         targets = [row.target_id for row in rows]
-        excluded = [row.history for row in rows] if objective.mask_history else None
+        excluded = [row.excluded for row in rows]
         marked = [self.tokens.marker_id in ids for ids in completion_ids]
         if objective.written_ranker is not None:
             texts = [self.tokens.decode(ids) for ids in completion_ids]
@@ -213,7 +215,7 @@ class ReasonerTrainer(GRPOTrainer):
             )
             scored = Scored(ranker.rank(contexts, targets, top_k=1, excluded_B=excluded), marked)
             began = self._log_seconds("rank", began)
-            scored.probes = self._probes.measure(rows, completion_ids, partners_B, ranker, self.tokens, excluded)
+            scored.probes = self._probes.measure(rows, completion_ids, partners_B, ranker, self.tokens)
             if scored.probes:
                 began = self._log_seconds("probes", began)
             if objective.method.source is not None:
@@ -224,7 +226,6 @@ class ReasonerTrainer(GRPOTrainer):
                     ranker,
                     self.tokens,
                     self._sampling(self.args.seed + self.state.global_step),
-                    mask_history=objective.mask_history,
                 )
                 self._log_seconds("values", began)
                 self._log_metric("values/first", float(np.mean([values[0] for values in scored.step_values_B])))
@@ -305,9 +306,11 @@ class ReasonerTrainer(GRPOTrainer):
             output["item_weight"] = item_weights(everyone, self._group_size, self.objective.item_loss)[batch.own]
             targets = self.catalog.indices([row["target_id"] for row in inputs])
             output["item_index"] = torch.from_numpy(targets).to(self.accelerator.device)
+            excluded = excluded_items(self.catalog, [Row.of(row).excluded for row in inputs])
+            output["excluded_items"] = excluded.to(self.accelerator.device)
         return output
 
-    def _batch(self, scored: Scored, output: dict[str, Any]) -> Batch:
+    def _batch(self, scored: Scored, output: Tensors) -> Batch:
         """What advantages are made of; all processes call this together, since a group may lie on several."""
         ids_B_T, device = output["completion_ids"], output["completion_ids"].device
         states_A_S = None
@@ -328,7 +331,7 @@ class ReasonerTrainer(GRPOTrainer):
             scale=self.scale_rewards,
         )
 
-    def _estimates(self, ppo: Ppo, batch: Batch, output: dict[str, Any]) -> dict[str, Any]:
+    def _estimates(self, ppo: Ppo, batch: Batch, output: Tensors) -> Tensors:
         """PPO's advantages and what its losses read, by a forward for the old values."""
         with torch.no_grad():
             log_probs_B_T, old_B_T = self._log_probs_and_values(output)
@@ -342,7 +345,7 @@ class ReasonerTrainer(GRPOTrainer):
             self._log_number(name, number)
         return {name: getattr(estimates, name) for name in ("advantages", "old_values", "returns", "value_mask")}
 
-    def _log_probs_and_values(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _log_probs_and_values(self, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T) log-probabilities of the completions' tokens, and values of the states before them."""
         ids, mask = (
             torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], 1) for kind in ("ids", "mask")
@@ -369,7 +372,7 @@ class ReasonerTrainer(GRPOTrainer):
         self._log_number("item_loss", self.accelerator.gather(item_loss.detach()).mean().item())
         return loss + self.objective.item_loss_weight * item_loss / self.current_gradient_accumulation_steps
 
-    def _ppo_loss(self, ppo: Ppo, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def _ppo_loss(self, ppo: Ppo, model: torch.nn.Module, inputs: Tensors) -> torch.Tensor:
         """TRL's clipped policy loss, and the critic's beside it."""
         beta = self.args.beta
         self.beta = beta if ppo.kl == "loss" else 0.0
@@ -389,7 +392,7 @@ class ReasonerTrainer(GRPOTrainer):
             self._log_number(name, number)
         return loss + ppo.vf_coef * value_loss
 
-    def _item_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def _item_loss(self, model: torch.nn.Module, inputs: Tensors) -> torch.Tensor:
         """Mean over prompts of the weighted −log p(target | path), by one forward over the paths that take part."""
         weights = inputs["item_weight"]
         # Paths that hardly take part are not worth a forward; but every process must take part in one.
@@ -406,9 +409,9 @@ class ReasonerTrainer(GRPOTrainer):
                 model,
                 self.catalog,
                 contexts,
-                inputs["item_index"][rows].tolist(),
+                inputs["item_index"][rows],
+                inputs["excluded_items"][rows],
                 pad_id=self.tokens.tokenizer.pad_token_id,
-                device=weights.device,
             )
         n_groups = len(weights) / self.num_generations
         return -(weights[rows] * log_p).sum() / n_groups

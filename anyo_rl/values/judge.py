@@ -90,9 +90,9 @@ class JudgeValues:
         with ExitStack() as stack:
             folder = self.journal or Path(stack.enter_context(TemporaryDirectory()))
             outcome = ask(requests, self.server, stack.enter_context(Journal(folder)))
-        if outcome.report["stopped"]:
+        if outcome.report.stopped:
             raise ServerError(
-                f"the judge's budget ended with {outcome.report['left']} of {len(requests)} states left to ask about: "
+                f"the judge's budget ended with {outcome.report.left} of {len(requests)} states left to ask about: "
                 f"raise it (max_tokens_in_all, max_money), and what has arrived is not asked again"
             )
         scores = [read_score(found.text) if isinstance(found, Answer) else None for found in outcome.answers_R]

@@ -59,8 +59,6 @@ class StepSource:
         ranker: LikelihoodRanker,
         tokens: Tokens,
         sampling: Sampling,
-        *,
-        mask_history: bool,
     ) -> list[np.ndarray]:
         """Values before the steps of each completion, at least one; `sampling` is that of the completions."""
         if self.prm is not None:
@@ -70,6 +68,6 @@ class StepSource:
         if self.judge is not None:
             return held(self.judge.values(rows, completion_ids_B, tokens))
         if self.kind == "forced_answer":
-            return forced_answer_values(rows, completion_ids_B, ranker, tokens, mask_history=mask_history)
+            return forced_answer_values(rows, completion_ids_B, ranker, tokens)
         on = replace(sampling, n=self.n_continuations)
-        return monte_carlo_values(rows, completion_ids_B, sampler, ranker, tokens, on, mask_history=mask_history)
+        return monte_carlo_values(rows, completion_ids_B, sampler, ranker, tokens, on)

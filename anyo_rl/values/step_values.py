@@ -33,8 +33,6 @@ def forced_answer_values(
     completion_ids_B: Sequence[Sequence[int]],
     ranker: LikelihoodRanker,
     tokens: Tokens,
-    *,
-    mask_history: bool = False,
 ) -> list[np.ndarray]:
     """The gain (NDCG of the rank) that the target would have if the teacher answered before each step.
 
@@ -43,7 +41,6 @@ def forced_answer_values(
         completion_ids_B: what was sampled.
         ranker: the engine on the weights that are asked.
         tokens: the teacher's tokenizer and marker.
-        mask_history: whether items of the history are left out of the ranking.
 
     Returns:
         B arrays of values in (0, 1], as many as there are steps and at least one.
@@ -54,7 +51,7 @@ def forced_answer_values(
             [tokens.answered_now(state.context, state.steps) for state in states],
             [rows[state.row].target_id for state in states],
             top_k=0,
-            excluded_B=[rows[state.row].history for state in states] if mask_history else None,
+            excluded_B=[rows[state.row].excluded for state in states],
         )
         return ndcg(ranking.ranks_B)
 
@@ -68,8 +65,6 @@ def monte_carlo_values(
     ranker: LikelihoodRanker,
     tokens: Tokens,
     sampling: Sampling,
-    *,
-    mask_history: bool = False,
 ) -> list[np.ndarray]:
     """The mean gain of the target after reasonings sampled on from before each step; unfinished ones have gain 0.
 
@@ -81,7 +76,6 @@ def monte_carlo_values(
         tokens: the teacher's tokenizer and marker.
         sampling: of the reasonings from each state. What the whole completion may have is right for the most tokens
             of one, for a policy that is not told how much it has written.
-        mask_history: whether items of the history are left out of the ranking.
 
     Returns:
         B arrays of values in [0, 1].
@@ -102,7 +96,7 @@ def monte_carlo_values(
                 [context for _, context in finished],
                 [row.target_id for row in asked],
                 top_k=0,
-                excluded_B=[row.history for row in asked] if mask_history else None,
+                excluded_B=[row.excluded for row in asked],
             )
             np.add.at(total, [place for place, _ in finished], ndcg(ranking.ranks_B))
         return total / sampling.n

@@ -63,7 +63,7 @@ def test_rows_and_the_history_budget(toy, small_tokens):
     examples = toy.split("test", 3)
     rows = make_rows(toy, examples, catalog, small_tokens)
     assert [row.example_id for row in rows] == examples["example_id"].to_list()
-    names = {"prompt", "example_id", "user_id", "history", "target_id", "cold_item", "cold_user"}
+    names = {"prompt", "example_id", "user_id", "history", "target_id", "cold_item", "cold_user", "excluded"}
     for row in rows:
         assert set(row.columns()) == names
         lines = row.prompt.split("\n")
@@ -261,11 +261,10 @@ def test_a_catalog_of_one_item(write_log, small_tokens, small_teacher):
     catalog = build_catalog(task.interactions.items, small_tokens)
     rows = make_rows(task, task.split("test"), catalog, small_tokens)
     assert [row.target_id for row in rows] == ["a", "a", "a"]
+    rows = [dataclasses.replace(row, excluded=["a"]) for row in rows]  # never the target
     ranker, sampler = LikelihoodRanker(catalog, small_teacher), TransformersSampler(small_teacher, small_tokens)
     for mode, n_each in (("plain", 0), ("greedy", 1), ("mixture", 2)):
-        found = answer(
-            rows, ranker, sampler, small_tokens, How(mode, Sampling(n=2, max_new_tokens=4), mask_history=True)
-        )
+        found = answer(rows, ranker, sampler, small_tokens, How(mode, Sampling(n=2, max_new_tokens=4)))
         assert found.ranks_U.tolist() == [1, 1, 1]
         assert found.top_ids_U_K == [["a"], ["a"], ["a"]]
         assert [(path.item_id, path.rank) for path in found.paths] == [("a", 1)] * 3 * n_each

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from anyo_rl.catalog.catalog import build_catalog
-from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.sequences import HeldOut, training_sequences
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.data.toy.oracle import break_ties
 from anyo_rl.data.toy.world import parse_intent
-from anyo_rl.evaluation import evaluator
+from anyo_rl.evaluation import baselines
+from anyo_rl.evaluation.baselines import evaluate_baselines
 from anyo_rl.evaluation.evaluator import Evaluation, weights_of
+from anyo_rl.evaluation.summarise import summarise
 from anyo_rl.metrics.ranking import target_ranks
 from anyo_rl.sampling.paths import PATHS_SCHEMA, SampledPath
 from anyo_rl.search.answers import Answers
+from anyo_rl.students.item_knn import KnnSettings
 from anyo_rl.students.popularity import Popularity, fit_popularity
 
 EVENTS = {"u0": "i0 i1 i2 i3 i4", "u1": "i1 i2 i1 i0", "u2": "i3 i4", "u3": "i5 i6 i7"}
@@ -73,14 +76,18 @@ def path(example: str, rank: int, steps: str = "likes tea\nwants a mug") -> Samp
 
 
 def test_training_sequences_by_hand(task, small_catalog):
-    sequences, (histories, targets) = training_sequences(task, small_catalog.index)
+    sequences, validation = training_sequences(task, small_catalog.index)
     assert sequences == [
         [0, 1, 2],
         [1, 2],
         [5],
     ]  # all but a user's last two events; u3 has no train target, and counts
-    assert histories == [[2, 3], [5, 6]]
-    assert targets == [4, 7]
+    assert validation.histories == [[0, 1, 2, 3], [5, 6]]  # the whole past: u0's history was cut to two events
+    assert validation.targets == [4, 7]
+    assert validation.excluded == [[], []]
+    assert validation[1:] == HeldOut([[5, 6]], [7], [[]])
+    task.args.mask_history = True
+    assert training_sequences(task, small_catalog.index)[1].excluded == [[0, 1, 2, 3], [5, 6]]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +131,8 @@ def test_answers_are_kept_once(evaluation):
     assert len(calls) == 1
     frame = pl.read_parquet(evaluation.file("sft", "greedy"))
     assert frame.to_dicts() == [
-        {"example_id": "u1:3", "rank": 1, "top_ids": ["i0", "i1"]},
-        {"example_id": "u2:1", "rank": 3, "top_ids": ["i1", "i2"]},
+        {"example_id": "u1:3", "user_id": "u1", "rank": 1, "top_ids": ["i0", "i1"]},
+        {"example_id": "u2:1", "user_id": "u2", "rank": 3, "top_ids": ["i1", "i2"]},
     ]
     assert not (evaluation.run_dir / "paths").exists()
 
@@ -161,7 +168,7 @@ def test_the_summary_leaves_out_what_is_of_others(evaluation, caplog):
     dataclasses.replace(evaluation, test=evaluation.test[:1]).keep("grpo", "greedy", lambda: one_answer())
     with_args(evaluation, mask_history=True).keep("direct", "plain", lambda: answers(1, 3))
     with caplog.at_level("WARNING"):
-        found = evaluation.summary("likelihood", 8)
+        found = summarise(evaluation, "likelihood", 8).as_json()
     assert {stage: list(modes) for stage, modes in found["stages"].items()} == {"sft": ["greedy"]}
     assert "grpo.greedy.parquet is left out: it was made with another users" in caplog.text
     assert "direct.plain.parquet is left out: it was made with another mask_history" in caplog.text
@@ -210,12 +217,12 @@ def test_the_paths_table(evaluation):
 def test_every_stage_that_learned_from_ranks_is_compared_with_those_that_did_not(evaluation):
     for stage, second in (("sft", 3), ("star", 1), ("dpo", 7)):
         evaluation.keep(stage, "greedy", lambda second=second: answers(1, second))
-    found = evaluation.summary("likelihood", 8)["differences"]
+    found = summarise(evaluation, "likelihood", 8).as_json()["differences"]
     assert {name: modes["greedy"]["ndcg@10"]["mean"] for name, modes in found.items()} == pytest.approx(
         {"star-sft": 0.25, "dpo-sft": (1 / 3 - 0.5) / 2}
     )
     evaluation.keep("direct", "plain", lambda: answers(30, 3))
-    assert set(evaluation.summary("likelihood", 8)["differences"]) == {
+    assert set(summarise(evaluation, "likelihood", 8).as_json()["differences"]) == {
         f"{stage}-{other}" for stage in ("star", "dpo") for other in ("sft", "direct")
     }
 
@@ -225,7 +232,7 @@ def test_summary_by_hand(evaluation):
     evaluation.keep("sft", "mixture", lambda: answers(1, 1))
     evaluation.keep("grpo", "greedy", lambda: answers(1, 1))
     evaluation.keep("direct", "plain", lambda: answers(30, 3))
-    found = json.loads(json.dumps(evaluation.summary("likelihood", 8), allow_nan=False))
+    found = json.loads(json.dumps(summarise(evaluation, "likelihood", 8).as_json(), allow_nan=False))
     expected = {
         "dataset": "x.csv",
         "split": "test (leave_one_out)",
@@ -265,7 +272,7 @@ def test_score_answers_by_hand(evaluation, mask_history, expected):
     evaluation.task.args.mask_history = mask_history
 
     def score(histories, rows) -> np.ndarray:
-        assert histories == [[2, 1], [3]]
+        assert histories == [[1, 2, 1], [3]]
         assert rows.equals(evaluation.test)
         table = np.zeros((2, 10))
         table[0, [5, 2, 6, 0]] = [9, 8, 7, 6]  # target 0 behind 5, 2 (in the history) and 6
@@ -278,13 +285,13 @@ def test_score_answers_by_hand(evaluation, mask_history, expected):
 
 
 def test_the_oracles_of_the_baselines_are_the_exact_ones_for_cut_histories(small_tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "fit_student", lambda kind, sequences, n, **told: fit_popularity(sequences, n))
-    monkeypatch.setattr(evaluator, "fit_item_knn", lambda sequences, n, settings: fit_popularity(sequences, n))
-    monkeypatch.setattr(evaluator, "KNN_GRID", {"history_decay": [0.3]})
+    monkeypatch.setattr(baselines, "fit_student", lambda kind, sequences, n, **told: fit_popularity(sequences, n))
+    monkeypatch.setattr(baselines, "fit_item_knn", lambda sequences, n, settings: fit_popularity(sequences, n))
+    monkeypatch.setattr(baselines, "KNN_GRID", [KnnSettings(history_decay=0.3)])
     monkeypatch.setattr(Popularity, "scores", lambda self, h: torch.from_numpy(np.tile(self.counts, (len(h), 1))))
     task = load_task(DataArguments(toy_users=60, toy_categories=4, max_history=8))
     evaluation = Evaluation(tmp_path, task, build_catalog(task.interactions.items, small_tokens), task.split("test"))
-    evaluation.baselines()
+    evaluate_baselines(evaluation)
     world, test = task.world, evaluation.test
     histories = [[world.index[item] for item in history] for history in test["history"].to_list()]
     positions = [task.position(example) for example in test["example_id"]]
@@ -317,6 +324,6 @@ def test_true_intents_are_counted_among_the_stated(small_tokens, tmp_path):
         for (example, user, target), text in zip(rows, texts, strict=True)
     ]
     evaluation.keep("sft", "greedy", lambda: Answers(np.ones(4, int), [["i0"]] * 4, paths))
-    found = evaluation.summary("likelihood", 8)
+    found = summarise(evaluation, "likelihood", 8).as_json()
     assert found["stated_intent"] == {"sft": 0.75}
     assert found["true_intent"] == {"sft": pytest.approx(2 / 3)}

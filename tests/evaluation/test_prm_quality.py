@@ -19,6 +19,7 @@ from anyo_rl.evaluation.prm_quality import (
     states,
     within,
 )
+from anyo_rl.metrics.intervals import Interval
 from anyo_rl.reasoning.rows import sample_texts
 from anyo_rl.teacher.make import train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
@@ -53,35 +54,50 @@ def test_what_paths_have_in_common_counts_once(labels, small_tokens):
 
 def test_quality_by_hand(labels, small_tokens):
     found = quality(labels, SCORES, small_tokens, None)
-    assert (found["n_examples"], found["n_paths"], found["n_states"]) == (2, 3, 6)
+    assert (found.n_examples, found.n_paths, found.n_states) == (2, 3, 6)
     values, scores = [0.2, 0.4, 1.0, 0.1, 0.3, 0.6], [0.3, 0.5, 0.9, 0.2, 0.6, 0.7]
-    assert found["spearman"] == pytest.approx(spearmanr(values, scores).statistic)
-    assert found["mse"] == pytest.approx((4 * 0.01 + 0.09 + 0.01) / 6)
+    assert found.agreement.spearman == pytest.approx(spearmanr(values, scores).statistic)
+    assert found.mse == pytest.approx((4 * 0.01 + 0.09 + 0.01) / 6)
     # Both examples' states are in the right order.
-    assert found["within_example"]["spearman"]["mean"] == pytest.approx(1.0)
+    within_example, within_step = found.agreement.within_example, found.agreement.within_step
+    assert within_example.spearman.mean == pytest.approx(1.0)
     u0 = np.subtract([0.2, 0.4, 1.0, 0.1], 0.425) - np.subtract([0.3, 0.5, 0.9, 0.2], 0.475)
     u1 = np.array([-0.15, 0.15]) - np.array([-0.05, 0.05])
-    assert found["within_example"]["mse"] == pytest.approx((np.sum(u0**2) + np.sum(u1**2)) / 6)
+    assert within_example.mse == pytest.approx((np.sum(u0**2) + np.sum(u1**2)) / 6)
     # After the same number of steps only u0's second ones differ: 1.0 and 0.1.
-    assert found["within_step"]["spearman"] == pytest.approx({"mean": 1.0, "low": None, "high": None, "n": 1})
-    assert found["within_step"]["variance"] == pytest.approx(2 * 0.45**2 / 4)
+    assert within_step.spearman == Interval(pytest.approx(1.0), n=1)
+    assert within_step.variance == pytest.approx(2 * 0.45**2 / 4)
     # Above V_0: .4, 1.0 and .6, by .2, .6 and .1; below: .1, by −.1.
-    assert found["auc_above_start"] == 1.0
-    assert found["auc_true_intent"] is None
-    assert found["n_intents"] == 0
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found.auc_above_start == 1.0
+    assert found.auc_true_intent is None
+    assert found.n_intents == 0
     assert "| Spearman within an example | 1.0000 | 2 groups" in markdown(found)
     assert "the intent is true" not in markdown(found)
     ElementTree.fromstring(calibration_svg(found))
+
+
+def test_quality_is_written_with_an_agreement_beside_its_errors(labels, small_tokens):
+    found = quality(labels, SCORES, small_tokens, None)
+    written = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert written == found.as_json()
+    assert list(written) == [
+        *("n_examples", "n_paths", "n_states", "mse", "variance", "spearman", "within_example", "within_step"),
+        *("true_value", "auc_above_start", "n_intents", "true_intents", "auc_true_intent"),
+        *("auc_true_intent_of_values", "auc_true_intent_of_world"),
+        *("n_intent_lines", "auc_true_line", "auc_true_line_of_values", "calibration"),
+    ]
+    assert written["within_step"]["spearman"] == {"mean": pytest.approx(1.0), "low": None, "high": None, "n": 1}
+    assert len(written["calibration"]["deciles"]) == 6
+    assert list(written["calibration"]["deciles"][0]) == ["n", "score", "value"]
 
 
 def test_states_without_a_value_are_left_out(labels, small_tokens):
     """A judge gave them none."""
     gaps = labels.with_columns(step_values=pl.Series([[math.nan, 0.4, 1.0], [math.nan, 0.4, 0.1], [0.3, 0.6]]))
     found = quality(gaps, SCORES, small_tokens, None)
-    assert found["n_states"] == 5
-    assert found["auc_above_start"] is None  # u1:1 alone has a first value
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found.n_states == 5
+    assert found.auc_above_start is None  # u1:1 alone has a first value
+    assert json.loads(json.dumps(found.as_json(), allow_nan=False)) == found.as_json()
 
 
 def slow_auc(scores, positive) -> float:
@@ -109,18 +125,18 @@ def test_within_groups_only_their_own_order_counts(labels, small_tokens):
     """A PRM that knows the example and nothing of its steps has no rank correlation there, however good overall."""
     flat = [np.full(3, 0.1), np.full(3, 0.1), np.full(2, 0.9)]
     found = within(states(labels, flat, small_tokens, None), same_step=False, seed=0)
-    assert found["spearman"]["mean"] == 0.0
-    assert found["mse"] == pytest.approx(found["variance"])
+    assert found.spearman.mean == 0.0
+    assert found.mse == pytest.approx(found.variance)
 
 
 def test_calibration_by_hand():
     values, scores = [0.0, 1.0, 1.0, 0.5], [0.1, 0.3, 0.8, 0.6]
     found = calibration(values, scores, n_bins=2)
-    assert [row["n"] for row in found["deciles"]] == [2, 2]
-    assert [row["score"] for row in found["deciles"]] == pytest.approx([0.2, 0.7])
-    assert [row["value"] for row in found["deciles"]] == pytest.approx([0.5, 0.75])
-    assert found["ece"] == pytest.approx((0.3 + 0.05) / 2)
-    assert len(calibration([0.5], [0.4])["deciles"]) == 1
+    assert [row.n for row in found.deciles] == [2, 2]
+    assert [row.score for row in found.deciles] == pytest.approx([0.2, 0.7])
+    assert [row.value for row in found.deciles] == pytest.approx([0.5, 0.75])
+    assert found.ece == pytest.approx((0.3 + 0.05) / 2)
+    assert len(calibration([0.5], [0.4]).deciles) == 1
 
 
 def test_the_toy_world_knows_which_intents_are_true():
@@ -148,7 +164,7 @@ def test_the_toy_world_knows_which_intents_are_true():
         (5, False),
     ]
     result = quality(labels, scores, tokens, task)
-    assert (result["n_intents"], result["true_intents"]) == (2, 0.5)
-    assert (result["auc_true_intent"], result["auc_true_intent_of_values"]) == (1.0, 1.0)
-    assert not math.isnan(result["auc_true_line"])
+    assert (result.n_intents, result.true_intents) == (2, 0.5)
+    assert (result.auc_true_intent, result.auc_true_intent_of_values) == (1.0, 1.0)
+    assert not math.isnan(result.auc_true_line)
     assert "| AUC: the intent is true | 1.0000 | 2 stated, 50% true |" in markdown(result)

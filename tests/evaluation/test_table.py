@@ -1,17 +1,7 @@
-import json
-
 import pytest
 
-from anyo_rl.evaluation.table import (
-    console_table,
-    finite,
-    lift_percent,
-    markdown_table,
-    read_value,
-    rows,
-    split_difference,
-    stage_value,
-)
+from anyo_rl.evaluation.summary import Summary
+from anyo_rl.evaluation.table import console_table, markdown_table, rows
 
 
 def value(mean, half=0.01, n=100):
@@ -37,7 +27,7 @@ def evaluation():
 
 
 def test_rows_are_in_order_with_shares_of_the_oracle(evaluation):
-    table = rows(evaluation)
+    table = rows(Summary.from_json(evaluation))
     assert [(row.stage, row.mode) for row in table] == [
         ("sft", "greedy"), ("grpo", "greedy"), ("grpo", "mixture"), ("direct", "plain"), ("mine", "plain"),
         ("oracle", "plain"),
@@ -47,11 +37,17 @@ def test_rows_are_in_order_with_shares_of_the_oracle(evaluation):
 
 def test_stages_that_learned_from_ranks_stand_between_sft_and_direct():
     stages = {stage: {"greedy": {"ndcg@10": value(0.1)}} for stage in ("direct", "grpo", "dpo", "star", "sft")}
-    assert [row.stage for row in rows({"stages": stages})] == ["sft", "star", "dpo", "grpo", "direct"]
+    assert [row.stage for row in rows(Summary.from_json({"stages": stages}))] == [
+        "sft",
+        "star",
+        "dpo",
+        "grpo",
+        "direct",
+    ]
 
 
 def test_markdown_states_how_and_what(evaluation):
-    text = markdown_table(evaluation)
+    text = markdown_table(Summary.from_json(evaluation))
     first = text.splitlines()[0]
     assert first == (
         "dataset: toy, split: test, users: 1,500, items: 504, ranker: likelihood, history masking: off, "
@@ -67,12 +63,12 @@ def test_markdown_states_how_and_what(evaluation):
 
 def test_no_oracle_no_column(evaluation):
     del evaluation["stages"]["oracle"]
-    assert "oracle" not in markdown_table(evaluation)
+    assert "oracle" not in markdown_table(Summary.from_json(evaluation))
 
 
 def test_every_row_of_a_table_has_the_same_number_of_cells_whatever_the_names(evaluation):
     evaluation["stages"]["a|b\nc"] = {"x|y": {"ndcg@10": 0.5}}
-    body = [line for line in markdown_table(evaluation).splitlines() if line.startswith("|")][:9]
+    body = [line for line in markdown_table(Summary.from_json(evaluation)).splitlines() if line.startswith("|")][:9]
     assert {line.replace("\\|", "").count("|") for line in body} == {8}
 
 
@@ -80,52 +76,58 @@ def test_every_row_of_a_table_has_the_same_number_of_cells_whatever_the_names(ev
     "evaluation", [{}, {"stages": {}}, {"stages": {"sft": {}}}, {"stages": {"sft": {"greedy": {}}}}]
 )
 def test_little_input_is_a_short_table(evaluation):
-    assert markdown_table(evaluation)
-    assert console_table(evaluation)
+    assert markdown_table(Summary.from_json(evaluation))
+    assert console_table(Summary.from_json(evaluation))
 
 
 def test_console_has_the_numbers_uncut_and_names_are_not_markup(evaluation):
     evaluation["dataset"] = "[red]toy[/red]"
     evaluation["stages"]["[bold]"] = {"plain": {"ndcg@10": value(0.5)}}
-    text = console_table(evaluation, width=120)
+    text = console_table(Summary.from_json(evaluation), width=120)
     assert "[red]toy[/red]" in text
     assert "[bold]" in text
     assert "0.2000 [0.1900, 0.2100]" in text
     assert "\x1b" not in text
 
 
-def test_values():
-    assert read_value(0.5) == (0.5, None, None, None)
-    assert read_value({"mean": 0.5, "low": None, "high": float("nan"), "n": 3}) == (0.5, None, None, 3)
-    assert read_value({"mean": float("nan")}) is None
-    assert read_value(None) is None
-    assert read_value({}) is None
-    assert finite(True) is None
-    assert finite("1") is None
-    assert finite(float("inf")) is None
-    assert finite(json.loads("NaN")) is None
-
-
 def test_stage_names_with_hyphens():
-    stages = {"grpo": {}, "sft": {}, "grpo-long": {}}
-    assert split_difference("grpo-sft", stages) == ("grpo", "sft")
-    assert split_difference("grpo-long-sft", stages) == ("grpo-long", "sft")
-    assert split_difference("grpo-grpo-long", stages) == ("grpo", "grpo-long")
-    assert split_difference("grpo-x", stages) is None
+    summary = Summary(stages={"grpo": {}, "sft": {}, "grpo-long": {}})
+    assert summary.compared("grpo-sft") == ("grpo", "sft")
+    assert summary.compared("grpo-long-sft") == ("grpo-long", "sft")
+    assert summary.compared("grpo-grpo-long") == ("grpo", "grpo-long")
+    assert summary.compared("grpo-x") is None
 
 
 def test_lift_is_not_known_over_zero(evaluation):
     evaluation["stages"]["sft"]["greedy"]["ndcg@10"] = value(0.0)
-    assert lift_percent(evaluation, "grpo-sft", "greedy") is None
-    assert lift_percent(evaluation, "grpo-nobody", "greedy") is None
-    assert stage_value(evaluation, "nobody", "greedy") is None
+    summary = Summary.from_json(evaluation)
+    assert summary.lift_percent("grpo-sft", "greedy") is None
+    assert summary.lift_percent("grpo-nobody", "greedy") is None
+    assert summary.value("nobody", "greedy") is None
     # grpo has two modes, neither of which is plain: there is nothing to fall back on.
-    assert stage_value(evaluation, "grpo", "plain") is None
+    assert summary.value("grpo", "plain") is None
+
+
+def test_a_summary_is_written_as_it_was_read(evaluation):
+    evaluation["slices"] = {"grpo": {"greedy": {"cold_item=true": {"n": 5, "ndcg@10": value(0.1)}}}}
+    evaluation["true_intent"] = {"grpo": 0.5}
+    written = Summary.from_json(evaluation).as_json()
+    assert written == evaluation
+    assert list(written) == ["dataset", "split", "mask_history", "n_users", "n_items", "ranker", "seed", "n_paths",
+                             "stages", "differences", "slices", "true_intent"]  # fmt: skip
+    assert Summary.from_json(written | {"seeds": [0, 1], "unknown": 3}).seeds == (0, 1)
+    with pytest.raises(ValueError, match="found list, expected an object"):
+        Summary.from_json([])
+
+
+def test_examples_are_told_where_a_user_has_several(evaluation):
+    summary = Summary.from_json(evaluation | {"n_examples": 4866})
+    assert "examples: 4,866, users: 1,500" in markdown_table(summary)
 
 
 def test_summary_over_seeds_says_so(evaluation):
     evaluation["seeds"] = [0, 1, 2]
-    text = markdown_table(evaluation)
+    text = markdown_table(Summary.from_json(evaluation))
     assert "seeds: 0 1 2" in text
-    assert "Student t" in text
-    assert "bootstrap" not in text
+    assert "Means over 3 seeds" in text
+    assert "seed: 3" not in text

@@ -125,19 +125,19 @@ def test_quality_against_the_true_value_and_its_ceilings(labels, task, tokens, f
     values = [np.clip(value + noise.normal(0, 0.05, len(value)), 0, 1) for value in found.values_B]
     frame = labels.with_columns(step_values=pl.Series([value.tolist() for value in values]))
     result = quality(frame, found.values_B, tokens, task, truth=found)
-    against = result["true_value"]
-    assert against["spearman"] == pytest.approx(1.0)
-    assert (against["mse"], against["within_step"]["spearman"]["mean"]) == (0.0, pytest.approx(1.0))
+    against = result.true_value
+    assert against.agreement.spearman == pytest.approx(1.0)
+    assert (against.mse, against.agreement.within_step.spearman.mean) == (0.0, pytest.approx(1.0))
     # Noise made all labels different, so that no two states are one.
     expected = spearmanr(np.concatenate(found.values_B), np.concatenate(values)).statistic
-    assert against["of_values"]["spearman"] == pytest.approx(expected)
-    assert result["spearman"] == pytest.approx(against["of_values"]["spearman"])
-    assert result["auc_true_intent_of_world"] == 1.0
+    assert against.of_values.spearman == pytest.approx(expected)
+    assert result.agreement.spearman == pytest.approx(against.of_values.spearman)
+    assert result.auc_true_intent_of_world == 1.0
     text = markdown(result)
     assert "| Spearman with the true value | 1.0000 |" in text
-    assert f"| Spearman of the values with the true value | {against['of_values']['spearman']:.4f} |" in text
+    assert f"| Spearman of the values with the true value | {against.of_values.spearman:.4f} |" in text
     assert "| … by the world, from the history | 1.0000 |" in text
-    assert quality(frame, found.values_B, tokens, task)["true_value"] is None
+    assert quality(frame, found.values_B, tokens, task).true_value is None
 
 
 def test_ties_count_against_every_item():

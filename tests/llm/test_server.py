@@ -46,7 +46,7 @@ def test_answers_come_in_the_order_of_their_requests(fake_server, fake_clock, tm
     }
     assert all(a.money == pytest.approx(10 * 2e-6 + 5 * 8e-6) for a in outcome.answers_R)
     assert read_answers(tmp_path / "journal") == {answer.key: answer for answer in outcome.answers_R}
-    report = outcome.report
+    report = outcome.report.as_json()
     assert (report.pop("money"), report.pop("money_in_all")) == (pytest.approx(6e-4), pytest.approx(6e-4))
     counts = {"requests": 10, "known": 0, "asked": 10, "answered": 10, "left": 0, "attempts": 10, "without_usage": 0}
     tokens = {"prompt_tokens": 100, "completion_tokens": 50, "tokens_in_all": 150}
@@ -97,19 +97,19 @@ def test_of_three_faults_in_ten_attempts_each_is_counted(fake_server, fake_clock
     fake_server.plan = plan
     outcome = run(fake_server, fake_clock, tmp_path, requests, max_attempts=most, concurrency=16, timeout_s=2.0)
     report = outcome.report
-    assert report["retried"] == dict(retried)
-    assert report["failed"] == dict(failed)
-    assert report["attempts"] == sum(attempts.values()) == fake_server.tries.total()
-    assert report["asked"] == 100
-    assert report["answered"] == 100 - failed.total() == len(read_answers(tmp_path / "journal"))
+    assert report.retried == dict(retried)
+    assert report.failed == dict(failed)
+    assert report.attempts == sum(attempts.values()) == fake_server.tries.total()
+    assert report.asked == 100
+    assert report.answered == 100 - failed.total() == len(read_answers(tmp_path / "journal"))
     assert [a.attempts for a in outcome.answers_R] == list(attempts.values())
     failures = [a for a in outcome.answers_R if isinstance(a, Failure)]
     assert Counter(failure.cause for failure in failures) == failed
     # A failure is in no journal: started again, it and nothing else is asked for.
     fake_server.plan = lambda key, number: "ok"
     again = run(fake_server, fake_clock, tmp_path, requests)
-    assert again.report["known"] == 100 - failed.total()
-    assert again.report["attempts"] == again.report["answered"] == failed.total()
+    assert again.report.known == 100 - failed.total()
+    assert again.report.attempts == again.report.answered == failed.total()
     assert all(isinstance(answer, Answer) for answer in again.answers_R)
 
 
@@ -133,7 +133,7 @@ def test_retry_after_is_waited_for_by_all(fake_server, fake_clock, tmp_path, sta
     begin = fake_server.times[0]
     assert fake_server.times.count(begin) == 4
     assert all(time >= begin + 7 for time in fake_server.times[4:])
-    assert outcome.report["retried"] == {"rate_limit" if status == 429 else "server_error": 1}
+    assert outcome.report.retried == {"rate_limit" if status == 429 else "server_error": 1}
 
 
 def test_waits_double_up_to_a_limit(fake_server, fake_clock, tmp_path):
@@ -169,7 +169,7 @@ def test_a_refusal_ends_the_job_and_keeps_what_arrived(fake_server, fake_clock, 
     assert fake_server.tries.total() == 4
     assert len(read_answers(tmp_path / "journal")) == 3
     report = caught.value.report
-    assert (report["answered"], report["left"], report["attempts"]) == (3, 6, 4)
+    assert (report.answered, report.left, report.attempts) == (3, 6, 4)
 
 
 @pytest.fixture
@@ -199,9 +199,9 @@ def test_what_is_in_flight_at_a_refusal_is_kept(fake_server, fake_clock, tmp_pat
 def test_a_status_of_single_prompts_can_be_named(fake_server, fake_clock, tmp_path):
     fake_server.plan = lambda key, number: 400 if key[0] == "prompt 03" else "ok"
     outcome = run(fake_server, fake_clock, tmp_path, requests_of(9), skip_statuses=(400,))
-    assert outcome.report["failed"] == {"refused": 1}
+    assert outcome.report.failed == {"refused": 1}
     assert outcome.answers_R[3] == Failure("u3", 0, "refused", "status 400: m says no to Bearer <redacted>", 1)
-    assert outcome.report["answered"] == 8
+    assert outcome.report.answered == 8
 
 
 def test_where_nothing_works_the_job_ends(fake_server, fake_clock, tmp_path):
@@ -238,22 +238,22 @@ def test_a_budget_is_kept_and_a_larger_one_goes_on(fake_server, fake_clock, tmp_
         return run(fake_server, fake_clock, tmp_path, requests, **common, **budget)
 
     outcome = within(100)  # 20 fit beside 75, and not beside 90
-    assert outcome.report["stopped"] == "budget"
-    assert (outcome.report["answered"], outcome.report["left"]) == (6, 14)
-    assert (outcome.report["tokens_in_all"], outcome.report["money_in_all"]) == (90, 90.0)
+    assert outcome.report.stopped == "budget"
+    assert (outcome.report.answered, outcome.report.left) == (6, 14)
+    assert (outcome.report.tokens_in_all, outcome.report.money_in_all) == (90, 90.0)
     assert outcome.answers_R.count(None) == 14
-    assert within(100).report["attempts"] == 0
+    assert within(100).report.attempts == 0
     outcome = within(160)  # beside 135, and not beside 150
-    assert (outcome.report["known"], outcome.report["answered"], outcome.report["left"]) == (6, 4, 10)
+    assert (outcome.report.known, outcome.report.answered, outcome.report.left) == (6, 4, 10)
     outcome = within(1000)
-    assert (outcome.report["known"], outcome.report["left"], outcome.report["stopped"]) == (10, 0, None)
+    assert (outcome.report.known, outcome.report.left, outcome.report.stopped) == (10, 0, None)
     assert set(fake_server.tries.values()) == {1}
 
 
 def test_a_budget_needs_a_server_that_counts(fake_server, fake_clock, tmp_path):
     fake_server.usage = None
     outcome = run(fake_server, fake_clock, tmp_path / "free", requests_of(2))
-    assert (outcome.report["without_usage"], outcome.report["tokens_in_all"]) == (2, 0)
+    assert (outcome.report.without_usage, outcome.report.tokens_in_all) == (2, 0)
     budget = {"parameters": {"max_tokens": 5}, "max_tokens_in_all": 1000}
     with pytest.raises(ServerError, match="does not count tokens"):
         run(fake_server, fake_clock, tmp_path, requests_of(9), concurrency=1, **budget)
@@ -262,11 +262,11 @@ def test_a_budget_needs_a_server_that_counts(fake_server, fake_clock, tmp_path):
 
 def test_other_parameters_or_prompts_are_asked_for_anew(fake_server, fake_clock, tmp_path):
     requests = requests_of(2)
-    assert run(fake_server, fake_clock, tmp_path, requests).report["answered"] == 2
-    assert run(fake_server, fake_clock, tmp_path, requests, concurrency=3).report["known"] == 2
-    assert run(fake_server, fake_clock, tmp_path, requests, parameters={"top_p": 0.9}).report["known"] == 0
+    assert run(fake_server, fake_clock, tmp_path, requests).report.answered == 2
+    assert run(fake_server, fake_clock, tmp_path, requests, concurrency=3).report.known == 2
+    assert run(fake_server, fake_clock, tmp_path, requests, parameters={"top_p": 0.9}).report.known == 0
     changed = [Request("u0", 0, "other"), requests[1]]
-    assert run(fake_server, fake_clock, tmp_path, changed).report["known"] == 1
+    assert run(fake_server, fake_clock, tmp_path, changed).report.known == 1
     with pytest.raises(ValueError, match="1 requests come twice, the first: example 'u0', sample 0"):
         run(fake_server, fake_clock, tmp_path, [*requests, requests[0]])
 
@@ -306,7 +306,7 @@ def test_an_answer_is_journalled_before_anything_else_happens(tmp_path, monkeypa
 def test_blanks_for_ever_are_no_answer(fake_server, fake_clock, tmp_path):
     fake_server.plan = lambda key, number: "ok" if number else "trickle"
     outcome = run(fake_server, fake_clock, tmp_path, requests_of(1), timeout_s=1.0)
-    assert outcome.report["retried"] == {"timeout": 1}
+    assert outcome.report.retried == {"timeout": 1}
 
 
 def test_a_refusal_wakes_those_that_wait_for_another_attempt(fake_server, tmp_path):
@@ -332,7 +332,7 @@ def test_failures_between_answers_do_not_end_the_job(fake_server, fake_clock, tm
     fake_server.plan = lambda key, number: 500 if int(key[0].split()[1]) % 3 else "ok"
     settings = {"concurrency": 1, "max_attempts": 1, "max_failures_in_a_row": 3}
     report = run(fake_server, fake_clock, tmp_path, requests_of(12), **settings).report
-    assert (report["answered"], report["failed"]) == (4, {"server_error": 8})
+    assert (report.answered, report.failed) == (4, {"server_error": 8})
 
 
 def test_inside_a_loop(fake_server, tmp_path):
@@ -340,7 +340,7 @@ def test_inside_a_loop(fake_server, tmp_path):
         with Journal(tmp_path) as journal:
             return await ask_async(requests, Server(fake_server.url, "m"), journal)
 
-    assert asyncio.run(notebook(requests_of(2))).report["answered"] == 2
+    assert asyncio.run(notebook(requests_of(2))).report.answered == 2
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ url, folder, concurrency, n = sys.argv[1:]
 server = Server(url, "m", seed=0, concurrency=int(concurrency), first_wait_s=0.01)
 requests = [Request(f"u{i}", s, f"prompt {i}") for i in range(int(n)) for s in range(2)]
 with Journal(Path(folder)) as journal:
-    print(json.dumps(ask(requests, server, journal).report))
+    print(json.dumps(ask(requests, server, journal).report.as_json()))
 """
 
 
@@ -111,7 +111,7 @@ def test_two_processes_in_one_folder(fake_server, tmp_path):
     )
     with Journal(tmp_path) as journal:
         requests = [Request(f"u{i}", s, f"prompt {i}") for i in range(n) for s in range(2)]
-        assert ask(requests, Server(fake_server.url, "m", seed=0), journal).report["known"] == 2 * n
+        assert ask(requests, Server(fake_server.url, "m", seed=0), journal).report.known == 2 * n
 
 
 def test_the_key_is_nowhere(fake_server, fake_clock, tmp_path, caplog, capfd, sentinel_key):
@@ -127,7 +127,7 @@ def test_the_key_is_nowhere(fake_server, fake_clock, tmp_path, caplog, capfd, se
         common = {"sleep": fake_clock.sleep, "clock": fake_clock}
         outcome = ask([Request(f"u{i}", 0, f"prompt {i}") for i in range(3)], server, journal, **common)
         assert outcome.answers_R[0].text == "echo of prompt 0 and of Bearer <redacted>"
-        assert outcome.report["failed"] == {"garbage": 1}
+        assert outcome.report.failed == {"garbage": 1}
         said.append(repr(outcome))
         with pytest.raises(ServerError, match="status 403: m says no to Bearer <redacted>") as caught:
             ask([Request("u3", 0, "prompt 3")], server, journal, **common)

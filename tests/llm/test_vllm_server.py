@@ -166,8 +166,8 @@ def test_answers_have_texts_and_counts_and_repeat_by_seed(vllm_server, tmp_path,
         "ids": [[5, 6, 7, 8], [9, 10]],
     }[kind]
     first = ask_all(vllm_server, tmp_path / "a", prompts, seed=1)
-    assert first.report["answered"] == 4
-    assert (first.report["without_usage"], first.report["retried"]) == (0, {})
+    assert first.report.answered == 4
+    assert (first.report.without_usage, first.report.retried) == (0, {})
     for answer in first.answers_R:
         assert answer.text
         assert answer.prompt_tokens > 0

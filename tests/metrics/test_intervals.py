@@ -59,17 +59,16 @@ def test_few_users():
         warnings.simplefilter("error")
         nobody, one = bootstrap_interval([]), bootstrap_interval([0.25])
     assert nobody.n == 0
-    assert all(np.isnan([nobody.mean, nobody.low, nobody.high]))
-    assert (one.mean, one.n) == (0.25, 1)
-    assert all(np.isnan([one.low, one.high]))
-    assert one.as_dict() == {"mean": 0.25, "low": None, "high": None, "n": 1}  # JSON knows no NaN
+    assert np.isnan(nobody.mean)
+    assert nobody.as_json() == {"mean": None, "low": None, "high": None, "n": 0}  # JSON knows no NaN
+    assert one == Interval(0.25, None, None, 1)
     assert bootstrap_interval([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
 
 
 def test_it_reads_well():
     interval = Interval(0.5, 0.25, 0.75, 4)
     assert str(interval) == "0.5000 [0.2500, 0.7500]"
-    assert json.loads(json.dumps(interval.as_dict())) == {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    assert json.loads(json.dumps(interval.as_json())) == {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 4}
 
 
 def test_wrong_input_is_an_error():
@@ -83,3 +82,36 @@ def test_wrong_input_is_an_error():
         bootstrap_interval([0.1, 0.2], resamples=0)
     with pytest.raises(ValueError, match="one value per user"):
         bootstrap_interval([[0.1, 0.2]])
+
+
+def test_users_are_drawn_with_all_their_values():
+    """Ten copies of each user's value are no more evidence than one."""
+    values = np.random.default_rng(1).random(80)
+    users = np.arange(80)
+    once = bootstrap_interval(values, users)
+    ten = bootstrap_interval(np.tile(values, 10), np.tile(users, 10))
+    assert once == bootstrap_interval(values)
+    assert (ten.mean, ten.low, ten.high) == pytest.approx((once.mean, once.low, once.high))
+    assert ten.n == 800
+    alone = bootstrap_interval(np.tile(values, 10))
+    assert alone.high - alone.low < 0.5 * (ten.high - ten.low)
+
+
+def test_the_mean_weighs_every_value_alike_however_users_are_drawn():
+    # u0 has 1, 1, 0 and u1 has 0: two draws of u0 give 2/3, of u1 0, one of each 2/4.
+    found = bootstrap_interval([1, 1, 0, 0], ["u0", "u0", "u0", "u1"])
+    assert found.mean == 0.5
+    assert (found.low, found.high) == (0.0, pytest.approx(2 / 3))
+    assert paired_interval([1, 1, 0, 0], [0, 0, 0, 0], ["u0", "u0", "u0", "u1"]) == found
+    with pytest.raises(ValueError, match="4 values of 2 users"):
+        bootstrap_interval([1, 1, 0, 0], ["u0", "u1"])
+
+
+def test_what_a_file_says_is_read_as_far_as_it_is_a_number():
+    assert Interval.from_json(0.5) == Interval(0.5)
+    assert Interval.from_json({"mean": 0.5, "low": None, "high": float("nan"), "n": 3}) == Interval(0.5, n=3)
+    for nothing in ({"mean": float("nan")}, None, {}, True, "1", float("inf"), json.loads("NaN")):
+        assert Interval.from_json(nothing) is None
+    for value in (Interval(0.5), Interval(0.5, 0.25, 0.75, 4), Interval(0.5, 0.4, 0.6, 4, (0.4, 0.6))):
+        assert Interval.from_json(json.loads(json.dumps(value.as_json()))) == value
+    assert Interval(0.5).as_json() == 0.5

@@ -32,7 +32,6 @@ def job(asked, tmp_path) -> Path:
         JobEngine(EngineChoice(), "sft", asked.model, asked.tokens, sampling),
         asked.catalog,
         ranker=LikelihoodRanker(asked.catalog, asked.model),
-        mask_history=False,
     )
     return folder
 

@@ -38,5 +38,5 @@ def test_a_few_steps_on_real_data(dataset, data_folder, launcher, tmp_path):
     assert [row["step"] for row in rows if row["stage"] == "grpo" and "eval_ndcg@10" in row] == [1, 2]
     summary = json.loads((run / "evaluation.json").read_text())
     assert set(summary["stages"]) == {"sft", "grpo"}
-    assert (summary["dataset"], summary["n_users"], summary["mask_history"]) == (dataset, 8, dataset == "ml-100k")
+    assert (summary["dataset"], summary["n_examples"], summary["mask_history"]) == (dataset, 8, dataset == "ml-100k")
     assert json.loads((run / "data.json").read_text())

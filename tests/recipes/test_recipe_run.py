@@ -193,7 +193,7 @@ def test_repeat_runs_the_sft_recipe_for_each_seed(launcher, tmp_path):
     assert done.process.returncode == 0, done.output
     summary = json.loads((tmp_path / "runs" / "repeat.json").read_text())
     assert set(summary["stages"]) == {"sft"}
-    assert summary["stages"]["sft"]["mixture"]["ndcg@10"]["n"] == 2
+    assert len(summary["stages"]["sft"]["mixture"]["ndcg@10"]["by_seed"]) == 2
     assert {row["stage"] for row in metrics(tmp_path / "runs" / "seed-0")} == {"sft"}
     assert set(weights(tmp_path / "runs" / "seed-0" / "sft"))
 
@@ -204,5 +204,5 @@ def test_repeat_runs_the_recipe_for_each_seed(finished_run, launcher, tmp_path):
     assert done.process.returncode == 0, done.output
     summary = json.loads((tmp_path / "runs" / "repeat.json").read_text())
     assert summary["seeds"] == [0, 1]
-    assert summary["stages"]["grpo"]["greedy"]["ndcg@10"]["n"] == 2
+    assert len(summary["stages"]["grpo"]["greedy"]["ndcg@10"]["by_seed"]) == 2
     assert evaluation(tmp_path / "runs" / "seed-1")["seed"] == 1

@@ -57,9 +57,10 @@ def test_ties_count_against_the_item_and_unknown_history_is_passed_over():
 
 
 def test_masked_history_is_not_in_the_ranking():
-    reward = fixed()
-    reward._mask_history = True
-    assert reward(item_id=["i2", "i2"], history=[["i0", "i1"], []]) == [1.0, 0.5]
+    """What is left out may be older than the history that was shown."""
+    asked = {"item_id": ["i2", "i2"], "history": [["i0"], []]}
+    assert fixed()(**asked, excluded=[["i0", "i1", "gone"], []]) == [1.0, 0.5]
+    assert fixed()(**asked) == [0.5, 0.5]
 
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.sampled_from(["percentile", "log"]))

@@ -68,10 +68,8 @@ def test_the_parts_of_a_job_are_the_whole(rows, sampler, ranker, small_tokens, m
 
 def test_history_masking_and_a_hint(rows, sampler, ranker, small_tokens):
     """The hint is read while sampling; it is neither ranked under nor kept."""
-    hinted = [dataclasses.replace(row, hinted_prompt=f"{row.prompt}hint\n") for row in rows]
-    paths = ranked_paths(
-        hinted, sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker, mask_history=True
-    )
+    hinted = [dataclasses.replace(row, hinted_prompt=f"{row.prompt}hint\n", excluded=row.history) for row in rows]
+    paths = ranked_paths(hinted, sampler, small_tokens, ranker.catalog, Sampling(**ASKED), ranker=ranker)
     expected = sampler.sample(
         [small_tokens.context_ids(row.hinted_prompt) for row in hinted],
         Sampling(**ASKED),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,20 +62,19 @@ def test_greedy_is_one_path_at_temperature_0(ranker, small_tokens):
     assert (second.example_id, second.target_id, second.prompt) == ("u1:3", "i0", "Toys mug\n")
 
 
-@pytest.mark.parametrize("mask_history", [False, True])
-def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_teacher, small_tokens, mask_history):
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_mixture_is_the_mean_of_probabilities(ranker, small_catalog, small_teacher, small_tokens, masked):
+    rows = [replace(row, excluded=row.history) if masked else row for row in ROWS]
     paths = [(5, 6, small_tokens.marker_id), (7,), (small_tokens.marker_id,)]
     sampler = Scripted([[Sample(path, None, "stop") for path in paths]] * 3)
-    found = answer(
-        ROWS, ranker, sampler, small_tokens, How("mixture", Sampling(n=3), mask_history=mask_history, top_k=20)
-    )
-    for user, row in enumerate(ROWS):
+    found = answer(rows, ranker, sampler, small_tokens, How("mixture", Sampling(n=3), top_k=20))
+    for user, row in enumerate(rows):
         start = small_tokens.context_ids(row.prompt)
         contexts = [small_tokens.marked_context(start, path) for path in paths]
         each = np.exp(DistributionRanker(small_catalog, small_teacher).log_probs(contexts).double().numpy())
         mean = each.mean(0)
         target = small_catalog.index[row.target_id]
-        hidden = {small_catalog.index[i] for i in row.history} - {target} if mask_history else set()
+        hidden = {small_catalog.index[i] for i in row.history} - {target} if masked else set()
         order = [int(i) for i in np.argsort(-mean) if i not in hidden]
         assert found.ranks_U[user] == 1 + order.index(target)
         assert found.top_ids_U_K[user] == [f"i{i}" for i in order]

@@ -9,9 +9,11 @@ from huggingface_hub import ModelCard
 
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.stages import RANK_TRAINED, TEACHERS
+from anyo_rl.evaluation.summary import Summary
+from anyo_rl.metrics.intervals import Interval
 from anyo_rl.stages.cards import hub_id, plain, write_cards
 
-VALUE = {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 4}
+VALUE = Interval(0.25, 0.2, 0.3, 4)
 SECRET = "sentinel-of-a-secret"
 
 
@@ -43,7 +45,7 @@ def run_dir(tmp_path):
 
 def summary(run_dir):
     stages = {stage: {"plain": {"ndcg@10": VALUE}} for stage in ("grpo", "direct", "popularity")}
-    return {"dataset": f"{run_dir}/logs/<b>my|log.csv", "n_users": 4, "stages": stages}
+    return Summary(dataset=f"{run_dir}/logs/<b>my|log.csv", n_users=4, stages=stages)
 
 
 def cards(run_dir, task, tokens, teachers=None):

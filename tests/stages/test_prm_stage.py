@@ -53,8 +53,7 @@ def label(small_teacher, small_catalog, small_tokens, paths, tmp_path):
 
     def label(source="forced_answer", judge=None) -> pl.DataFrame:
         file = tmp_path / "labels" / f"{source}.parquet"
-        task = SimpleNamespace(args=SimpleNamespace(mask_history=False))
-        job = Job(tmp_path, task, ModelConfig(), TeacherArguments(max_reasoning_tokens=4))
+        job = Job(tmp_path, SimpleNamespace(), ModelConfig(), TeacherArguments(max_reasoning_tokens=4))
         args = PrmArguments(step_values=source, n_shards=2, judge=judge)
         label_in_parts(job, teacher, args, paths, ROWS, file, 2)
         return pl.read_parquet(file)

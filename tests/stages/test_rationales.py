@@ -64,12 +64,12 @@ def test_tables_and_report_by_hand(fake_server, questions, tmp_path):
     fake_server.say = say
     report = run(questions, fake_server, tmp_path, prompt_price=1.0, completion_price=2.0)
     none = dict.fromkeys(["truncated", "unparsed", "copy", "short", "long", "failed", "left"], 0)
-    assert report["counts"] == {"kept": 5, "wrong_item": 4, "leak": 4, "duplicate": 3, **none}
-    assert report["requests"] == 16
-    assert (report["examples"], report["examples_with_rationale"], report["stopped"]) == (4, 4, None)
-    assert (report["prompt_tokens"], report["completion_tokens"]) == (160, 80)
-    assert report["money"] == pytest.approx(320e-6)
-    assert json.loads((tmp_path / "rationales.json").read_text()) == report
+    assert report.counts == {"kept": 5, "wrong_item": 4, "leak": 4, "duplicate": 3, **none}
+    assert report.requests == 16
+    assert (report.examples, report.examples_with_rationale, report.stopped) == (4, 4, None)
+    assert (report.prompt_tokens, report.completion_tokens) == (160, 80)
+    assert report.money == pytest.approx(320e-6)
+    assert json.loads((tmp_path / "rationales.json").read_text()) == report.as_json()
     table = (tmp_path / "rationales.md").read_text()
     assert "| kept | 5 | 31.2% |" in table
     assert "| all | 16 | 100.0% |" in table
@@ -110,15 +110,15 @@ def test_the_data_set_is_one_of_trl(fake_server, questions, tmp_path, style):
 def test_what_has_arrived_is_not_asked_again(fake_server, questions, tmp_path):
     fake_server.say = say
     before = run(questions[:2], fake_server, tmp_path, n_samples=2)
-    assert before["counts"]["kept"] == 3
+    assert before.counts["kept"] == 3
     assert len(fake_server.bodies) == 4
     # More examples and more samples ask for what is new, another filter or another place of the server for nothing.
     more = run(questions, fake_server, tmp_path)
     assert len(fake_server.bodies) == 16
-    assert more["counts"]["kept"] == 5
+    assert more.counts["kept"] == 5
     again = run(questions, fake_server, tmp_path, timeout_s=5.0, filters=FilterArguments(fewest_words=10))
     assert len(fake_server.bodies) == 16
-    assert (again["this_start"]["asked"], again["counts"]["short"]) == (0, 4)
+    assert (again.this_start.asked, again.counts["short"]) == (0, 4)
     assert Counter(read(tmp_path)["example_id"]) == dict.fromkeys([f"u{n}:2" for n in range(N)], 4)
 
 
@@ -126,13 +126,13 @@ def test_failures_are_counted_and_asked_again(fake_server, questions, tmp_path):
     fake_server.say = say
     fake_server.plan = lambda key, number: 500 if target_of(key[0]) == "Pot" else "ok"
     report = run(questions, fake_server, tmp_path, n_samples=2, max_attempts=2)
-    assert (report["counts"]["failed"], report["counts"]["left"]) == (2, 0)
-    assert sum(report["counts"].values()) == report["requests"] == 8
-    assert report["this_start"]["failed"] == {"server_error": 2}
+    assert (report.counts["failed"], report.counts["left"]) == (2, 0)
+    assert sum(report.counts.values()) == report.requests == 8
+    assert report.this_start.failed == {"server_error": 2}
     assert set(read(tmp_path)["example_id"]) == {"u1:2", "u2:2", "u3:2"}
     fake_server.plan = lambda key, number: "ok"
     report = run(questions, fake_server, tmp_path, n_samples=2)
-    assert (report["counts"]["failed"], report["this_start"]["asked"]) == (0, 2)
+    assert (report.counts["failed"], report.this_start.asked) == (0, 2)
     assert len(read(tmp_path)) == 8
 
 
@@ -141,12 +141,12 @@ def test_a_budget_that_ends_leaves_tables_of_what_arrived(fake_server, questions
     most = len(json.dumps(questions[0].prompt)) + 100
     settings = {"parameters": {"max_tokens": 50}, "concurrency": 1}
     report = run(questions, fake_server, tmp_path, max_tokens_in_all=most + 40, **settings)
-    n = 16 - report["counts"]["left"]
-    assert report["stopped"] == "budget"
+    n = 16 - report.counts["left"]
+    assert report.stopped == "budget"
     assert 0 < n == len(read(tmp_path)) == len(fake_server.bodies) < 16
-    assert sum(report["counts"].values()) == 16
+    assert sum(report.counts.values()) == 16
     assert "Stopped: budget" in (tmp_path / "rationales.md").read_text()
-    assert run(questions, fake_server, tmp_path, max_tokens_in_all=10**6, **settings)["stopped"] is None
+    assert run(questions, fake_server, tmp_path, max_tokens_in_all=10**6, **settings).stopped is None
     assert len(read(tmp_path)) == len(fake_server.bodies) == 16
 
 

@@ -16,7 +16,7 @@ from anyo_rl.stages.spread import keep_spread
 
 PROMPTS = [("Alien\n", "i1", ["i0"]), ("mug\n", "i9", ["i8"]), ("Toys\n", "i4", ["i5"]), ("lamp\n", "i6", ["i7"])]
 ROWS = [
-    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=history, target_id=target)
+    Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=history, target_id=target, excluded=history)
     for u, (prompt, target, history) in enumerate(PROMPTS)
 ]
 SAMPLING = Sampling(n=4, temperature=1.5, max_new_tokens=6, seed=3)
@@ -35,7 +35,7 @@ def keep(small_teacher, small_catalog, small_tokens, tmp_path):
     def call(least: float, **changed) -> list[str]:
         file = tmp_path / "grpo" / "kept_examples.json"
         sampling = dataclasses.replace(SAMPLING, **changed)
-        kept = keep_spread(ROWS, load, teacher, file, sampling, least=least, mask_history=True)
+        kept = keep_spread(ROWS, load, teacher, file, sampling, least=least)
         return [row.example_id for row in kept]
 
     call.n_loads = 0
@@ -45,7 +45,7 @@ def keep(small_teacher, small_catalog, small_tokens, tmp_path):
 
 def test_examples_are_kept_by_the_spread_of_their_gains(keep, small_teacher, small_catalog, small_tokens):
     ranker, sampler = LikelihoodRanker(small_catalog, small_teacher), TransformersSampler(small_teacher, small_tokens)
-    paths = answer(ROWS, ranker, sampler, small_tokens, How("mixture", SAMPLING, mask_history=True, top_k=1)).paths
+    paths = answer(ROWS, ranker, sampler, small_tokens, How("mixture", SAMPLING, top_k=1)).paths
     gains = ndcg(np.array([path.rank for path in paths])).reshape(4, 4)
     spread = gains.max(1) - gains.min(1)
     least = float(np.sort(spread)[2])

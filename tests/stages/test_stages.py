@@ -15,6 +15,7 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.task import DataArguments, Task, load_task
+from anyo_rl.evaluation.summary import read_summary
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.reasoning.rows import make_rows, sample_texts
 from anyo_rl.run.folder import METRICS
@@ -36,8 +37,8 @@ TINY = TeacherArguments(tiny_hidden_size=32, tiny_layers=2, tiny_vocab_size=400,
 @pytest.fixture(scope="module")
 def task() -> Task:
     PartialState(cpu=True)
-    toy = DataArguments(toy_users=60, toy_categories=4, rationale_share=0.5, mask_history=True)
-    toy.max_validation, toy.max_test = 7, 15
+    toy = DataArguments(toy_users=60, toy_categories=4, rationale_share=0.5, mask_history=True, split_seed=3)
+    toy.max_validation, toy.max_test = 7, 11
     return load_task(toy)
 
 
@@ -90,7 +91,7 @@ def slow_metrics(task: Task, teacher: Path, split: str, most: int, *, reasoning:
             with torch.no_grad():
                 ids.append(int(model.eval()(torch.tensor([[*context, *ids]])).logits[0, -1].argmax()))
         contexts.append(tokens.marked_context(context, ids))
-    targets, seen = [row.target_id for row in rows], [row.history for row in rows]
+    targets, seen = [row.target_id for row in rows], [row.excluded for row in rows]
     ranks = DistributionRanker(catalog, model).rank(contexts, targets, excluded_B=seen).ranks_B
     return float(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean()), float((1 / ranks).mean())
 
@@ -144,15 +145,15 @@ def test_an_evaluation_asks_each_teacher_as_it_was_trained(task, trained, tmp_pa
     save_teacher(model, tokenizer, teacher)
     teachers = {"sft": teacher, "direct": teacher}
     summary = evaluate_run(Job(trained, task, ModelConfig(dtype="float32"), TINY, seed=3), teachers, baselines=False)
-    assert {stage: set(modes) for stage, modes in summary["stages"].items()} == {
+    assert {stage: set(modes) for stage, modes in summary.stages.items()} == {
         "sft": {"greedy", "mixture"},
         "direct": {"plain"},
     }
-    plain, greedy = (slow_metrics(task, teacher, "test", 15, reasoning=wanted)[1] for wanted in (False, True))
+    plain, greedy = (slow_metrics(task, teacher, "test", 11, reasoning=wanted)[1] for wanted in (False, True))
     assert plain != greedy
     for stage, mode, expected in (("direct", "plain", plain), ("sft", "greedy", greedy)):
-        assert summary["stages"][stage][mode]["mrr"]["mean"] == pytest.approx(expected, abs=1e-6)
-    assert json.loads((trained / "evaluation.json").read_text()) == summary
+        assert summary.stages[stage][mode]["mrr"].mean == pytest.approx(expected, abs=1e-6)
+    assert read_summary(trained) == summary
 
 
 def test_a_whole_checkpoint_is_loaded_as_it_was_saved(small_teacher, tmp_path):
@@ -188,7 +189,9 @@ def test_validation_takes_the_runs_settings(small_teacher, tmp_path):
     found = job.validation(Teacher(small_teacher, tokens, catalog), "mixture")
     # The same draws whatever the run's seed is, so that measurements compare.
     assert found.how.sampling == Sampling(n=3, max_new_tokens=5, seed=0)
-    assert (found.how.mask_history, found.how.mode) == (True, "mixture")
+    assert found.how.mode == "mixture"
+    assert [row.excluded for row in found.rows] == [task.excluded(row.example_id) for row in found.rows]
+    assert all(set(row.history) <= set(row.excluded) for row in found.rows)
     users = task.split("validation", 7)["user_id"].to_list()
     assert [row.user_id for row in found.rows] == users
     assert len(users) == 7

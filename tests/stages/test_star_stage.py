@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 from trl import ModelConfig
 
+from anyo_rl.evaluation.report.rounds import Chosen, Round
+from anyo_rl.metrics.intervals import Interval
 from anyo_rl.stages.arguments import StarArguments, TeacherArguments
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.star import Star
-from anyo_rl.training.loop.validation import METRIC
 from tests.tables import table_of
 
 
@@ -40,8 +41,8 @@ def settings(star, **changes):
     ],
 )
 def test_rounds_end_when_validation_gains_no_more(star, values, patience, goes_on):
-    rows = [{METRIC: value} for value in values]
-    assert settings(star, patience=patience)._goes_on(rows) is goes_on
+    rounds = [Round(number, Interval(value)) for number, value in enumerate(values)]
+    assert settings(star, patience=patience)._goes_on(rounds) is goes_on
 
 
 def test_each_round_draws_its_own_examples(star):
@@ -56,7 +57,7 @@ def test_each_round_draws_its_own_examples(star):
 
 
 def test_a_round_without_a_good_path_says_what_to_do(star, monkeypatch):
-    monkeypatch.setattr(Star, "_choose", lambda *args: (table_of([]), {}))
+    monkeypatch.setattr(Star, "_choose", lambda *args: (table_of([]), Chosen()))
     with pytest.raises(ValueError, match=r"round 1: no path has a gain of 0\.5 or more: lower least_gain"):
         star.kept(1, "teacher")
     assert not (star.job.folder / "star" / "round-1" / "kept.parquet").exists()

@@ -1,4 +1,3 @@
-import dataclasses
 from functools import partial
 
 import numpy as np
@@ -6,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import top_items
 from anyo_rl.students.choice import choose_on_validation
 from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
@@ -159,15 +159,15 @@ def test_nothing_to_learn_from():
 def test_choosing_takes_the_best_on_validation():
     # What follows 0 is 1; counted backwards as well, 2 (which always comes before 0) wins.
     sequences = [[2, 0], [2, 0], [2, 0], [0, 1], [0, 1]]
-    fit = partial(knn_of, sequences, 3, source_power=0.0, target_power=0.0)
-    choice = choose_on_validation(fit, {"backward": (1.0, 0.0, 0.1)}, ([[0], [0]], [1, 1]))
-    assert choice.settings == {"backward": 0.0}  # as good as 0.1, and tried first
+    fit = partial(fit_item_knn, sequences, 3)
+    grid = [KnnSettings(source_power=0.0, backward=backward) for backward in (1.0, 0.0, 0.1)]
+    choice = choose_on_validation(fit, grid, HeldOut([[0], [0]], [1, 1], [[]] * 2))
+    assert choice.settings.backward == 0.0  # as good as 0.1, and tried first
     assert choice.value == 1.0
     assert [value for _, value in choice.trials] == [pytest.approx(0.6309, abs=1e-4), 1.0, 1.0]
-    masked = choose_on_validation(fit, {"backward": (1.0,)}, ([[2, 0]], [1]), mask_history=True)
+    masked = choose_on_validation(fit, grid[:1], HeldOut([[2, 0]], [1], [[2, 0]]))
     assert masked.value == 1.0
-    assert choose_on_validation(fit, {}, ([[0]], [1])).settings == {}
-    assert set(KNN_GRID) <= {field.name for field in dataclasses.fields(KnnSettings)}
+    assert len(set(KNN_GRID)) == 27
 
 
 def test_wrong_input_is_an_error():
@@ -179,7 +179,7 @@ def test_wrong_input_is_an_error():
         knn_of([[1]], 5, gap_decay=0)
     with pytest.raises(ValueError, match="neighbours=0"):
         knn_of([[1]], 5, neighbours=0)
-    with pytest.raises(ValueError, match="at least one"):
-        choose_on_validation(partial(knn_of, [[1]], 5), {}, ([], []))
-    with pytest.raises(ValueError, match="no combination"):
-        choose_on_validation(partial(knn_of, [[1]], 5), {"window": ()}, ([[1]], [2]))
+    with pytest.raises(ValueError, match="one at least"):
+        choose_on_validation(partial(fit_item_knn, [[1]], 5), KNN_GRID, HeldOut([], [], []))
+    with pytest.raises(ValueError, match="empty grid"):
+        choose_on_validation(partial(fit_item_knn, [[1]], 5), [], HeldOut([[1]], [2], [[]]))

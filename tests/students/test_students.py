@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import target_ranks
 from anyo_rl.students import FitSettings, GRU4Rec, SASRec, fit_student, score_histories
 from anyo_rl.students.training import pad_left, validation_ndcg, windows
@@ -49,7 +50,7 @@ def test_learns_a_cycle(fit):
     histories, targets = [walk[:-1] for walk in held_out], [walk[-1] for walk in held_out]
     model = fit(
         cycles(100, 20, seed=0), 20, dim=32, dropout=0.1, max_length=6, batch_size=25, learning_rate=1e-2,
-        max_epochs=30, patience=3, validation=(histories[:30], targets[:30]),
+        max_epochs=30, patience=3, validation=HeldOut(histories[:30], targets[:30], [[]] * 30),
     )  # fmt: skip
     ranks = target_ranks(model.scores(histories[30:]), targets[30:])
     assert (ranks == 1).mean() > 0.95
@@ -107,7 +108,7 @@ def test_same_seed_same_scores(fit):
 
 @FITS
 def test_the_best_weights_are_restored(fit):
-    sequences, validation = cycles(30, 12, seed=0), ([[0], [1], [2]], [3, 4, 5])
+    sequences, validation = cycles(30, 12, seed=0), HeldOut([[0], [1], [2]], [3, 4, 5], [[]] * 3)
     settings = {"dim": 16, "max_length": 6, "learning_rate": 3e-2, "batch_size": 8}
     stopped = fit(sequences, 12, validation=validation, max_epochs=12, patience=4, **settings)
     again = fit(sequences, 12, max_epochs=stopped.report.best_epoch, **settings)
@@ -132,19 +133,20 @@ class Stubborn(torch.nn.Module):
 
 
 def test_validation_leaves_the_history_out_where_asked():
-    validation = ([[0, 1], [0]], [2, 0])  # never the target, though it is in the history
-    assert validation_ndcg(Stubborn(), validation) == pytest.approx((0.5 + 1) / 2)
-    assert validation_ndcg(Stubborn(), validation, mask_history=True) == 1.0
+    histories, targets = [[0, 1], [0]], [2, 0]
+    assert validation_ndcg(Stubborn(), HeldOut(histories, targets, [[]] * 2)) == pytest.approx((0.5 + 1) / 2)
+    assert validation_ndcg(Stubborn(), HeldOut(histories, targets, histories)) == 1.0  # never the target
 
 
 @FITS
 def test_early_stopping_measures_as_it_is_told(fit):
-    sequences, validation = cycles(30, 12, seed=0), ([[0, 3], [1, 5], [2, 8]], [3, 4, 5])
+    sequences, histories, targets = cycles(30, 12, seed=0), [[0, 3], [1, 5], [2, 8]], [3, 4, 5]
+    whole, masked = HeldOut(histories, targets, [[]] * 3), HeldOut(histories, targets, histories)
     settings = {"dim": 16, "max_length": 6, "max_epochs": 1, "batch_size": 8}
-    for mask in (False, True):
-        model = fit(sequences, 12, validation=validation, mask_history=mask, **settings)
-        assert model.report.validation_ndcg == [validation_ndcg(model, validation, mask_history=mask)]
-    assert validation_ndcg(model, validation) < validation_ndcg(model, validation, mask_history=True)
+    for validation in (whole, masked):
+        model = fit(sequences, 12, validation=validation, **settings)
+        assert model.report.validation_ndcg == [validation_ndcg(model, validation)]
+    assert validation_ndcg(model, whole) < validation_ndcg(model, masked)
 
 
 @STUDENTS
@@ -180,7 +182,7 @@ def test_wrong_input_is_an_error():
     with pytest.raises(ValueError, match="no sequence of two or more"):
         fit_quickly([[1], []], 12, **SMALL)
     with pytest.raises(ValueError, match="validation"):
-        fit_quickly([[1, 2]], 12, validation=([], []), **SMALL)
+        fit_quickly([[1, 2]], 12, validation=HeldOut([], [], []), **SMALL)
     with pytest.raises(ValueError, match="index -1 in `histories`"):
         SASRec(12, **SMALL).scores([[-1]])
     with pytest.raises(ValueError, match="n_heads=3"):

@@ -108,6 +108,7 @@ def test_ids_are_those_of_tokens_and_texts_are_for_people(dataset, small_tokens)
         "example_id": "u0:1",
         "policy": "sft",
         "target_id": "i1",
+        "excluded": [],
         "chosen_gain": 1.0,
         "rejected_gain": pytest.approx(1 / np.log2(9)),
         "prompt_ids": small_tokens.context_ids("Alien\n"),

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from anyo_rl.catalog.tree import build_tree
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.training.advantages.process import process_advantages
 from anyo_rl.training.advantages.progress import progress_advantages
-from anyo_rl.training.item_loss import branchings, item_weights, path_log_prob
+from anyo_rl.training.item_loss import branchings, excluded_items, item_log_prob, item_weights, path_log_prob
 
 NAN = math.nan
 
@@ -90,6 +91,38 @@ def test_branchings_by_hand():
     found = [[(s.depth, s.children.tolist(), s.child) for s in branchings(tree, item)] for item in range(3)]
     assert found == [[(0, [1, 5], 0), (2, [3, 4], 0)], [(0, [1, 5], 0), (2, [3, 4], 1)], [(0, [1, 5], 1)]]
     assert branchings(build_tree([(1, 2, 3)]), 0) == []
+
+
+def test_a_branch_to_excluded_items_alone_is_no_choice():
+    # Items 1 2 3, 1 2 4, 5 6, 7: with 5 6 out the root has 1 and 7; with all below 1 out but 1 2 3 nothing branches.
+    tree = build_tree([(1, 2, 3), (1, 2, 4), (5, 6), (7,)])
+
+    def choices(item, *excluded):
+        return [(s.depth, s.children.tolist(), s.child) for s in branchings(tree, item, np.array(excluded, dtype=int))]
+
+    assert choices(1, 2) == [(0, [1, 7], 0), (2, [3, 4], 1)]
+    assert choices(3, 1) == [(0, [1, 5, 7], 2)]  # 1 2 3 is still there
+    assert choices(3, 0, 1) == [(0, [5, 7], 1)]
+    assert choices(0, 1, 2, 3) == []
+    assert choices(0, 0, 1) == [(0, [1, 5, 7], 0)]  # never the item itself
+    assert choices(0) == [(0, [1, 5, 7], 0), (2, [3, 4], 0)]
+
+
+def test_the_item_loss_leaves_excluded_items_out(small_catalog, small_tokens, small_teacher):
+    """Where nothing below a branching is left but the item, its log-probability there is 0; alone it is 0 in all."""
+    context = [*small_tokens.context_ids("Alien\n"), small_tokens.marker_id]
+    ids = small_catalog.item_ids
+    items = torch.tensor([1, 1, 1])
+    excluded = excluded_items(small_catalog, [[], [ids[0], "gone"], [item for item in ids if item != ids[1]]])
+    assert excluded.shape == (3, len(ids) - 1)
+    assert excluded[1].tolist() == [0] + [-1] * (len(ids) - 2)
+    with torch.no_grad():
+        found = item_log_prob(small_teacher, small_catalog, [context] * 3, items, excluded, pad_id=0)
+    whole = DistributionRanker(small_catalog, small_teacher).log_probs([context])[0, 1]
+    assert found[0].item() == pytest.approx(whole.item(), abs=1e-4)
+    assert found[2].item() == 0.0
+    assert found[0] <= found[1] < 0
+    assert excluded_items(small_catalog, [[], []]).shape == (2, 0)
 
 
 def test_progress_advantages_by_hand():

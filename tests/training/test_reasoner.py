@@ -201,14 +201,16 @@ def test_rewards_get_their_columns(make_reasoner):
         calls.append({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
         return [0.0] * len(prompts)
 
-    trainer = make_reasoner(reward=recording, settings={"max_steps": 1, "learning_rate": 0.0}, mask_history=True)
+    masked = [replace(row, excluded=row.history) for row in ROWS]
+    settings = {"max_steps": 1, "learning_rate": 0.0}
+    trainer = make_reasoner(reward=recording, settings=settings, rows=masked)
     trainer.train()
     (call,) = calls
     tokens, catalog = trainer.tokens, trainer.catalog
     assert call["n_items"] == [10] * 2 * G
     marked = [tokens.marker_id in ids for ids in call["completion_ids"]]
     assert 0 < sum(marked) < len(marked)
-    rows = {row.prompt: row for row in ROWS}
+    rows = {row.prompt: row for row in masked}
     for i, ids in enumerate(call["completion_ids"]):
         row = rows[call["prompts"][i]]
         own = {name: value for name, value in row.columns().items() if name != "prompt"}

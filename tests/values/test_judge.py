@@ -89,7 +89,7 @@ def test_failures_and_other_answers_have_no_score_and_are_counted(fake_server, s
     assert "judge: 4 states asked about, 1 failed, 1 without a score" in caplog.text
     # In training such a step gains nothing.
     source = StepSource("judge", judge=judge(fake_server, max_attempts=2))
-    filled = source.values(ROWS, paths, None, None, small_tokens, Sampling(), mask_history=False)
+    filled = source.values(ROWS, paths, None, None, small_tokens, Sampling())
     assert [of_path.tolist() for of_path in filled] == [[0.3, 0.3, 0.3], [0.3, 0.3], [0.3]]
 
 

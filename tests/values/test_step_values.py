@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,19 +27,20 @@ def completions(small_tokens):
     return [part if place == 2 else [*part, small_tokens.marker_id] for place, part in enumerate(ids)]
 
 
-@pytest.mark.parametrize("mask_history", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
 def test_a_forced_answer_is_what_the_oracle_says_of_each_state(
-    small_catalog, small_teacher, small_tokens, completions, mask_history
+    small_catalog, small_teacher, small_tokens, completions, masked
 ):
+    rows = [replace(row, excluded=row.history) if masked else row for row in ROWS]
     ranker = LikelihoodRanker(small_catalog, small_teacher, tie_band=0.0)
-    found = forced_answer_values(ROWS, completions, ranker, small_tokens, mask_history=mask_history)
+    found = forced_answer_values(rows, completions, ranker, small_tokens)
     oracle = DistributionRanker(small_catalog, small_teacher)
     # As where a reasoning ends, the marker follows the last word and not the line break.
     states = [["", "toys"], ["", "toys", "toys\nAlien"], [""], [""]]
     assert [len(values) for values in found] == [len(of_path) for of_path in states]
-    for row, of_path, values in zip(ROWS, states, found, strict=True):
+    for row, of_path, values in zip(rows, states, found, strict=True):
         contexts = [[*small_tokens.context_ids(row.prompt + text), small_tokens.marker_id] for text in of_path]
-        excluded = [row.history] * len(of_path) if mask_history else None
+        excluded = [row.history] * len(of_path) if masked else None
         ranks = oracle.rank(contexts, [row.target_id] * len(of_path), excluded_B=excluded).ranks_B
         np.testing.assert_allclose(values, ndcg(ranks))
 

@@ -68,8 +68,8 @@ def test_it_is_a_source_of_step_values(served, folder, small_tokens):
     ]
     completions = [small_tokens.reasoning_ids(text.splitlines()) for text in TEXTS]
     asked = (rows, completions, None, None, small_tokens, Sampling())
-    found = StepSource("prm", prm=served).values(*asked, mask_history=False)
-    expected = StepSource("prm", prm=Prm.load(folder)).values(*asked, mask_history=False)
+    found = StepSource("prm", prm=served).values(*asked)
+    expected = StepSource("prm", prm=Prm.load(folder)).values(*asked)
     assert [len(values) for values in found] == [2, 3, 1, 2]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)

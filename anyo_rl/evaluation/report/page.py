@@ -11,19 +11,21 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from anyo_rl.evaluation import summary as summaries
 from anyo_rl.evaluation import table
 from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import plots
 from anyo_rl.evaluation.report import rounds as report_rounds
 from anyo_rl.evaluation.report.plots import Plot
 from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT, is_oracle
+from anyo_rl.evaluation.summary import MAIN_METRIC, SLICE_METRICS, Summary
+from anyo_rl.metrics.intervals import finite
 
 # What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
 GUARD_RAILS = (
@@ -47,6 +49,8 @@ PAIR_NOTE = "correlation of two rewards: near 1 they ask for one thing, below 0 
 CORRELATION = "rewards/corr/"  # and the names of two rewards
 WARNINGS = "warnings.txt"  # what guard rails said in words while training: a name, then the words
 
+Logged = Mapping[str, object]  # a row of metrics.jsonl
+
 ACCENTED = RANK_TRAINED  # what was trained on the rank stands out
 
 
@@ -55,9 +59,9 @@ class Run:
     """What a run folder has; what is missing or broken is empty, and said in `notes`."""
 
     name: str
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
+    metrics: list[Logged] = field(default_factory=list)
+    rounds: list[report_rounds.Round] = field(default_factory=list)
     config: str = ""
     versions: str = ""
     notes: list[str] = field(default_factory=list)
@@ -89,13 +93,10 @@ def write_report(run_dir: str | Path) -> Path:
 def read_run(run_dir: Path) -> Run:
     """Reads what there is; a broken file is noted, not raised."""
     run = Run(run_dir.resolve().name)
-    file = run_dir / "evaluation.json"
+    file = run_dir / summaries.FILE
     if file.exists():
         try:
-            evaluation = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(evaluation, dict):
-                raise ValueError(f"found {type(evaluation).__name__}, expected an object")
-            run.evaluation = evaluation
+            run.summary = Summary.from_json(json.loads(file.read_text(encoding="utf-8")))
         except ValueError as error:
             run.notes.append(f"evaluation.json could not be read ({error}).")
     file = run_dir / "metrics.jsonl"
@@ -127,7 +128,7 @@ def render(run: Run, run_dir: Path) -> str:
     """The page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    split = str(run.evaluation.get("split", "test")).split(" ")[0]  # the name may go on with how it was split
+    split = (run.summary.split or "test").split(" ")[0]  # the name may go on with how it was split
     keys, files, unreadable = report_paths.read_keys(run_dir, split)
     if unreadable:
         run.notes.append(f"{len(unreadable)} shards of paths could not be read: {', '.join(unreadable[:5])}.")
@@ -139,30 +140,30 @@ def render(run: Run, run_dir: Path) -> str:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     browser = {"before": report_paths.BEFORE, "after": report_paths.after(keys), "examples": examples}
-    header, body = table.result_cells(run.evaluation)
-    difference_header, difference_body = table.difference_cells(run.evaluation)
+    header, body = table.result_cells(run.summary)
+    difference_header, difference_body = table.difference_cells(run.summary)
     return environment.get_template("report.html.jinja").render(
         run=run,
         script=script,
         script_hash=f"sha256-{digest}",
         style=(folder / "report.css").read_text(encoding="utf-8"),
-        facts=table.facts(run.evaluation),
-        interval_note=table.interval_note(run.evaluation),
-        headlines=headlines(run.evaluation),
+        facts=table.facts(run.summary),
+        interval_note=table.interval_note(run.summary),
+        headlines=headlines(run.summary),
         accented=ACCENTED,
         header=header,
         body=body,
         difference_header=difference_header,
         difference_body=difference_body,
         sections=[
-            ("Results", "plots-results", result_plots(run.evaluation, keys), "No evaluation to plot."),
+            ("Results", "plots-results", result_plots(run.summary, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
         ],
         round_header=report_rounds.HEADER,
         rounds=report_rounds.round_cells(run.rounds),
         round_plots=report_rounds.round_plots(run.rounds),
         guard_rails=guard_rail_plots(run.metrics),
-        slices=slice_rows(run.evaluation),
+        slices=slice_rows(run.summary),
         examples=examples,
         n_paths=sum(len(example["paths"]) for example in examples),
         n_all_paths=keys.height,
@@ -170,54 +171,52 @@ def render(run: Run, run_dir: Path) -> str:
     )
 
 
-def headlines(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+def headlines(summary: Summary) -> list[dict[str, str]]:
     """The few numbers that a reader wants first: label, value, note, and `tone` (good, bad or none)."""
-    stages = evaluation.get("stages", {})
-    stage = next((stage for stage in (*report_paths.AFTER, SFT.name, DIRECT.name) if stage in stages), None)
+    stage = next((stage for stage in (*report_paths.AFTER, SFT.name, DIRECT.name) if stage in summary.stages), None)
     if stage is None:
         return []
-    mode = table.best_mode(evaluation, stage) or ""
+    mode = summary.best_mode(stage) or ""
     found = []
-    value = table.stage_value(evaluation, stage, mode)
+    value = summary.value(stage, mode)
     if value is not None:
-        interval = f"[{value.low:.4f}, {value.high:.4f}]" if value.low is not None and value.high is not None else ""
-        found.append(_headline(f"NDCG@10, {stage} ({mode})", f"{value.mean:.4f}", interval))
+        interval = value.text().partition(" ")[2]
+        found.append(_headline(f"NDCG@10, {stage} ({mode})", value.text(bounds=False), interval))
     for other in (SFT.name, DIRECT.name):
         name = f"{stage}-{other}"
-        raw = evaluation.get("differences", {}).get(name, {}).get(mode, {}).get(table.MAIN_METRIC)
-        difference = table.read_value(raw)
+        difference = summary.differences.get(name, {}).get(mode, {}).get(MAIN_METRIC)
         if difference is None:
             continue
-        lift = table.lift_percent(evaluation, name, mode)
+        lift = summary.lift_percent(name, mode)
         text = table.format_percent(lift, signed=True) if lift is not None else f"{difference.mean:+.4f}"
-        note, tone = f"difference {table.format_value(difference, interval=True, signed=True)}", ""
+        note, tone = f"difference {difference.text(signed=True)}", ""
         if difference.low is not None and difference.high is not None:
             tone = "good" if difference.low > 0 else "bad" if difference.high < 0 else ""
             note += "" if tone else ": no clear difference"
         found.append(_headline(f"{stage} over {other}", text, note, tone))
-    row = next((row for row in table.rows(evaluation) if (row.stage, row.mode) == (stage, mode)), None)
+    row = next((row for row in table.rows(summary) if (row.stage, row.mode) == (stage, mode)), None)
     if row is not None and row.share_of_oracle is not None:
         found.append(
             _headline("Share of the oracle", f"{100 * row.share_of_oracle:.1f}%", "of the best NDCG@10 possible")
         )
-    true = table.read_value(evaluation.get("true_intent", {}).get(stage))
+    true = (summary.true_intent or {}).get(stage)
     if true is not None:
-        before = table.read_value(evaluation["true_intent"].get("sft")) if stage != "sft" else None
+        before = (summary.true_intent or {}).get(SFT.name) if stage != SFT.name else None
         notes = [f"{100 * before.mean:.1f}% after sft"] if before is not None else []
-        stated = table.read_value(evaluation.get("stated_intent", {}).get(stage))
+        stated = (summary.stated_intent or {}).get(stage)
         notes += [f"{100 * stated.mean:.1f}% of the reasonings state one"] if stated is not None else []
         found.append(_headline("Stated intents that are true", f"{100 * true.mean:.1f}%", "; ".join(notes)))
     return found
 
 
-def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
+def result_plots(summary: Summary, keys: pl.DataFrame) -> list[Plot]:
     """NDCG by stage, share of the oracle, ranks before and after, true intents: those that there are data for."""
     found = []
-    rows = [row for row in table.rows(evaluation) if table.MAIN_METRIC in row.metrics]
+    rows = [row for row in table.rows(summary) if MAIN_METRIC in row.metrics]
     accents = [row.stage in ACCENTED for row in rows]
     labels = [row.stage if row.mode == "plain" else f"{row.stage} · {row.mode}" for row in rows]
     if rows:
-        values = [row.metrics[table.MAIN_METRIC] for row in rows]
+        values = [row.metrics[MAIN_METRIC] for row in rows]
         svg = plots.interval_plot(
             labels,
             [v.mean for v in values],
@@ -249,8 +248,7 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
         kind = "greedy paths" if keys is one_each else "paths"
         note = f"Share of {kind}; each bin is twice as wide as the one before."
         found.append(Plot("Rank of the target, before and after", note, plots.rank_plot(ranks, "p-ranks")))
-    true = {name: table.read_value(raw) for name, raw in evaluation.get("true_intent", {}).items()}
-    known = [(name, value.mean, name in ACCENTED) for name, value in true.items() if value is not None]
+    known = [(name, value.mean, name in ACCENTED) for name, value in (summary.true_intent or {}).items()]
     if known:
         names, numbers, marks = zip(*known, strict=True)
         svg = plots.bar_plot(names, numbers, marks, "p-intent", "% of stated intents")
@@ -258,7 +256,7 @@ def result_plots(evaluation: dict[str, Any], keys: pl.DataFrame) -> list[Plot]:
     return found
 
 
-def training_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
+def training_plots(metrics: list[Logged]) -> list[Plot]:
     """Reward and validation NDCG over steps."""
     found = []
     stages = sorted(_stages(metrics), key=lambda stage: stage in ACCENTED)  # the last line has the accent
@@ -278,7 +276,7 @@ def training_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
     return found
 
 
-def guard_rail_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
+def guard_rail_plots(metrics: list[Logged]) -> list[Plot]:
     """Small plots of what tells whether the reinforcement learning is healthy."""
     stages = _stages(row for row in metrics if any(key.rsplit("/", 1)[-1] == "reward" for key in row))
     if not stages:
@@ -293,17 +291,15 @@ def guard_rail_plots(metrics: list[dict[str, Any]]) -> list[Plot]:
     return found
 
 
-def slice_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+def slice_rows(summary: Summary) -> list[list[str]]:
     """One row for each stage, mode and slice: stage, mode, slice, users, NDCG@10 and HR@10 with intervals."""
     found = []
-    for stage, modes in evaluation.get("slices", {}).items():
+    for stage, modes in summary.slices.items():
         for mode, slices in modes.items():
-            for name, metrics in slices.items():
-                main = table.read_value(metrics.get(table.MAIN_METRIC))
-                n = metrics.get("n", main.n if main is not None else None)
-                cells = [stage, mode, name.replace("=", ": ").replace("_", " "), table.NONE if n is None else f"{n:,}"]
-                hit = table.read_value(metrics.get("hr@10"))
-                found.append([*cells, table.format_value(main, interval=True), table.format_value(hit, interval=True)])
+            for name, part in slices.items():
+                n = table.NONE if part.n is None else f"{part.n:,}"
+                values = [table.format_value(part.metrics.get(metric), bounds=True) for metric in SLICE_METRICS]
+                found.append([stage, mode, name.replace("=", ": ").replace("_", " "), n, *values])
     return found
 
 
@@ -311,17 +307,17 @@ def _headline(label: str, value: str, note: str = "", tone: str = "") -> dict[st
     return {"label": label, "value": value, "note": note, "tone": tone}
 
 
-def _stages(metrics: Iterable[dict[str, Any]]) -> list[str]:
+def _stages(metrics: Iterable[Logged]) -> list[str]:
     """Stages in the order in which they first come."""
     return list(dict.fromkeys(str(row.get("stage", "run")) for row in metrics))
 
 
-def _points(metrics: list[dict[str, Any]], stage: str, keys: list[str]) -> tuple[list[float], list[float]] | None:
+def _points(metrics: list[Logged], stage: str, keys: list[str]) -> tuple[list[float], list[float]] | None:
     """Steps and values of the first key that has any; of a step logged twice (a resumed run) the last counts."""
     for key in keys:
         values = {}
         for row in metrics:
-            step, value = table.finite(row.get("step")), table.finite(row.get(key))
+            step, value = finite(row.get("step")), finite(row.get(key))
             if str(row.get("stage", "run")) == stage and step is not None and value is not None:
                 values[step] = value
         if values:

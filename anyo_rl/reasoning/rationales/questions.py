@@ -1,13 +1,12 @@
 """What an LLM is asked: a prompt for each example, examples and candidates drawn by seed."""
 
 import random
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import polars as pl
 
-from anyo_rl.data.schema import DataError
+from anyo_rl.data.schema import DataError, Example
 from anyo_rl.reasoning.rationales.filters import Shown
 from anyo_rl.reasoning.rationales.prompts import RationalePrompt
 from anyo_rl.reasoning.rationales.titles import Titles, fold
@@ -18,13 +17,15 @@ class Question:
     """What is asked about one example.
 
     Attributes:
-        example: its row in the examples frame.
+        example: the example.
+        split: of the example.
         history: clean titles, oldest first.
         shown: what answers are judged by.
         prompt: messages or text.
     """
 
-    example: dict[str, Any]
+    example: Example
+    split: str
     history: tuple[str, ...]
     shown: Shown
     prompt: str | list[dict[str, str]]
@@ -63,27 +64,29 @@ def make_questions(
             f"n_candidates is {n_candidates} for kind {prompt.kind}: expected 0, or for kind blind 2 or more"
         )
     questions = []
-    for example in examples.iter_rows(named=True):
-        history, target = titles.of(example["history"]), titles.lines[example["target_id"]]
+    names = [field.name for field in fields(Example) if field.name in examples.columns]
+    for row in examples.iter_rows(named=True):
+        example = Example(**{name: row[name] for name in names})
+        history, target = titles.of(example.history), titles.lines[example.target_id]
         candidates = _candidates(example, titles, n_candidates, seed) if n_candidates else []
         filled = prompt.render(history, target, candidates)
         text = filled if isinstance(filled, str) else "\n".join(message["content"] for message in filled)
         others = (*history, *(title for title in candidates if title != target))
-        shown = Shown(example["target_id"], target, others, text)
-        questions.append(Question(example, tuple(history), shown, filled))
+        shown = Shown(example.target_id, target, others, text)
+        questions.append(Question(example, row["split"], tuple(history), shown, filled))
     return questions
 
 
-def _candidates(example: dict[str, Any], titles: Titles, n: int, seed: int) -> list[str]:
+def _candidates(example: Example, titles: Titles, n: int, seed: int) -> list[str]:
     """The target's title among others that differ from it, from one another and from the history's; shuffled."""
-    target = titles.lines[example["target_id"]]
-    taken = {fold(title) for title in [target, *titles.of(example["history"])]}
+    target = titles.lines[example.target_id]
+    taken = {fold(title) for title in [target, *titles.of(example.history)]}
     if titles.n_distinct - len(taken) < n - 1:
         raise DataError(
-            f"n_candidates is {n}, and example {example['example_id']!r} leaves {titles.n_distinct - len(taken)} of "
+            f"n_candidates is {n}, and example {example.example_id!r} leaves {titles.n_distinct - len(taken)} of "
             f"{titles.n_distinct} titles to draw the others from: lower it"
         )
-    rng = random.Random(f"{seed} {example['example_id']}")
+    rng = random.Random(f"{seed} {example.example_id}")
     drawn = [target]
     while len(drawn) < n:
         title = titles.lines[rng.choice(titles.item_ids)]

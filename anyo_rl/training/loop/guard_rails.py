@@ -8,7 +8,7 @@ rewards over the completions of a batch, `guard/flat_groups` (groups with one re
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION = f"eval_{METRIC}"
 FLAT = "guard/flat_groups"
-Log = Sequence[dict[str, Any]]
+Log = Sequence[Mapping[str, Any]]
 
 
 def reward_correlations(rewards: torch.Tensor, names: Sequence[str]) -> dict[str, float]:

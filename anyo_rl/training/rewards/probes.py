@@ -107,7 +107,6 @@ class Probes:
         partners_B: Sequence[list[int] | None],
         ranker: LikelihoodRanker,
         tokens: Tokens,
-        excluded_B: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, list[float | None]]:
         """Asks the engine; the weights are whole, so processes need not wait for one another.
 
@@ -117,7 +116,6 @@ class Probes:
             partners_B: what `partners` gave.
             ranker: the engine, with the cap and budget of the ranks.
             tokens: the teacher's tokenizer and marker.
-            excluded_B: items taken out of each ranking.
 
         Returns:
             The wanted columns by name.
@@ -143,7 +141,7 @@ class Probes:
                 [tokens.marked_context(prompts[i], partners_B[i] or []) for i in there],
                 [targets[i] for i in there],
                 top_k=0,
-                excluded_B=None if excluded_B is None else [excluded_B[i] for i in there],
+                excluded_B=[rows[i].excluded for i in there],
             )
             column: list[float | None] = [None] * len(rows)
             for i, gain in zip(there, ndcg(swapped.ranks_B).tolist(), strict=True):

@@ -15,6 +15,7 @@ from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import rounds as report_rounds
 from anyo_rl.evaluation.report.page import write_report
 from anyo_rl.evaluation.report.plots import rank_counts, running_mean
+from anyo_rl.evaluation.summary import Summary
 
 NASTY = "</script><script>alert(1)</script><!-- & \u2028 🎉 \"q\" 'a' {{ 7 * 7 }} $x$"
 
@@ -332,24 +333,25 @@ def test_greedy_and_mixture_paths_of_one_index_are_two_paths_and_greedy_comes_fi
 
 def test_slices_show_both_metrics_with_their_intervals():
     numbers = {"n": 7, "ndcg@10": {"mean": 0.5, "low": 0.25, "high": 0.75}, "hr@10": {"mean": 1.0, "low": None}}
-    found = report.slice_rows({"slices": {"grpo": {"mixture": {"cold_item=true": numbers}}}})
+    found = report.slice_rows(Summary.from_json({"slices": {"grpo": {"mixture": {"cold_item=true": numbers}}}}))
     assert found == [["grpo", "mixture", "cold item: true", "7", "0.5000 [0.2500, 0.7500]", "1.0000"]]
 
 
 def test_the_headline_says_how_many_reasonings_state_an_intent():
     stages = {stage: {"greedy": {"ndcg@10": value(0.1)}} for stage in ("sft", "grpo")}
     evaluation = {"stages": stages, "true_intent": {"sft": 0.4, "grpo": 0.5}}
-    (found,) = [h for h in report.headlines(evaluation) if h["label"].startswith("Stated")]
+    (found,) = [h for h in report.headlines(Summary.from_json(evaluation)) if h["label"].startswith("Stated")]
     assert (found["value"], found["note"]) == ("50.0%", "40.0% after sft")
-    (found,) = [h for h in report.headlines(evaluation | {"stated_intent": {"grpo": 0.9}}) if "Stated" in h["label"]]
+    evaluation["stated_intent"] = {"grpo": 0.9}
+    (found,) = [h for h in report.headlines(Summary.from_json(evaluation)) if "Stated" in h["label"]]
     assert found["note"] == "40.0% after sft; 90.0% of the reasonings state one"
 
 
 def test_a_run_without_grpo_shows_what_it_has_instead(tmp_path):
     stages = {stage: {"greedy": {"ndcg@10": value(0.1)}} for stage in ("sft", "star", "dpo")}
-    assert report.headlines({"stages": stages})[0]["label"] == "NDCG@10, dpo (greedy)"
+    assert report.headlines(Summary.from_json({"stages": stages}))[0]["label"] == "NDCG@10, dpo (greedy)"
     del stages["dpo"]
-    assert report.headlines({"stages": stages})[0]["label"] == "NDCG@10, star (greedy)"
+    assert report.headlines(Summary.from_json({"stages": stages}))[0]["label"] == "NDCG@10, star (greedy)"
     write_paths(tmp_path, [path_row("1", 0, policy, rank) for policy, rank in (("sft", 9), ("star", 1))])
     keys, _, _ = report_paths.read_keys(tmp_path)
     assert report_paths.after(keys) == "star"
@@ -382,7 +384,7 @@ def test_warnings_and_correlations_of_rewards_are_shown(tmp_path):
 def test_rounds_show_what_they_kept(tmp_path):
     (tmp_path / "star").mkdir()
     (tmp_path / "star" / "rounds.json").write_text(json.dumps(ROUNDS))
-    assert report_rounds.round_cells(ROUNDS) == [
+    assert report_rounds.round_cells(report_rounds.read_rounds(tmp_path)) == [
         ["0", "0.3000 [0.2000, 0.4000]", "–", "–", "–", "–", "–", "–"],
         ["1", "0.4500 [0.3500, 0.5500]", "1,600", "400 (25.0%)", "400", "100 (25.0%)", "75.0%", "62.5%"],
     ]
@@ -391,8 +393,18 @@ def test_rounds_show_what_they_kept(tmp_path):
     assert "Acceptance and diversity by round" in html
     without = [{name: value for name, value in row.items() if name != "hinted"} for row in ROUNDS]
     (tmp_path / "star" / "rounds.json").write_text(json.dumps(without))
-    assert report_rounds.round_cells(without)[1][4:7] == ["–", "–", "50.0%"]  # rejection sampling has no hints
+    found = report_rounds.read_rounds(tmp_path)
+    assert report_rounds.round_cells(found)[1][4:7] == ["–", "–", "50.0%"]  # rejection sampling has no hints
     assert "kept with a hint" not in write_report(tmp_path).read_text()
+
+
+def test_rounds_are_written_as_they_were_read_and_lack_what_is_not_told():
+    rows = [{"round": 0, "ndcg@10": 0.3, "low": None, "high": None}, {**ROUNDS[1], "diversity": None}]
+    rounds = [report_rounds.Round.from_json(row) for row in rows]
+    assert [each.as_json() for each in rounds] == rows
+    bare = report_rounds.Round.from_json({"round": 2, "sampled": {"sampled": 4}})
+    assert report_rounds.round_cells([bare]) == [["2", *["–"] * 7]]
+    assert report_rounds.round_plots([bare]) == []
 
 
 @pytest.mark.parametrize("text", ['[{"round"', "{}", "[1]"])

@@ -124,7 +124,7 @@ def test_a_prm_gives_the_values_before_steps(small_tokens):
 
     rows = [Row(f"u{n}:1", f"u{n}", [], "i1", prompt=prompt) for n, prompt in enumerate(("Alien\n", "mug\n"))]
     source = StepSource("prm", prm=Fixed())
-    found = source.values(rows, ids, None, None, small_tokens, Sampling(), mask_history=False)
+    found = source.values(rows, ids, None, None, small_tokens, Sampling())
     assert [values.tolist() for values in found] == [[0.2, 0.5], [0.3]]
     assert asked == [[small_tokens.context_ids(row.prompt) for row in rows]]
 

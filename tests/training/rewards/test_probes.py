@@ -1,6 +1,7 @@
 """Columns that the engine makes for rewards: who asks for them, and that they are what a slow computation gives."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def test_the_columns_are_those_of_a_slow_computation(make_reasoner):
         return [0.0] * len(completions)
 
     settings = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4 * G}
-    trainer = make_reasoner(reward=recording, settings=settings, mask_history=True)
+    masked = [replace(row, excluded=row.history) for row in ROWS]
+    trainer = make_reasoner(reward=recording, settings=settings, rows=masked)
     trainer.train()
     (call,) = calls
     tokens, slow = trainer.tokens, DistributionRanker(trainer.catalog, trainer.model)

@@ -1,0 +1,198 @@
+"""From kept answers to a `Summary`: of one run, or of several seeds of it.
+
+Seeds are rows like others: a mean over all rows is the mean over seeds, and the bootstrap draws a user with all of its
+examples and seeds, so that neither counts as more evidence than the users there are.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.toy.world import ToyWorld, parse_intent
+from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
+from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT
+from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary
+from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
+from anyo_rl.metrics.ranking import coverage, per_user_metrics
+from anyo_rl.students.popularity import fit_popularity
+
+SEED = "seed"
+COVERAGE = "coverage@10"
+
+
+def summarise(evaluation: Evaluation, ranker: str, n_paths: int) -> Summary:
+    """All answers that a run kept of its test users.
+
+    Args:
+        evaluation: of the run.
+        ranker: how the teachers' ranks were taken.
+        n_paths: how many a mixture has.
+    """
+    args, test, seed = evaluation.task.args, evaluation.test, evaluation.seed
+    frames = evaluation.kept(n_paths)
+    stated = true = None
+    if evaluation.task.world is not None:
+        truths = {stage: _true_intents(evaluation, stage) for stage, modes in frames.items() if "greedy" in modes}
+        stated = {stage: Interval(share) for stage, (share, _) in truths.items()}
+        true = {stage: Interval(share) for stage, (_, share) in truths.items() if share is not None}
+    return Summary(
+        dataset=args.dataset,
+        split=f"test ({args.split})",
+        mask_history=args.mask_history,
+        n_users=test["user_id"].n_unique(),
+        n_examples=len(test),
+        n_items=len(evaluation.catalog),
+        ranker=ranker,
+        seed=seed,
+        n_paths=n_paths,
+        stages=stage_values(frames, len(evaluation.catalog), seed),
+        differences=differences(frames, seed),
+        slices=_slices(evaluation, frames),
+        stated_intent=stated,
+        true_intent=true,
+    )
+
+
+def seed_frames(folders: Mapping[int, Path]) -> Frames:
+    """The answers that runs of several seeds kept, one below the other, with the column `seed`.
+
+    Where seeds drew their data anew (`--split_seed`), a user's name stands for other users, who are told apart.
+
+    Raises:
+        ValueError: a folder has no answers, or they were kept without their users.
+    """
+    parts: dict[tuple[str, str], list[pl.DataFrame]] = {}
+    data = set()
+    for seed, folder in folders.items():
+        files = sorted((folder / ANSWERS).glob("*.parquet"))
+        for file in files:
+            frame, (stage, mode) = pl.read_parquet(file), file.stem.split(".")
+            if "user_id" not in frame.columns:
+                raise ValueError(f"{file} does not name its users: remove it, and run its seed again")
+            record = read_made_with(file)
+            data.add((record.get("users"), record.get("split_seed")))
+            parts.setdefault((stage, mode), []).append(frame.with_columns(pl.lit(seed).alias(SEED)))
+        if not files:
+            raise ValueError(f"found no answers in {folder / ANSWERS}, expected those of a finished run")
+    frames: Frames = {}
+    for (stage, mode), of_seeds in parts.items():
+        frame = pl.concat(of_seeds)
+        if len(data) > 1:
+            frame = frame.with_columns(pl.concat_str(pl.col(SEED), "user_id", separator=" ").alias("user_id"))
+        frames.setdefault(stage, {})[mode] = frame
+    return frames
+
+
+def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
+    """Every metric of every stage and mode; with a column `seed`, that of each seed too."""
+    return {
+        stage: {mode: _values(frame, n_items, seed) for mode, frame in modes.items()}
+        for stage, modes in frames.items()
+    }
+
+
+def differences(frames: Frames, seed: int) -> dict[str, Modes]:
+    """Paired differences over the same examples: each stage that learned from ranks − SFT, and − direct."""
+    found: dict[str, Modes] = {}
+    for a, b in product(RANK_TRAINED, (SFT.name, DIRECT.name)):
+        for mode, frame in frames.get(a, {}).items():
+            other = frames.get(b, {}).get(mode)
+            if other is None:
+                other = frames.get(b, {}).get("plain")
+            if other is not None:
+                found.setdefault(f"{a}-{b}", {})[mode] = _difference(frame, other, seed)
+    return found
+
+
+def _values(frame: pl.DataFrame, n_items: int, seed: int) -> Metrics:
+    values = {
+        name: bootstrap_interval(values_R, frame["user_id"], seed=seed)
+        for name, values_R in per_user_metrics(frame["rank"]).items()
+    }
+    values[COVERAGE] = Interval(_coverage(frame, n_items), n=len(frame))
+    if SEED in frame.columns:
+        parts = frame.partition_by(SEED, maintain_order=True)
+        by_seed = [{**_means(per_user_metrics(part["rank"])), COVERAGE: _coverage(part, n_items)} for part in parts]
+        values[COVERAGE] = Interval(float(np.mean([each[COVERAGE] for each in by_seed])), n=len(frame))
+        values = {name: _with_seeds(value, [each[name] for each in by_seed]) for name, value in values.items()}
+    return values
+
+
+def _difference(a: pl.DataFrame, b: pl.DataFrame, seed: int) -> Metrics:
+    keys = ["example_id", *([SEED] if SEED in a.columns else [])]
+    both = a.join(b.select(*keys, "rank"), on=keys, suffix="_b", maintain_order="left")
+    metrics_a, metrics_b = per_user_metrics(both["rank"]), per_user_metrics(both["rank_b"])
+    values = {
+        name: paired_interval(metrics_a[name], metrics_b[name], both["user_id"], seed=seed) for name in metrics_a
+    }
+    if SEED in a.columns:
+        seeds = both[SEED].to_numpy()
+        for name, value in values.items():
+            each = metrics_a[name] - metrics_b[name]
+            values[name] = _with_seeds(value, [float(each[seeds == one].mean()) for one in np.unique(seeds)])
+    return values
+
+
+def _with_seeds(value: Interval, by_seed: list[float]) -> Interval:
+    return Interval(value.mean, value.low, value.high, value.n, tuple(by_seed))
+
+
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def _coverage(frame: pl.DataFrame, n_items: int) -> float:
+    return coverage([row[:10] for row in frame["top_ids"].to_list()], n_items)
+
+
+def _slices(evaluation: Evaluation, frames: Frames) -> dict[str, dict[str, dict[str, Slice]]]:
+    """NDCG@10 and HR@10 by cold item, thirds of the target's popularity, and length of the history."""
+    catalog, test = evaluation.catalog, evaluation.test
+    counts = fit_popularity(training_sequences(evaluation.task, catalog.index)[0], len(catalog)).counts
+    target_counts = counts[catalog.indices(test["target_id"].to_list())]
+    edges = np.quantile(target_counts, [1 / 3, 2 / 3])
+    lengths = test["history"].list.len().to_numpy()
+    middle = np.median(lengths)
+    cold = test["cold_item"].to_numpy()
+    masks = {
+        "cold_item=true": cold,
+        "cold_item=false": ~cold,
+        "popularity=tail": target_counts <= edges[0],
+        "popularity=middle": (target_counts > edges[0]) & (target_counts <= edges[1]),
+        "popularity=head": target_counts > edges[1],
+        "history=short": lengths <= middle,
+        "history=long": lengths > middle,
+    }
+    users = test["user_id"].to_numpy()
+
+    def cut(frame: pl.DataFrame, mask: np.ndarray) -> Slice:
+        values = per_user_metrics(frame["rank"])
+        metrics = {
+            name: bootstrap_interval(values[name][mask], users[mask], seed=evaluation.seed) for name in SLICE_METRICS
+        }
+        return Slice(int(mask.sum()), metrics)
+
+    return {
+        stage: {
+            mode: {name: cut(frame, mask) for name, mask in masks.items() if mask.any()}
+            for mode, frame in modes.items()
+        }
+        for stage, modes in frames.items()
+    }
+
+
+def _true_intents(evaluation: Evaluation, stage: str) -> tuple[float, float | None]:
+    """Share of greedy reasonings that state an intent (toy world), and of these, those that state the true one."""
+    world, task = evaluation.task.world, evaluation.task
+    assert isinstance(world, ToyWorld)
+    paths = pl.read_parquet(evaluation.paths(stage, "greedy"), columns=["example_id", "user_id", "steps"])
+    true = [
+        world.is_true(steps, user, task.position(example))
+        for example, user, steps in paths.iter_rows()
+        if parse_intent(steps) is not None
+    ]
+    return len(true) / len(paths), float(np.mean(true)) if true else None
