@@ -64,6 +64,7 @@ def found(labels, task, ranker, tokens):
     return truth(labels, task, ranker, tokens)
 
 
+@pytest.mark.slow
 def test_a_true_value_is_the_sum_over_all_items_of_what_each_would_gain(labels, task, ranker, tokens, found):
     slow_ranker = LikelihoodRanker(ranker.catalog, ranker.model)
     ids = ranker.catalog.item_ids
@@ -89,6 +90,7 @@ def test_a_true_value_is_the_sum_over_all_items_of_what_each_would_gain(labels, 
     assert len({round(float(value), 6) for values in found.values_B for value in values}) > 10
 
 
+@pytest.mark.slow
 def test_labels_are_draws_of_which_the_true_value_is_the_mean(labels, task, ranker, tokens, found):
     """Forced answers of many targets, drawn as the world draws them."""
     path = labels.row(0, named=True)

@@ -76,6 +76,7 @@ def test_a_server_that_wants_no_key_gets_none(fake_server, fake_clock, tmp_path,
         run(fake_server, fake_clock, tmp_path, requests_of(1))
 
 
+@pytest.mark.slow
 def test_of_three_faults_in_ten_attempts_each_is_counted(fake_server, fake_clock, tmp_path):
     kinds = sorted(CAUSE, key=str)
 

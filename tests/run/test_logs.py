@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import logging, sys
 from pathlib import Path
@@ -25,6 +27,7 @@ def run(folder, rank):
     return done.stderr, (folder / "logs" / f"rank-{rank}.log").read_text()
 
 
+@pytest.mark.slow
 def test_each_process_has_a_file_and_the_console_shows_what_it_did(tmp_path):
     for rank in (0, 3):
         console, file = run(tmp_path, rank)
@@ -37,6 +40,7 @@ def test_each_process_has_a_file_and_the_console_shows_what_it_did(tmp_path):
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {"rank-0.log", "rank-3.log"}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_appends(tmp_path):
     run(tmp_path, 0)
     _, file = run(tmp_path, 0)

@@ -15,6 +15,8 @@ from anyo_rl.stages.job import Job
 from anyo_rl.stages.sft import train_sft
 from anyo_rl.training.sft import TeacherSFTTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def live(kind: type) -> list[object]:
     """What is in memory of a kind, whether or not anything still refers to it: nothing is collected here."""

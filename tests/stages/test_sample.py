@@ -46,6 +46,7 @@ def test_paths_know_what_they_are_of(job):
     assert paths["token_log_probs"].list.len().to_list() == paths["token_ids"].list.len().to_list()
 
 
+@pytest.mark.slow
 def test_without_ranks_the_rest_is_the_same(job):
     ranked, plain = job("ranked"), job("plain", rank=False)
     ranks = ["item_id", "item_title", "rank", "ranker", "cap", "rewards"]

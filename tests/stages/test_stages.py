@@ -30,6 +30,8 @@ from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.teacher.tokens import Tokens
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[5, 6, 7, 8]])
 TINY = TeacherArguments(tiny_hidden_size=32, tiny_layers=2, tiny_vocab_size=400, max_reasoning_tokens=4, n_paths=2)
 

@@ -325,6 +325,7 @@ def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys
     assert trainer.state.log_history[-1]["eval_ndcg@10"] == found["eval_ndcg@10"]
 
 
+@pytest.mark.slow
 def test_resumed_within_a_generation_cycle_the_cycles_after_it_are_those_of_the_unbroken_run(
     small_teacher, small_catalog, small_tokens, tmp_path
 ):

@@ -68,6 +68,7 @@ def test_so_has_zero3(alone, tmp_path, deepspeed_ready):
     same(found, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
     algorithm, small_teacher, small_catalog, small_tokens, tmp_path

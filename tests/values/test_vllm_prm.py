@@ -14,6 +14,8 @@ from anyo_rl.values.prm import PRM_FILE, Prm
 from anyo_rl.values.prm_vllm import VllmPrm
 from anyo_rl.values.source import StepSource
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["Alien\n", "mug and mug\n", "x\n", "Alien\n"]
 TEXTS = ["toys\nmug", "one\ntwo\nthree three three", "", "toys\nmug"]
 

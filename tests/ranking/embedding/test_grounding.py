@@ -52,6 +52,7 @@ def make_weights(reweigh, n_rows, n_items, generator):
     return raw.double().expand(n_rows, -1).numpy(), lambda items: raw[:, items]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 100_000),

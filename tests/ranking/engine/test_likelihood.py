@@ -89,8 +89,10 @@ def check_exact(found: Ranking, expected: Ranking, table: np.ndarray, catalog: C
             assert table[b, catalog.index[item]] == pytest.approx(score, abs=band)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != "qwen3")]
+)
 def test_the_whole_distribution_says_the_same(catalog, contexts, name, attention):
     model = make_model(name, attention=attention)
     targets = targets_of(catalog, len(contexts))
@@ -322,7 +324,7 @@ def test_equal_rows_are_searched_once(catalog, contexts, monkeypatch):
     assert found.log_probs_B[0] != found.log_probs_B[2]
 
 
-@pytest.mark.parametrize("scale", [1.0, 4.0, 12.0])
+@pytest.mark.parametrize("scale", [4.0, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (1.0, 12.0))])
 def test_mixture_is_the_mean_of_the_distributions(catalog, contexts, scale):
     model = make_model(scale=scale)
     paths = [contexts[:3], contexts[2:5], [contexts[0]] * 3, [contexts[5], contexts[5], contexts[1]]]

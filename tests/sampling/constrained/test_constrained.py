@@ -63,7 +63,9 @@ titles = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != "qwen3")]
+)
 @settings(max_examples=15)
 @given(titles, st.integers(0, 3), st.integers(1, 6))
 def test_every_mode_writes_items_alone(small_tokens, contexts, name, titles, seed, n):

@@ -15,6 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from anyo_rl.training.loop.callbacks import BEST, best_checkpoint, keep_best, latest_checkpoint, train_to_the_end
 from anyo_rl.training.loop.interruption import STOPPED, CheckpointError, disk_is_full
 
+pytestmark = pytest.mark.slow
+
 SCORES = {2: 0.1, 4: 0.5, 6: 0.2, 8: 0.3, 3: 0.5, 9: 0.2}  # by step: the best one comes early
 
 
