@@ -12,71 +12,22 @@ written down.
 
 import argparse
 import json
-import math
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from anyo_rl.evaluation.summarise import differences, seed_frames, stage_values
-from anyo_rl.evaluation.summary import Metrics, Summary, read_summary
+from anyo_rl.evaluation.summarise import summarise_seeds
+from anyo_rl.evaluation.summary import Summary, read_summary
 from anyo_rl.evaluation.table import format_percent, markdown_table
 from anyo_rl.metrics.intervals import Interval
 from anyo_rl.run.files import write_whole
 from anyo_rl.run.redact import redact_command
 
-SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
 TAIL_LINES = 15
 SEED = "{seed}"
-
-
-def summarise(folders: Mapping[int, Path]) -> Summary:
-    """Means over seeds of every stage, mode and metric, and of the paired differences.
-
-    Args:
-        folders: seed → its finished run folder.
-
-    Returns:
-        The summary, each value with that of every seed. A stage that a seed lacks is averaged over those that have
-        it; its `n` says so.
-
-    Raises:
-        ValueError: no folder, or the seeds were not evaluated in the same way.
-    """
-    if not folders:
-        raise ValueError("no seed has an evaluation to average: run at least one")
-    parts = {seed: found for seed in sorted(folders) if (found := read_summary(folders[seed])) is not None}
-    first = next(iter(parts.values()))
-    for name in SAME:
-        told = {repr(getattr(part, name)) for part in parts.values()}
-        if len(told) > 1:
-            raise ValueError(
-                f"seeds differ in {name!r}: found {', '.join(sorted(told))}, expected one value; "
-                "run the seeds that differ again, into a new --output_dir"
-            )
-    frames = seed_frames(folders)
-    return replace(
-        first,
-        seed=None,
-        seeds=tuple(parts),
-        stages=stage_values(frames, first.n_items or 1, seed=0),
-        differences=differences(frames, seed=0),
-        slices={},
-        stated_intent=None,
-        true_intent=_true_intents(list(parts.values())),
-    )
-
-
-def _true_intents(parts: Sequence[Summary]) -> Metrics | None:
-    """The mean over seeds of each stage's share of true intents; a seed has no interval of it."""
-    shares: dict[str, list[float]] = {}
-    for part in parts:
-        for stage, share in (part.true_intent or {}).items():
-            shares.setdefault(stage, []).append(share.mean)
-    return {s: Interval(math.fsum(v) / len(v), by_seed=tuple(v)) for s, v in shares.items()} or None
 
 
 def markdown(summary: Summary) -> str:
@@ -194,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _tell_failure(seed, error, folder / f"seed-{seed}" / "log.txt")
         finished = {seed: folder / f"seed-{seed}" for seed in seeds if seed not in failed}
         if finished:
-            summary = summarise(finished)
+            summary = summarise_seeds(finished)
             text = markdown(summary)
             record = {"command": redact_command(command), **summary.as_json(), "failed": failed}
             write_whole(folder / "repeat.json", json.dumps(record, indent=1) + "\n")

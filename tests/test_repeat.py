@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from anyo_rl.evaluation.evaluator import MADE_WITH
-from anyo_rl.evaluation.summarise import seed_frames
-from anyo_rl.repeat import main, split_command, summarise
+from anyo_rl.evaluation.summarise import seed_frames, summarise_seeds
+from anyo_rl.repeat import main, split_command
 
 # A stand-in for a recipe: with each seed `grpo` answers one more of four examples of two users well.
 # `--fail S` fails for that seed while there is no mended file.
@@ -166,14 +166,14 @@ def test_seeds_that_were_evaluated_in_another_way_are_not_averaged(seeds):
     file = seeds[1] / "evaluation.json"
     file.write_text(file.read_text().replace('"mask_history": false', '"mask_history": true'))
     with pytest.raises(ValueError, match="differ in 'mask_history': found False, True"):
-        summarise(seeds)
+        summarise_seeds(seeds)
     with pytest.raises(ValueError, match="no seed"):
-        summarise({})
+        summarise_seeds({})
 
 
 def test_a_stage_that_one_seed_lacks_is_averaged_over_the_others(seeds):
     (seeds[0] / "answers" / "grpo.greedy.parquet").unlink()
-    found = summarise(seeds).stages
+    found = summarise_seeds(seeds).stages
     assert (found["grpo"]["greedy"]["ndcg@10"].by_seed, found["grpo"]["greedy"]["ndcg@10"].n) == ((0.75,), 4)
     assert found["sft"]["greedy"]["ndcg@10"].n == 8
 
@@ -191,8 +191,8 @@ def test_answers_without_users_or_none_at_all_are_told(seeds):
     file = seeds[1] / "answers" / "sft.greedy.parquet"
     pl.read_parquet(file).drop("user_id").write_parquet(file)
     with pytest.raises(ValueError, match="does not name its users"):
-        summarise(seeds)
+        summarise_seeds(seeds)
     for file in (seeds[1] / "answers").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="found no answers in"):
-        summarise(seeds)
+        summarise_seeds(seeds)

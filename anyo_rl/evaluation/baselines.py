@@ -1,62 +1,196 @@
 """Baselines and oracles of an evaluation, fitted on training events and chosen on validation."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
-from anyo_rl.data.sequences import training_sequences
-from anyo_rl.data.toy.world import ToyWorld
+from anyo_rl.data.sequences import HeldOut, training_sequences
 from anyo_rl.evaluation.evaluator import Evaluation
 from anyo_rl.evaluation.stages import INTENT_ORACLE, ORACLE
 from anyo_rl.search.answers import Answers
-from anyo_rl.students.choice import choose_on_validation
+from anyo_rl.students.choice import Choice, choose_in_turn, choose_on_validation
+from anyo_rl.students.ease import EASE_GRID, EaseGram, EaseSettings, choose_ease
 from anyo_rl.students.fit import fit_student
-from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
+from anyo_rl.students.gru4rec import GRU4Rec
+from anyo_rl.students.item_knn import KNN_GRID, KnnSettings, fit_item_knn
 from anyo_rl.students.popularity import fit_popularity
+from anyo_rl.students.protocol import Scorer
 from anyo_rl.students.sasrec import SASRec
+from anyo_rl.students.training import FitSettings
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class StudentSettings:
+    """What is chosen of a neural baseline.
+
+    Attributes:
+        learning_rate: of its training.
+        dropout: see its class.
+        dim: width of its item vectors.
+    """
+
+    learning_rate: float = 1e-3
+    dropout: float = 0.3
+    dim: int = 64
+
+
+# What is tried besides the settings to begin with, one after the other: six fits.
+ALTERNATIVES: dict[str, tuple[float, ...]] = {"dropout": (0.1, 0.5), "learning_rate": (3e-4, 3e-3), "dim": (128,)}
+NEURAL: dict[str, type[SASRec] | type[GRU4Rec]] = {"sasrec": SASRec, "gru4rec": GRU4Rec}
+NAMES = ("popularity", "item_knn", "ease", *NEURAL)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What baselines are fitted on, and how.
+
+    Attributes:
+        sequences: training sequences by item index.
+        validation: the examples that settings are chosen by.
+        n_items: size of the catalog.
+        device: where neural ones are trained.
+        tuned: whether neural ones are chosen among several settings, or taken as they come.
+    """
+
+    sequences: Sequence[Sequence[int]]
+    validation: HeldOut
+    n_items: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tuned: bool = False
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, *, tuned: bool = False) -> "Fitting":
+        """On the training events of an evaluation's task, on the device that there is."""
+        sequences, validation = training_sequences(evaluation.task, evaluation.index)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(sequences, validation, len(evaluation.item_ids), device, tuned)
+
+    def item_knn(self, settings: KnnSettings) -> Scorer:
+        """An item-kNN."""
+        return fit_item_knn(self.sequences, self.n_items, settings)
+
+    def neural(self, name: str, settings: StudentSettings, seed: int) -> Scorer:
+        """SASRec or GRU4Rec, stopped early on validation."""
+        training = FitSettings(learning_rate=settings.learning_rate, device=self.device)
+        model = fit_student(
+            NEURAL[name],
+            self.sequences,
+            self.n_items,
+            training,
+            validation=self.validation,
+            seed=seed,
+            dropout=settings.dropout,
+            dim=settings.dim,
+        )
+        report = model.report
+        best, epoch = max(report.validation_ndcg), report.best_epoch
+        logger.info("%s, %s: validation %.4f in epoch %d, %.0f s", name, settings, best, epoch, report.seconds)
+        return model
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline as it was chosen.
+
+    Attributes:
+        name: of its row.
+        settings: what was chosen, ready for JSON; empty where there is no choice.
+        validation_ndcg: NDCG@10 there, of what was chosen.
+        seconds: of the whole search.
+    """
+
+    name: str
+    settings: dict[str, float]
+    validation_ndcg: float | None
+    seconds: float
+
+
+def choose_baseline(name: str, fitting: Fitting, seed: int = 0) -> tuple[Baseline, Scorer]:
+    """Fits a baseline with the settings that are best on validation.
+
+    Args:
+        name: one of `NAMES`.
+        fitting: on what.
+        seed: of a neural one.
+
+    Raises:
+        ValueError: EASE was asked for and there are too many items.
+    """
+    began = time.perf_counter()
+    choice: Choice[Any] | None = None
+    if name == "popularity":
+        return Baseline(name, {}, None, 0.0), fit_popularity(fitting.sequences, fitting.n_items)
+    if name == "item_knn":
+        choice = choose_on_validation(fitting.item_knn, KNN_GRID, fitting.validation)
+    elif name == "ease":
+        choice = choose_ease(EaseGram.of(fitting.sequences, fitting.n_items), EASE_GRID, fitting.validation)
+    else:
+        alternatives = ALTERNATIVES if fitting.tuned else {}
+        choice = choose_in_turn(
+            lambda settings: fitting.neural(name, settings, seed), StudentSettings(), alternatives, fitting.validation
+        )
+    logger.info("%s: %s chosen on validation, NDCG@10 %.4f", name, choice.settings, choice.value)
+    seconds = time.perf_counter() - began
+    return Baseline(name, asdict(choice.settings), choice.value, seconds), choice.fitted
+
+
+def fit_baseline(baseline: Baseline, fitting: Fitting, seed: int) -> Scorer:
+    """Fits a baseline with settings that were chosen before."""
+    settings: Any = baseline.settings
+    if baseline.name == "popularity":
+        return fit_popularity(fitting.sequences, fitting.n_items)
+    if baseline.name == "item_knn":
+        return fitting.item_knn(KnnSettings(**settings))
+    if baseline.name == "ease":
+        return EaseGram.of(fitting.sequences, fitting.n_items).fit(EaseSettings(**settings))
+    return fitting.neural(baseline.name, StudentSettings(**settings), seed)
+
+
+def keep_baseline(evaluation: Evaluation, name: str, fit: Callable[[], Scorer]) -> None:
+    """Keeps the answers of a baseline, which is fitted unless they are there."""
+
+    def answers() -> Answers:
+        scorer = fit()
+        return evaluation.score_answers(lambda histories, _: scorer.scores(histories))
+
+    evaluation.keep(name, "plain", answers)
+
+
 def evaluate_baselines(evaluation: Evaluation) -> None:
-    """Popularity, item-kNN with settings chosen on validation, SASRec, and the toy world's two oracles."""
-    n = len(evaluation.catalog)
-    sequences, validation = training_sequences(evaluation.task, evaluation.catalog.index)
+    """Popularity, item-kNN and SASRec beside a run's teachers, and the toy world's two oracles.
 
-    def popularity() -> Answers:
-        popular = fit_popularity(sequences, n)
-        return evaluation.score_answers(lambda histories, _: popular.scores(histories))
-
-    def item_knn() -> Answers:
-        def fit(settings: KnnSettings) -> ItemKNN:
-            return fit_item_knn(sequences, n, settings)
-
-        choice = choose_on_validation(fit, KNN_GRID, validation)
-        logger.info("item-kNN: %s chosen on validation", choice.settings)
-        knn = fit(choice.settings)
-        return evaluation.score_answers(lambda histories, _: knn.scores(histories))
-
-    def sasrec() -> Answers:
-        model = fit_student(SASRec, sequences, n, validation=validation, seed=evaluation.seed)
-        return evaluation.score_answers(lambda histories, _: model.scores(histories).numpy())
-
-    for name, make in (("popularity", popularity), ("item_knn", item_knn), ("sasrec", sasrec)):
-        evaluation.keep(name, "plain", make)
-    if evaluation.task.world is not None:
-        _evaluate_oracles(evaluation, evaluation.task.world)
+    For a look beside a run; `recipes/baselines.py` has them all, tuned, over seeds.
+    """
+    fitting = Fitting.of(evaluation)
+    for name in ("popularity", "item_knn", "sasrec"):
+        keep_baseline(evaluation, name, partial(_chosen, name, fitting, evaluation.seed))
+    evaluate_oracles(evaluation)
 
 
-def _evaluate_oracles(evaluation: Evaluation, world: ToyWorld) -> None:
-    """The toy world's two.
+def _chosen(name: str, fitting: Fitting, seed: int) -> Scorer:
+    return choose_baseline(name, fitting, seed)[1]
 
-    `oracle` sees the history as teachers do, cut to `max_history` events, and knows the world: that some events
-    are noise, and where in the user's life the history begins. No ranker of that history is better on average.
+
+def evaluate_oracles(evaluation: Evaluation) -> None:
+    """The toy world's two; nothing on other data.
+
+    `oracle` sees the history as teachers do, cut to `max_history` events, and knows the world: that some events are
+    noise, and where in the user's life the history begins. No ranker of that history is better on average.
     `intent_oracle` knows the user's routine and favourite style instead, and leaves the history alone.
     """
-    columns = [world.index[item_id] for item_id in evaluation.catalog.item_ids]
-    position = evaluation.task.position
+    world, position = evaluation.task.world, evaluation.task.position
+    if world is None:
+        return
+    columns = [world.index[item_id] for item_id in evaluation.item_ids]
 
     def oracle(_: Sequence[Sequence[int]], rows: pl.DataFrame) -> np.ndarray:
         seen = [[world.index[item] for item in history] for history in rows["history"].to_list()]

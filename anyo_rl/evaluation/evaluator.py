@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import Task
 from anyo_rl.data.toy.oracle import break_ties
@@ -22,12 +22,12 @@ from anyo_rl.metrics.ranking import CUTOFFS, target_ranks, top_items
 from anyo_rl.run.files import write_table
 from anyo_rl.sampling.paths import paths_table
 from anyo_rl.search.answers import Answers
+from anyo_rl.students.protocol import rows_at_once
 
 logger = logging.getLogger(__name__)
 
 Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
 TOP_K = max(CUTOFFS)
-ROWS_AT_ONCE = 512
 ANSWERS = "answers"  # the folder
 MADE_WITH = "made_with"  # the key of a file's metadata
 
@@ -42,16 +42,21 @@ class Evaluation:
     Attributes:
         run_dir: the run folder.
         task: the data.
-        catalog: the catalog.
+        item_ids: of the catalog.
         test: the test examples.
         seed: of baselines, ties and bootstrap draws.
     """
 
     run_dir: Path
     task: Task
-    catalog: Catalog
+    item_ids: Sequence[str]
     test: pl.DataFrame
     seed: int = 0
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Item id to its place in the catalog."""
+        return {item_id: place for place, item_id in enumerate(self.item_ids)}
 
     def file(self, stage: str, mode: str) -> Path:
         """Where the answers of a stage and mode are kept."""
@@ -115,18 +120,18 @@ class Evaluation:
                 score for each user and item.
             break_score_ties: whether equal items are put in a random order; ties count against the target.
         """
-        ranks, top = [], []
-        for start in tqdm(range(0, len(self.test), ROWS_AT_ONCE), desc="users", mininterval=5, leave=False):
-            rows = self.test[start : start + ROWS_AT_ONCE]
-            asked = held_out(self.task, rows, self.catalog.index)
+        ranks, top, at_once = [], [], rows_at_once(len(self.item_ids))
+        for start in tqdm(range(0, len(self.test), at_once), desc="users", mininterval=5, leave=False):
+            rows = self.test[start : start + at_once]
+            asked = held_out(self.task, rows, self.index)
             scores = score(asked.histories, rows)
             if break_score_ties:
                 scores = break_ties(scores, seed=self.seed + start)
             ranks.append(target_ranks(scores, asked.targets, asked.excluded))
             top += top_items(scores, TOP_K, asked.excluded)[0]
-        return Answers(np.concatenate(ranks), [[self.catalog.item_ids[i] for i in row] for row in top], [])
+        return Answers(np.concatenate(ranks), [[self.item_ids[i] for i in row] for row in top], [])
 
-    def kept(self, n_paths: int) -> Frames:
+    def kept(self, n_paths: int | None) -> Frames:
         """All answers of these users in the run folder; those made with other settings are left out, with a word."""
         frames: Frames = {}
         mine = self._record()

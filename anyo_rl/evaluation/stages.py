@@ -45,7 +45,7 @@ GRPO = Stage(
 PPO = Stage("ppo", "PPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True)
 DIRECT = Stage("direct", "supervised fine-tuning to answer at once, without reasoning")
 # In the order of tables. Stages of other names come after these, and oracles last.
-STAGES = (SFT, STAR, DPO, GRPO, PPO, DIRECT, *map(Stage, ("popularity", "item_knn", "sasrec", "gru4rec")))
+STAGES = (SFT, STAR, DPO, GRPO, PPO, DIRECT, *map(Stage, ("popularity", "item_knn", "ease", "sasrec", "gru4rec")))
 ORACLE, INTENT_ORACLE = "oracle", "intent_oracle"
 
 STAGE_ORDER = tuple(stage.name for stage in STAGES)

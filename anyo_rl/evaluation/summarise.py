@@ -4,7 +4,9 @@ Seeds are rows like others: a mean over all rows is the mean over seeds, and the
 examples and seeds, so that neither counts as more evidence than the users there are.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,22 +17,23 @@ from anyo_rl.data.sequences import training_sequences
 from anyo_rl.data.toy.world import ToyWorld, parse_intent
 from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT
-from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary
+from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
 from anyo_rl.students.popularity import fit_popularity
 
+SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
 SEED = "seed"
 COVERAGE = "coverage@10"
 
 
-def summarise(evaluation: Evaluation, ranker: str, n_paths: int) -> Summary:
+def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -> Summary:
     """All answers that a run kept of its test users.
 
     Args:
         evaluation: of the run.
         ranker: how the teachers' ranks were taken.
-        n_paths: how many a mixture has.
+        n_paths: how many a mixture has; `None` where none is asked for.
     """
     args, test, seed = evaluation.task.args, evaluation.test, evaluation.seed
     frames = evaluation.kept(n_paths)
@@ -45,16 +48,62 @@ def summarise(evaluation: Evaluation, ranker: str, n_paths: int) -> Summary:
         mask_history=args.mask_history,
         n_users=test["user_id"].n_unique(),
         n_examples=len(test),
-        n_items=len(evaluation.catalog),
+        n_items=len(evaluation.item_ids),
         ranker=ranker,
         seed=seed,
         n_paths=n_paths,
-        stages=stage_values(frames, len(evaluation.catalog), seed),
+        stages=stage_values(frames, len(evaluation.item_ids), seed),
         differences=differences(frames, seed),
         slices=_slices(evaluation, frames),
         stated_intent=stated,
         true_intent=true,
     )
+
+
+def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
+    """Means over seeds of every stage, mode and metric, and of the paired differences.
+
+    Args:
+        folders: seed → its finished run folder.
+
+    Returns:
+        The summary, each value with that of every seed. A stage that a seed lacks is averaged over those that have
+        it; its `n` says so.
+
+    Raises:
+        ValueError: no folder, or the seeds were not evaluated in the same way.
+    """
+    if not folders:
+        raise ValueError("no seed has an evaluation to average: run at least one")
+    parts = {seed: found for seed in sorted(folders) if (found := read_summary(folders[seed])) is not None}
+    first = next(iter(parts.values()))
+    for name in SAME:
+        told = {repr(getattr(part, name)) for part in parts.values()}
+        if len(told) > 1:
+            raise ValueError(
+                f"seeds differ in {name!r}: found {', '.join(sorted(told))}, expected one value; "
+                "run the seeds that differ again, into a new --output_dir"
+            )
+    frames = seed_frames(folders)
+    return replace(
+        first,
+        seed=None,
+        seeds=tuple(parts),
+        stages=stage_values(frames, first.n_items or 1, seed=0),
+        differences=differences(frames, seed=0),
+        slices={},
+        stated_intent=None,
+        true_intent=_mean_shares(list(parts.values())),
+    )
+
+
+def _mean_shares(parts: Sequence[Summary]) -> Metrics | None:
+    """The mean over seeds of each stage's share of true intents; a seed has no interval of it."""
+    shares: dict[str, list[float]] = {}
+    for part in parts:
+        for stage, share in (part.true_intent or {}).items():
+            shares.setdefault(stage, []).append(share.mean)
+    return {s: Interval(math.fsum(v) / len(v), by_seed=tuple(v)) for s, v in shares.items()} or None
 
 
 def seed_frames(folders: Mapping[int, Path]) -> Frames:
@@ -151,9 +200,9 @@ def _coverage(frame: pl.DataFrame, n_items: int) -> float:
 
 def _slices(evaluation: Evaluation, frames: Frames) -> dict[str, dict[str, dict[str, Slice]]]:
     """NDCG@10 and HR@10 by cold item, thirds of the target's popularity, and length of the history."""
-    catalog, test = evaluation.catalog, evaluation.test
-    counts = fit_popularity(training_sequences(evaluation.task, catalog.index)[0], len(catalog)).counts
-    target_counts = counts[catalog.indices(test["target_id"].to_list())]
+    index, test = evaluation.index, evaluation.test
+    counts = fit_popularity(training_sequences(evaluation.task, index)[0], len(index)).counts
+    target_counts = counts[[index[target] for target in test["target_id"].to_list()]]
     edges = np.quantile(target_counts, [1 / 3, 2 / 3])
     lengths = test["history"].list.len().to_numpy()
     middle = np.median(lengths)

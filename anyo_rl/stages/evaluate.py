@@ -43,7 +43,7 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
     for stage, path in teachers.items():
         with job.opened(path) as teacher:
             tokens, catalog = teacher.tokens, teacher.catalog
-            evaluation = Evaluation(job.folder, job.task, catalog, test, job.seed)
+            evaluation = Evaluation(job.folder, job.task, catalog.item_ids, test, job.seed)
             rows = job.rows_of(test, teacher)
             for mode in stage_of(stage).modes:
                 ask = partial(

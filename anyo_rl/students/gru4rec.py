@@ -71,9 +71,14 @@ class GRU4Rec(nn.Module):
         hidden_B_T_H = hidden_B_T_H.gather(1, index) * (items_B_T != self.n_items)[:, :, None]
         return self.final_norm(self.project(self.dropout(hidden_B_T_H)))
 
+    @property
+    def item_vectors(self) -> Tensor:
+        """(N, D): their product with a hidden state is the logit of each item."""
+        return self.items.weight[: self.n_items]
+
     def item_logits(self, hidden_D: Tensor) -> Tensor:
         """Logits (…, N) of the next item for hidden states (…, D)."""
-        return hidden_D @ self.items.weight[: self.n_items].T
+        return hidden_D @ self.item_vectors.T
 
     def scores(self, histories: Histories, batch_size: int = 256) -> Tensor:
         """Scores (B, N) float32 of every item after each history; see [`score_histories`]."""

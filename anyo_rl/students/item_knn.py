@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from anyo_rl.students.protocol import Histories, Scores, event_arrays, user_counts
+from anyo_rl.students.protocol import Histories, Scores, event_arrays, history_weights, user_counts
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class ItemKNN:
     popularity: NDArray[np.float64]
     history_decay: float
 
+    @property
+    def n_items(self) -> int:
+        """Size N of the catalog."""
+        return self.similarity.shape[0]
+
     def scores(self, histories: Histories) -> Scores:
         """Scores (B, N) float32 after each history; an item that is there twice counts once, where it was last.
 
@@ -36,15 +41,7 @@ class ItemKNN:
         Raises:
             ValueError: If an item index is outside the catalog.
         """
-        n_items = self.similarity.shape[0]
-        items, lengths = event_arrays(histories, n_items, "histories")
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        ages = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(items)) - 1
-        # The first of each (row, item) from the end of the array is where the item was last.
-        _, last = np.unique((rows * n_items + items)[::-1], return_index=True)
-        kept = len(items) - 1 - last
-        weights = np.power(self.history_decay, ages[kept].astype(np.float64))
-        weights_B_N = sparse.csr_array((weights, (rows[kept], items[kept])), shape=(len(lengths), n_items))
+        weights_B_N = history_weights(histories, self.n_items, self.history_decay)
         scores: Scores = (weights_B_N @ self.similarity).toarray().astype(np.float32)
         scores += _tie_break(self.similarity, self.popularity)
         return scores

@@ -14,6 +14,11 @@ class Popularity:
 
     counts: NDArray[np.float64]
 
+    @property
+    def n_items(self) -> int:
+        """Size N of the catalog."""
+        return len(self.counts)
+
     def scores(self, histories: Histories) -> Scores:
         """Scores (B, N) float32: the same row for each history."""
         return np.tile(self.counts.astype(np.float32), (len(histories), 1))

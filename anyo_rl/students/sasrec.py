@@ -103,9 +103,14 @@ class SASRec(nn.Module):
             hidden_B_T_D = block(hidden_B_T_D, mask_B_1_T_T)
         return self.final_norm(hidden_B_T_D)
 
+    @property
+    def item_vectors(self) -> Tensor:
+        """(N, D): their product with a hidden state is the logit of each item."""
+        return self.items.weight[: self.n_items]
+
     def item_logits(self, hidden_D: Tensor) -> Tensor:
         """Logits (…, N) of the next item for hidden states (…, D)."""
-        return hidden_D @ self.items.weight[: self.n_items].T
+        return hidden_D @ self.item_vectors.T
 
     def scores(self, histories: Histories, batch_size: int = 256) -> Tensor:
         """Scores (B, N) float32 of every item after each history; see [`score_histories`]."""

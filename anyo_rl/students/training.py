@@ -1,14 +1,17 @@
 """What the students share: padding, the next-item training loop and scoring in batches.
 
-A student is a `torch.nn.Module` with `n_items`, `max_length`, `forward(items_B_T) -> hidden_B_T_D` (causal) and
-`item_logits(hidden_*_D) -> logits_*_N`. Items are indices 0..N-1 of the catalog; N is the padding.
+A student is a `torch.nn.Module` with `n_items`, `max_length`, `forward(items_B_T) -> hidden_B_T_D` (causal),
+`item_vectors` (N, D) and `item_logits(hidden_*_D) -> logits_*_N`. Items are indices 0..N-1 of the catalog; N is the
+padding.
 
 Each user's sequence goes through the model once, and every position predicts the item after it, with the softmax
-cross-entropy over the whole catalog. Expanding each prefix into a row of its own, as is common, costs as many forwards
-as there are events and learns nothing more.
+cross-entropy over the whole catalog; of more than `FULL_SOFTMAX` items, over the target and a sample of the others.
+Expanding each prefix into a row of its own, as is common, costs as many forwards as there are events and learns
+nothing more.
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +23,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from anyo_rl.data.sequences import HeldOut
-from anyo_rl.metrics import ndcg, target_ranks
+from anyo_rl.students.choice import mean_ndcg
 
 Histories = Sequence[Sequence[int]]
+FULL_SOFTMAX = 50_000  # items: 3,200 positions of so many are 640 MB of logits
 
 
 @dataclass
@@ -111,20 +115,6 @@ def score_histories(model: nn.Module, histories: Histories, batch_size: int = 25
     return scores
 
 
-def validation_ndcg(
-    model: nn.Module,
-    validation: HeldOut,
-    batch_size: int = 256,
-) -> float:
-    """Mean NDCG@10 over the whole catalog, less what each ranking leaves out."""
-    total = 0.0
-    for start in range(0, len(validation), batch_size):
-        part = validation[start : start + batch_size]
-        ranks = target_ranks(score_histories(model, part.histories, batch_size), part.targets, part.excluded)
-        total += float(ndcg(ranks, 10).sum())
-    return total / len(validation)
-
-
 @dataclass(frozen=True)
 class FitSettings:
     """How a student is trained.
@@ -135,7 +125,8 @@ class FitSettings:
         batch_size: sequences (windows of at most `max_length` items) in one step.
         learning_rate: of AdamW; warmed up over the first epoch's steps (100 at most), then constant.
         weight_decay: of AdamW, on all weights.
-        label_smoothing: share of the target's probability given to the whole catalog.
+        label_smoothing: share of the target's probability given to the whole catalog, where the softmax is over it.
+        n_negatives: items drawn in a step, where the catalog is too large for a softmax over all.
         device: where it is trained, and where the model stays.
     """
 
@@ -145,7 +136,33 @@ class FitSettings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
+    n_negatives: int = 8192
     device: str | torch.device = "cpu"
+
+
+def next_item_loss(model: nn.Module, hidden_R_D: Tensor, targets_R: Tensor, settings: FitSettings) -> Tensor:
+    """Mean −log p(target) of R positions.
+
+    Of more than `FULL_SOFTMAX` items the sum over the others is estimated from `n_negatives` of them, drawn alike for
+    all positions: each stands for (N − 1) / n of the others, which makes the sum right on average (Jean et al. 2015,
+    arXiv 1412.2007, with uniform draws). A draw that is a position's own target is left out there.
+
+    Args:
+        model: a student.
+        hidden_R_D: its hidden states.
+        targets_R: the items after them.
+        settings: label smoothing, and how many others are drawn.
+    """
+    n_items: int = model.n_items  # type: ignore[assignment]
+    if n_items <= FULL_SOFTMAX:
+        logits_R_N = model.item_logits(hidden_R_D)  # type: ignore[operator]
+        return F.cross_entropy(logits_R_N, targets_R, label_smoothing=settings.label_smoothing)
+    drawn_n = torch.randint(n_items, (settings.n_negatives,), device=hidden_R_D.device)
+    vectors_N_D: Tensor = model.item_vectors  # type: ignore[assignment]
+    others_R_n = hidden_R_D @ vectors_N_D[drawn_n].T + math.log((n_items - 1) / settings.n_negatives)
+    others_R_n = others_R_n.masked_fill(drawn_n == targets_R[:, None], -torch.inf)
+    target_R_1 = (hidden_R_D * vectors_N_D[targets_R]).sum(-1, keepdim=True)
+    return (torch.cat([target_R_1, others_R_n], 1).logsumexp(1, keepdim=True) - target_R_1).mean()
 
 
 def fit_next_item(
@@ -206,9 +223,8 @@ def fit_next_item(
                 items_B_T = pad_left(rows, n_items, max_length + 1, device)
                 inputs_B_T, targets_B_T = items_B_T[:, :-1], items_B_T[:, 1:]
                 real_B_T = inputs_B_T != n_items
-                logits = model.item_logits(model(inputs_B_T)[real_B_T])  # type: ignore[operator]
                 targets = targets_B_T[real_B_T]
-                loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+                loss = next_item_loss(model, model(inputs_B_T)[real_B_T], targets, settings)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -220,7 +236,7 @@ def fit_next_item(
             if validation is None:
                 report.best_epoch = epoch
                 continue
-            score = validation_ndcg(model, validation)
+            score = mean_ndcg(model, validation)
             epochs.set_postfix({"ndcg@10": f"{score:.4f}"}, refresh=False)
             report.validation_ndcg.append(score)
             if score > best_score:

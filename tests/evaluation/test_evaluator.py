@@ -6,22 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
-from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.sequences import HeldOut, training_sequences
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.data.toy.oracle import break_ties
 from anyo_rl.data.toy.world import parse_intent
-from anyo_rl.evaluation import baselines
-from anyo_rl.evaluation.baselines import evaluate_baselines
+from anyo_rl.evaluation.baselines import Fitting, choose_baseline, evaluate_oracles, fit_baseline
 from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.evaluation.summarise import summarise
 from anyo_rl.metrics.ranking import target_ranks
 from anyo_rl.sampling.paths import PATHS_SCHEMA, SampledPath
 from anyo_rl.search.answers import Answers
-from anyo_rl.students.item_knn import KnnSettings
-from anyo_rl.students.popularity import Popularity, fit_popularity
 
 EVENTS = {"u0": "i0 i1 i2 i3 i4", "u1": "i1 i2 i1 i0", "u2": "i3 i4", "u3": "i5 i6 i7"}
 EXAMPLES = [
@@ -53,7 +48,7 @@ def task() -> Task:
 
 @pytest.fixture
 def evaluation(task, small_catalog, tmp_path) -> Evaluation:
-    return Evaluation(tmp_path, task, small_catalog, task.split("test"))
+    return Evaluation(tmp_path, task, small_catalog.item_ids, task.split("test"))
 
 
 def answers(*ranks: int, paths=()) -> Answers:
@@ -284,14 +279,10 @@ def test_score_answers_by_hand(evaluation, mask_history, expected):
     assert found.top_ids_U_K[1][0] == ("i4" if mask_history else "i3")
 
 
-def test_the_oracles_of_the_baselines_are_the_exact_ones_for_cut_histories(small_tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "fit_student", lambda kind, sequences, n, **told: fit_popularity(sequences, n))
-    monkeypatch.setattr(baselines, "fit_item_knn", lambda sequences, n, settings: fit_popularity(sequences, n))
-    monkeypatch.setattr(baselines, "KNN_GRID", [KnnSettings(history_decay=0.3)])
-    monkeypatch.setattr(Popularity, "scores", lambda self, h: torch.from_numpy(np.tile(self.counts, (len(h), 1))))
+def test_the_oracles_are_the_exact_ones_for_cut_histories(tmp_path):
     task = load_task(DataArguments(toy_users=60, toy_categories=4, max_history=8))
-    evaluation = Evaluation(tmp_path, task, build_catalog(task.interactions.items, small_tokens), task.split("test"))
-    evaluate_baselines(evaluation)
+    evaluation = Evaluation(tmp_path, task, task.interactions.items["item_id"].to_list(), task.split("test"))
+    evaluate_oracles(evaluation)
     world, test = task.world, evaluation.test
     histories = [[world.index[item] for item in history] for history in test["history"].to_list()]
     positions = [task.position(example) for example in test["example_id"]]
@@ -308,11 +299,21 @@ def test_the_oracles_of_the_baselines_are_the_exact_ones_for_cut_histories(small
         assert pl.read_parquet(evaluation.file(stage, "plain"))["rank"].to_list() == expected.tolist()
 
 
+def test_a_chosen_baseline_is_fitted_again_as_it_was(tmp_path):
+    task = load_task(DataArguments(toy_users=60, toy_categories=4))
+    evaluation = Evaluation(tmp_path, task, task.interactions.items["item_id"].to_list(), task.split("test"))
+    fitting = Fitting.of(evaluation)
+    for name in ("popularity", "item_knn", "ease"):
+        chosen, fitted = choose_baseline(name, fitting)
+        again = fit_baseline(chosen, fitting, seed=3)
+        histories = fitting.validation.histories
+        np.testing.assert_allclose(again.scores(histories), fitted.scores(histories), rtol=1e-6)
+        assert (chosen.validation_ndcg is None) == (name == "popularity")
+
+
 def test_true_intents_are_counted_among_the_stated(small_tokens, tmp_path):
     task = load_task(DataArguments(toy_users=60, toy_categories=4))
-    evaluation = Evaluation(
-        tmp_path, task, build_catalog(task.interactions.items, small_tokens), task.split("test")[:4]
-    )
+    evaluation = Evaluation(tmp_path, task, task.interactions.items["item_id"].to_list(), task.split("test")[:4])
     rows = evaluation.test.select("example_id", "user_id", "target_id").rows()
     truths = ["\n".join(task.world.rationale(user, task.position(example))) for example, user, _ in rows]
     style = truths[1].rsplit(" ", 1)[1]

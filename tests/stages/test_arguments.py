@@ -15,6 +15,7 @@ from anyo_rl.stages.arguments import (
     StarArguments,
     TeacherArguments,
 )
+from anyo_rl.stages.baselines import BaselineArguments
 from anyo_rl.stages.begin import parse, plain_errors
 from anyo_rl.stages.server_arguments import ServerArguments
 from anyo_rl.stages.warm_start import parse_warm_start
@@ -40,11 +41,10 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kind = next(
-        name for name in ("sft", "grpo", "ppo", "dpo", "star", "rationales", "prm") if name in path.stem.split("_")
-    )
-    trains = kind != "rationales"
-    others = {"rationales": "make_rationales", "prm": "train_prm"}
+    kinds = ("sft", "grpo", "ppo", "dpo", "star", "rationales", "prm", "baselines")
+    kind = next(name for name in kinds if name in path.stem.split("_"))
+    trains = kind not in ("rationales", "baselines")
+    others = {"rationales": "make_rationales", "prm": "train_prm", "baselines": "baselines"}
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
     def keep(types, **kwargs):
@@ -58,6 +58,9 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     *parsed, config = parse(types, args=["--config", str(path), *flags], defaults=defaults)
     assert config == path
     found = {type(instance): instance for instance in parsed}
+    if kind == "baselines":
+        assert found[BaselineArguments].tune
+        return
     if not trains:
         assert found[ServerArguments].server().has_budget
         return
@@ -187,3 +190,10 @@ def test_more_generations_than_the_evaluation_batch_are_fine(tmp_path):
     assert training.num_generations == 16
     with pytest.raises(SystemExit, match="number of generations used for evaluation"):
         parse((GRPOConfig,), args=flags)
+
+
+def test_baselines_have_known_names_and_a_seed():
+    with pytest.raises(ValueError, match="names has bert4rec; expected some of popularity, item_knn"):
+        BaselineArguments(names=["sasrec", "bert4rec"])
+    with pytest.raises(ValueError, match="seeds is empty"):
+        BaselineArguments(seeds=[])

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -7,9 +8,10 @@ from hypothesis import strategies as st
 
 from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import top_items
-from anyo_rl.students.choice import choose_on_validation
+from anyo_rl.students.choice import choose_in_turn, choose_on_validation
 from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
 from anyo_rl.students.popularity import fit_popularity
+from anyo_rl.students.protocol import rows_at_once
 
 PLAIN = {"history_decay": 1.0, "gap_decay": 1.0, "backward": 1.0, "source_power": 0.0, "target_power": 0.0}
 
@@ -167,7 +169,38 @@ def test_choosing_takes_the_best_on_validation():
     assert [value for _, value in choice.trials] == [pytest.approx(0.6309, abs=1e-4), 1.0, 1.0]
     masked = choose_on_validation(fit, grid[:1], HeldOut([[2, 0]], [1], [[2, 0]]))
     assert masked.value == 1.0
+    np.testing.assert_array_equal(choice.fitted.scores([[0]]), fit(choice.settings).scores([[0]]))
     assert len(set(KNN_GRID)) == 27
+
+
+def test_settings_are_chosen_one_after_the_other():
+    """The second is tried with the best of the first; what a setting begins with is not fitted again."""
+    tried = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Pair:
+        a: int = 1
+        b: int = 1
+
+    class Fitted:
+        n_items = 4
+
+        def __init__(self, settings):
+            tried.append((settings.a, settings.b))
+            self.rank = {(1, 1): 3, (2, 1): 2, (3, 1): 4, (2, 5): 1}[tried[-1]]
+
+        def scores(self, histories):
+            return np.array([[1.0 if item < self.rank - 1 else 0.5 if item == 3 else 0.0 for item in range(4)]])
+
+    choice = choose_in_turn(Fitted, Pair(), {"a": (2, 3), "b": (5,)}, HeldOut([[0]], [3], [[]]))
+    assert tried == [(1, 1), (2, 1), (3, 1), (2, 5)]
+    assert (choice.settings, choice.value, choice.fitted.rank) == (Pair(2, 5), 1.0, 1)
+    assert [settings for settings, _ in choice.trials] == [Pair(*pair) for pair in tried]
+
+
+def test_blocks_of_scores_are_bounded():
+    assert (rows_at_once(10), rows_at_once(65_536), rows_at_once(1_000_000)) == (512, 512, 33)
+    assert rows_at_once(10**9) == 1
 
 
 def test_wrong_input_is_an_error():

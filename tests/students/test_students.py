@@ -7,8 +7,9 @@ import torch
 
 from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import target_ranks
-from anyo_rl.students import FitSettings, GRU4Rec, SASRec, fit_student, score_histories
-from anyo_rl.students.training import pad_left, validation_ndcg, windows
+from anyo_rl.students import FitSettings, GRU4Rec, SASRec, fit_student, score_histories, training
+from anyo_rl.students.choice import mean_ndcg
+from anyo_rl.students.training import next_item_loss, pad_left, windows
 
 SMALL = {"dim": 16, "max_length": 6, "dropout": 0.0}
 STUDENTS = pytest.mark.parametrize("student", [SASRec, GRU4Rec])
@@ -131,11 +132,14 @@ class Stubborn(torch.nn.Module):
     def item_logits(self, hidden):
         return hidden - torch.arange(5.0)
 
+    def scores(self, histories):
+        return score_histories(self, histories)
+
 
 def test_validation_leaves_the_history_out_where_asked():
     histories, targets = [[0, 1], [0]], [2, 0]
-    assert validation_ndcg(Stubborn(), HeldOut(histories, targets, [[]] * 2)) == pytest.approx((0.5 + 1) / 2)
-    assert validation_ndcg(Stubborn(), HeldOut(histories, targets, histories)) == 1.0  # never the target
+    assert mean_ndcg(Stubborn(), HeldOut(histories, targets, [[]] * 2)) == pytest.approx((0.5 + 1) / 2)
+    assert mean_ndcg(Stubborn(), HeldOut(histories, targets, histories)) == 1.0  # never the target
 
 
 @FITS
@@ -145,8 +149,8 @@ def test_early_stopping_measures_as_it_is_told(fit):
     settings = {"dim": 16, "max_length": 6, "max_epochs": 1, "batch_size": 8}
     for validation in (whole, masked):
         model = fit(sequences, 12, validation=validation, **settings)
-        assert model.report.validation_ndcg == [validation_ndcg(model, validation)]
-    assert validation_ndcg(model, whole) < validation_ndcg(model, masked)
+        assert model.report.validation_ndcg == [mean_ndcg(model, validation)]
+    assert mean_ndcg(model, whole) < mean_ndcg(model, masked)
 
 
 @STUDENTS
@@ -187,3 +191,32 @@ def test_wrong_input_is_an_error():
         SASRec(12, **SMALL).scores([[-1]])
     with pytest.raises(ValueError, match="n_heads=3"):
         SASRec(12, dim=16, n_heads=3)
+
+
+def test_a_sampled_softmax_is_the_whole_one_on_average(monkeypatch):
+    torch.manual_seed(0)
+    model, hidden, targets = SASRec(50, seed=1, dim=8), torch.randn(6, 8) * 3, torch.arange(6)
+    torch.nn.init.normal_(model.items.weight, std=0.3)
+    whole = next_item_loss(model, hidden, targets, FitSettings())
+    monkeypatch.setattr(training, "FULL_SOFTMAX", 10)
+    with torch.no_grad():
+        logits = model.item_logits(hidden)
+        others = torch.stack([logits[i, [j for j in range(50) if j != i]].logsumexp(0) for i in range(6)])
+        expected = (torch.logaddexp(logits[range(6), targets], others) - logits[range(6), targets]).mean()
+        assert whole.item() == pytest.approx(expected.item(), rel=1e-5)
+        few = [next_item_loss(model, hidden, targets, FitSettings(n_negatives=5)).item() for _ in range(400)]
+        many = next_item_loss(model, hidden, targets, FitSettings(n_negatives=200_000))
+    assert many.item() == pytest.approx(whole.item(), rel=0.02)
+    # Few draws are unbiased in the sum; its logarithm lies below on average, by Jensen's inequality.
+    assert sum(few) / 400 == pytest.approx(whole.item(), rel=0.2)
+    assert sum(few) / 400 < whole.item()
+
+
+@FITS
+def test_a_large_catalog_is_learned_by_samples(fit, monkeypatch):
+    monkeypatch.setattr(training, "FULL_SOFTMAX", 10)
+    sequences, held_out = cycles(60, 12, seed=0), cycles(20, 12, seed=1)
+    settings = {"dim": 16, "max_length": 6, "dropout": 0.0, "learning_rate": 1e-2, "n_negatives": 8, "batch_size": 8}
+    model = fit(sequences, 12, max_epochs=40, **settings)
+    ranks = target_ranks(model.scores([walk[:-1] for walk in held_out]), [walk[-1] for walk in held_out])
+    assert (ranks == 1).mean() > 0.9
