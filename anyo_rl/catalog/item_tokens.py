@@ -15,7 +15,7 @@ from typing import Literal
 import polars as pl
 import torch
 from accelerate import PartialState
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
@@ -120,6 +120,13 @@ def adapters(
     """The LoRA adapters that `ModelConfig` asks for, which train the codes of semantic ids too."""
     codes = [] if ids is None else add_codes(tokenizer, ids.tokens())
     return train_item_tokens(get_peft_config(model_args), model, codes)
+
+
+def without_dropout(lora: PeftConfig | None) -> PeftConfig | None:
+    """Adapters for reinforcement: what is sampled, ranked and trained is to be one policy; dropout makes it two."""
+    if isinstance(lora, LoraConfig):
+        lora.lora_dropout = 0.0
+    return lora
 
 
 def teacher_files(ids: SemanticIds | None) -> dict[str, str]:

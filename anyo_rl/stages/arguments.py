@@ -63,7 +63,7 @@ class RankArguments:
     """How far the ranks of sampled paths are told apart."""
 
     rank_cap: int = field(
-        default=1000, metadata={"help": "Ranks beyond it count as the last while training; 0 for no cap."}
+        default=1000, metadata={"help": "Ranks beyond it count as the one after it while training; 0 for no cap."}
     )
     rank_node_budget: int = field(
         default=4096,

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from trl import GRPOConfig
 
-from anyo_rl.catalog.item_tokens import adapters
+from anyo_rl.catalog.item_tokens import adapters, without_dropout
 from anyo_rl.ranking.written import written_ranker
 from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
@@ -105,7 +105,7 @@ def train_reasoning(
     with whole_weights():
         ranker = written_ranker(args.ranker, teacher.catalog, args.item_encoder, lambda: opening.weights(start, ids))
     stop_at_marker(teacher.model, teacher.tokens, write_item=ranker is not None)
-    lora = adapters(opening.of_path(start), teacher.model, tokenizer, ids)
+    lora = without_dropout(adapters(opening.of_path(start), teacher.model, tokenizer, ids))
     if method.critic is not None:
         separate = method.critic == "separate"
         if separate and lora is not None:

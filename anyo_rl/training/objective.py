@@ -22,7 +22,7 @@ class Objective:
         written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off.
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
-        rank_cap: ranks beyond it count as the last; `None` for no cap.
+        rank_cap: ranks beyond it count as the one after it; `None` for no cap.
         rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
 
     Raises:

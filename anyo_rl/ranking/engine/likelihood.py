@@ -31,9 +31,9 @@ class LikelihoodRanker:
     """Ranks the catalog under a causal LM as far as needed, given context and reasoning up to the marker.
 
     The rank is exact (but for the tie band) unless the cap or the node budget ends the search; then `lowest_B` and
-    `highest_B` of the `Ranking` say what is known, and `ranks_B` counts everything unknown against the target. A rank
-    beyond the cap is the last one in `ranks_B`: where in between the search stopped is chance, and a reward made of it
-    would be noise.
+    `highest_B` of the `Ranking` say what is known, and `ranks_B` counts everything unknown against the target. Ranks
+    beyond the cap are `cap + 1` in `ranks_B`: where in between the search stopped is chance, and the last rank in
+    their place would be a cliff, at which rank 1,000 and 1,001 differ by as much as 1,000 and the size of the catalog.
 
     Args:
         catalog: built with the model's tokenizer.
@@ -137,7 +137,7 @@ class LikelihoodRanker:
 
         ranks = column("rank")
         if self.cap is not None:
-            ranks = np.where(ranks > self.cap, fallback, ranks)
+            ranks = np.where(ranks > self.cap, np.minimum(self.cap + 1, fallback), ranks)
         return Ranking(
             ranks_B=ranks,
             top_ids_B_K=[[items[item] for item, _ in f.top] for f in found],

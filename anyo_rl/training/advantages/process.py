@@ -12,9 +12,15 @@ ProcessReduction = Literal["sum", "mean"]
 def process(batch: Batch, reduction: ProcessReduction = "mean") -> torch.Tensor:
     """(B, T) advantages of tokens: those of the step that each is a part of, by `process_advantages`.
 
-    The reward of a step is what its state gained, so rewards other than the gain have no part in it.
+    The reward of a step is what its state gained. The last step's is what the path's weighted rewards hold above its
+    state, so that every reward has its part; where the gain is the only one, that is what the state gained.
     """
-    return batch.of_tokens(process_advantages(batch.states.diff(dim=1), batch.group_size, reduction))
+    states_A_S = batch.states.clone()
+    rows = torch.arange(len(states_A_S), device=states_A_S.device)
+    last = (~states_A_S.isnan()).sum(1) - 1
+    rewards_A = batch.rewards_A.to(states_A_S)
+    states_A_S[rows, last] = torch.where(rewards_A.isnan(), states_A_S[rows, last], rewards_A)
+    return batch.of_tokens(process_advantages(states_A_S.diff(dim=1), batch.group_size, reduction))
 
 
 def process_advantages(

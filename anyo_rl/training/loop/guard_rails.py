@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION = f"eval_{METRIC}"
 FLAT = "guard/flat_groups"
+FLAT_SPREAD = 0.005  # of rewards between 0 and 1: the NDCG of rank 100 less that of rank 117
 Log = Sequence[Mapping[str, Any]]
 
 
@@ -54,21 +55,23 @@ def reward_correlations(rewards: torch.Tensor, names: Sequence[str]) -> dict[str
 
 
 def flat_groups(rewards_B: torch.Tensor, group_size: int) -> float:
-    """Share of groups whose completions have one reward all: they teach nothing, however rewards are scaled.
+    """Share of groups whose rewards lie within `FLAT_SPREAD` of one another: there is next to nothing to learn.
 
-    TRL's `frac_reward_zero_std` is about the whole batch where the batch is what rewards are scaled by.
+    In the tail ranks differ and gains hardly do: 400 and 410 are worth .1156 and .1152 under `ndcg`. Scaled by the
+    group that is as much signal as ranks 1 and 20. TRL's `frac_reward_zero_std` counts exact ties only, over the whole
+    batch where the batch is what rewards are scaled by.
 
     Args:
         rewards_B: weighted sums of completions, groups of `group_size` in a row; NaN where no reward applies.
         group_size: completions of each prompt.
 
-    >>> flat_groups(torch.tensor([1.0, 1.0, 0.0, 1.0, torch.nan, 2.0]), 2)
+    >>> flat_groups(torch.tensor([1.0, 0.996, 0.0, 1.0, torch.nan, 2.0]), 2)
     0.6666666865348816
     """
     groups = rewards_B.view(-1, group_size)
     low = groups.nan_to_num(nan=math.inf).amin(1)
     high = groups.nan_to_num(nan=-math.inf).amax(1)
-    return float((high - low < 1e-6).float().mean())
+    return float((high - low < FLAT_SPREAD).float().mean())
 
 
 def last_mean(history: Log, key: str, n: int) -> float | None:

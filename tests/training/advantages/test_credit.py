@@ -109,6 +109,18 @@ def test_the_last_step_ends_with_the_outcome(small_tokens):
     torch.testing.assert_close(found[:, [first, last]], steps)
 
 
+def test_all_rewards_have_their_part_in_the_last_step(small_tokens):
+    """The gain is what the last state is worth; a reward beside it, or in its place, counts there too."""
+    ids = [[*small_tokens.tokenizer.encode("x\ny", add_special_tokens=False), small_tokens.marker_id]] * 3
+    values, gains = [np.array([0.2, 0.5]), np.array([0.2, 0.3]), np.array([0.2, 0.2])], [0.9, 0.0, 0.5]
+    rewards = [1.4, -0.2, math.nan]  # of the third no reward applies, and its gain stays
+    given = batch_of(ids, small_tokens, rewards, values, gains)
+    first, last = small_tokens.step_ends(ids[0])[0] - 1, len(ids[0]) - 1
+    found = Credit("process", StepSource(), reduction="sum").token_advantages(given)
+    steps = process_advantages(torch.tensor([[0.3, 0.9], [0.1, -0.5], [0.0, 0.3]]), 3, "sum")
+    torch.testing.assert_close(found[:, [first, last]], steps)
+
+
 def test_a_prm_gives_the_values_before_steps(small_tokens):
     """Its scores less the one after the last step, which the outcome stands for; one where there is no step."""
     ids = [small_tokens.tokenizer.encode(text, add_special_tokens=False) for text in ("x\ny", "")]
