@@ -26,11 +26,13 @@ from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.constrained.constraint import constrained_log_probs
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.teacher.policy import causal_lm
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states
 from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Estimates, Ppo
 from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic, without_critic
 from anyo_rl.training.item_loss import excluded_items, item_log_prob, item_weights
+from anyo_rl.training.loop.flops import FlopCounter, token_flops
 from anyo_rl.training.loop.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.loop.throughput import Clock
 from anyo_rl.training.loop.validation import Validation, run_validation
@@ -67,6 +69,8 @@ class ReasonerTrainer(GRPOTrainer):
     Raises:
         ValueError: the model stops at the wrong place, or settings of TRL's do not go with the objective.
     """
+
+    flop_counter: FlopCounter | None = None  # a stage's; see `anyo_rl.training.loop.flops`
 
     def __init__(
         self,
@@ -254,6 +258,9 @@ class ReasonerTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         with self.clock("ranking"):
             scored = self._score_together([Row.of(columns) for columns in inputs], completion_ids_list)
+        if self.use_vllm and self.flop_counter is not None:  # it computes where no counter sees it
+            n_tokens = sum(map(len, completion_ids_list)) + sum(len(self.tokens.context_ids(p)) for p in prompts)
+            self.flop_counter.add(n_tokens * token_flops(causal_lm(self.model)))
         columns = scored.columns(len(self.catalog))
         # TRL decodes without control tokens, and so without the marker; rewards see what people see.
         texts: list[Any] = [self.tokens.decode(ids) for ids in completion_ids_list]

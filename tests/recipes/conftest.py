@@ -146,7 +146,7 @@ def logged_lines(folder: Path) -> list[dict]:
     """What was logged, but for clocks and for what TRL and transformers count from the start of the process."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     varying = ("runtime", "per_second", "step_time", "rank/seconds", "total_flos", "train_loss", "num_tokens")
-    varying += ("time_share/", "memory/")
+    varying += ("time_share/", "memory/", "flops")  # of what was logged last before a kill
     return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
 
 

@@ -15,6 +15,7 @@ from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, answer
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.loop.flops import validating
 from anyo_rl.training.loop.weights import gathered
 
 METRIC = "ndcg@10"
@@ -56,7 +57,7 @@ def run_validation(trainer: Trainer, validation: Validation, prefix: str = "eval
     """
     accelerator = trainer.accelerator
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    with gathered(trainer.model_wrapped, accelerator) as model:
+    with gathered(trainer.model_wrapped, accelerator) as model, validating(trainer):
         ranks = validation.ranks(model, share)
     everyone = np.array(gather_object(ranks) if accelerator.num_processes > 1 else ranks)
     means = mean_metrics(per_user_metrics(everyone, cutoffs=(10,)))
