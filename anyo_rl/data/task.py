@@ -22,10 +22,12 @@ from anyo_rl.data.rationales import read_rationales
 from anyo_rl.data.schema import SPLITS, DataError, Interactions
 from anyo_rl.data.splits import k_core as keep_k_core
 from anyo_rl.data.splits import make_examples
+from anyo_rl.data.toy.orders import OrderWorld, make_order_world, order_config
 from anyo_rl.data.toy.routines import LONGEST_LAP
 from anyo_rl.data.toy.world import ToyConfig, ToyWorld, make_toy_world
 
-TOY = "toy"
+TOY, ORDERS = "toy", "toy-orders"
+World = ToyWorld | OrderWorld
 logger = logging.getLogger(__name__)
 
 
@@ -34,10 +36,12 @@ class DataArguments:
     """Which data, how it is split, and how it is shown to the teacher.
 
     Attributes:
-        dataset: `toy` (the embedded world), `ml-100k`, `office`, or the path of an interaction log.
+        dataset: `toy` and `toy-orders` (embedded worlds), `ml-100k`, `office`, or the path of an interaction log.
     """
 
-    dataset: str = field(default=TOY, metadata={"help": "toy, ml-100k, office, or the path of an interaction log."})
+    dataset: str = field(
+        default=TOY, metadata={"help": "toy, toy-orders, ml-100k, office, or the path of an interaction log."}
+    )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of named data sets (ANYO_RL_DATA if unset).", "free": True}
     )
@@ -87,6 +91,9 @@ class DataArguments:
     toy_users: int = field(default=ToyConfig.n_users, metadata={"help": "Users of the toy world."})
     toy_categories: int = field(default=ToyConfig.n_categories, metadata={"help": "Categories of the toy world."})
     toy_noise: float = field(default=ToyConfig.noise, metadata={"help": "Share of random events in the toy world."})
+    toy_dial: int = field(
+        default=2, metadata={"help": "Difficulty of toy-orders, 1 to 4: from where a direct answer wins to hopeless."}
+    )
     split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
 
 
@@ -99,14 +106,14 @@ class Task:
         examples: the examples frame of `anyo_rl.data.splits.make_examples`.
         rationales: example id to one reasoning or more, each of steps, for those training examples that have them.
         args: the arguments it was made from, with defaults filled in (`split_ratios`, `min_history`).
-        world: the toy world, where the data is that.
+        world: the embedded world, where the data is that.
     """
 
     interactions: Interactions
     examples: pl.DataFrame
     rationales: dict[str, list[tuple[str, ...]]]
     args: DataArguments
-    world: ToyWorld | None
+    world: World | None
 
     @property
     def report(self) -> dict[str, int]:
@@ -160,7 +167,7 @@ def load_task(args: DataArguments) -> Task:
         DataError: the data or an argument cannot be used, or a split has no examples; says why and what to do.
     """
     args = _resolve(args)
-    world = _toy_world(args) if args.dataset == TOY else None
+    world = _world(args)
     interactions = world.interactions if world is not None else _load(args)
     if args.k_core:
         interactions = keep_k_core(interactions, args.k_core)
@@ -206,13 +213,25 @@ def _without_repeats(
 
 def _ratios(args: DataArguments) -> tuple[int, int, int]:
     if args.split_ratios is None:
-        return (2, 1, 1) if args.dataset == TOY else (8, 1, 1)
+        return (2, 1, 1) if args.dataset in (TOY, ORDERS) else (8, 1, 1)
     train, validation, test = args.split_ratios
     return train, validation, test
 
 
-def _toy_world(args: DataArguments) -> ToyWorld:
+def _world(args: DataArguments) -> World | None:
+    """The embedded world that the data is, if it is one."""
     try:
+        if args.dataset == ORDERS:
+            shared = {"n_users": args.toy_users, "rationale_share": args.rationale_share, "seed": args.split_seed}
+            world = make_order_world(order_config(args.toy_dial, **shared))
+            if world.longest > args.max_history + 1:
+                raise ValueError(
+                    f"max_history is {args.max_history}, and users of this world have up to {world.longest} events, "
+                    "of which the first ones have to be seen: set it to as many"
+                )
+            return world
+        if args.dataset != TOY:
+            return None
         config = ToyConfig(
             n_users=args.toy_users,
             n_categories=args.toy_categories,
@@ -254,11 +273,14 @@ def _resolve(args: DataArguments) -> DataArguments:
     Raises:
         DataError: one is out of its range, or does not go with the toy world.
     """
-    toy = args.dataset == TOY
+    toy = args.dataset in (TOY, ORDERS)
+    if args.dataset == ORDERS and args.train_targets is None:
+        args = dataclasses.replace(args, train_targets=1)  # the last event alone is a purchase for sure
     if args.split_ratios is None:
         args = dataclasses.replace(args, split_ratios=list(_ratios(args)))
     if args.min_history is None:
-        args = dataclasses.replace(args, min_history=LONGEST_LAP if toy else 1)
+        shown = {TOY: ToyWorld.least_history, ORDERS: OrderWorld.least_history}
+        args = dataclasses.replace(args, min_history=shown.get(args.dataset, 1))
     ratios = args.split_ratios or []
     if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0:
         raise DataError(
@@ -280,7 +302,7 @@ def _resolve(args: DataArguments) -> DataArguments:
 
 
 def _rationales(
-    interactions: Interactions, examples: pl.DataFrame, args: DataArguments, world: ToyWorld | None
+    interactions: Interactions, examples: pl.DataFrame, args: DataArguments, world: World | None
 ) -> dict[str, list[tuple[str, ...]]]:
     train = examples.filter(pl.col("split") == "train")
     if args.rationales_path is not None:
@@ -295,7 +317,7 @@ def _rationales(
             row["example_id"]: [world.rationale(row["user_id"], position)]
             for row in rows
             if world.has_rationale(row["user_id"])
-            and (position := int(row["example_id"].rsplit(":", 1)[1])) >= LONGEST_LAP
+            and (position := int(row["example_id"].rsplit(":", 1)[1])) >= world.least_history
         }
     users = np.array(train["user_id"].unique(maintain_order=True).to_list())
     drawn = np.random.default_rng(args.split_seed).permutation(users)[: round(args.rationale_share * len(users))]

@@ -18,6 +18,7 @@ import polars as pl
 from scipy.stats import rankdata, spearmanr
 
 from anyo_rl.data.task import Task
+from anyo_rl.data.toy.world import ToyWorld
 from anyo_rl.evaluation.report.plots import line_plot, standalone
 from anyo_rl.evaluation.true_value import Truth, first_intent
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, finite
@@ -211,7 +212,7 @@ def _truths(
     intents: list[bool | None] = [None] * n_states
     lines: list[bool | None] = [None] * n_states
     world = None if task is None else task.world
-    if task is None or world is None:
+    if task is None or not isinstance(world, ToyWorld):
         return intents, lines
     asked = user_id, task.position(example_id)
     for step, is_true in enumerate(world.true_steps(steps, *asked), 1):

@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.sequences import training_sequences
-from anyo_rl.data.toy.world import ToyWorld, parse_intent
 from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary
@@ -237,11 +236,11 @@ def _slices(evaluation: Evaluation, frames: Frames) -> dict[str, dict[str, dict[
 def _true_intents(evaluation: Evaluation, stage: str) -> tuple[float, float | None]:
     """Share of greedy reasonings that state an intent (toy world), and of these, those that state the true one."""
     world, task = evaluation.task.world, evaluation.task
-    assert isinstance(world, ToyWorld)
+    assert world is not None
     paths = pl.read_parquet(evaluation.paths(stage, "greedy"), columns=["example_id", "user_id", "steps"])
     true = [
         world.is_true(steps, user, task.position(example))
         for example, user, steps in paths.iter_rows()
-        if parse_intent(steps) is not None
+        if world.states_intent(steps)
     ]
     return len(true) / len(paths), float(np.mean(true)) if true else None

@@ -92,7 +92,8 @@ def truth(labels: pl.DataFrame, task: Task, ranker: DistributionRanker, tokens: 
     Raises:
         DataError: items of the history are left out of rankings.
     """
-    if task.world is None:
+    world = task.world
+    if not isinstance(world, ToyWorld):
         return None
     if task.args.mask_history:
         raise DataError(
@@ -101,12 +102,12 @@ def truth(labels: pl.DataFrame, task: Task, ranker: DistributionRanker, tokens: 
         )
     examples = {row["example_id"]: row for row in task.examples.iter_rows(named=True)}
     rows = [examples[example_id] for example_id in labels["example_id"].unique(maintain_order=True)]
-    histories = [[task.world.index[item] for item in row["history"]] for row in rows]
+    histories = [[world.index[item] for item in row["history"]] for row in rows]
     starts = [task.position(row["example_id"]) - len(row["history"]) for row in rows]
     known = {row["example_id"]: seen for row, *seen in zip(rows, histories, starts, strict=True)}
-    order = [task.world.index[item] for item in ranker.catalog.item_ids]
-    wanted = dict(zip(known, task.world.oracle_scores(histories, starts)[:, order], strict=True))
-    return Truth(true_values(labels, wanted, ranker, tokens), _intents(labels, task.world, known))
+    order = [world.index[item] for item in ranker.catalog.item_ids]
+    wanted = dict(zip(known, world.oracle_scores(histories, starts)[:, order], strict=True))
+    return Truth(true_values(labels, wanted, ranker, tokens), _intents(labels, world, known))
 
 
 def true_values(

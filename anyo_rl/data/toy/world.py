@@ -143,6 +143,8 @@ class ToyWorld:
     _noise_U_T: np.ndarray = field(repr=False)
     _rationale_U: np.ndarray = field(repr=False)
 
+    least_history = LONGEST_LAP  # a rationale needs as many events
+
     def truth(self, user_id: str, position: int) -> Intent:
         """The true intent at `position` (0 to `max_events`, so also the event after the last).
 
@@ -207,6 +209,10 @@ class ToyWorld:
         name = pl.concat_str("category", "grade", separator=" ")
         events = self.interactions.frame.join(self.interactions.items, on="item_id", maintain_order="left")
         return dict(events.group_by("user_id", maintain_order=True).agg(name.alias("bought")).iter_rows())
+
+    def states_intent(self, steps: Sequence[str]) -> bool:
+        """Whether steps state one intent; see `parse_intent`."""
+        return parse_intent(steps) is not None
 
     def is_true(self, steps: Sequence[str], user_id: str, position: int) -> bool:
         """Whether the steps state the true next category, grade and favourite style; False where they state none."""

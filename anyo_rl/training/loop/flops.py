@@ -9,7 +9,7 @@ work, the optimizer and the few rows of the head that a ranking reads are not se
 Validations are apart, in `flops/validation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -69,7 +69,7 @@ class FlopCounter:
         n_rows = output.numel() // module.out_features
         self.add(2 * n_rows * module.in_features * module.out_features * _passes(module.weight.requires_grad))
 
-    def _attention(self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _attention(self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.add(attention_flops(module.config, args, kwargs) * _passes(trained=True))
 
 
@@ -84,7 +84,7 @@ def _passes(trained: bool) -> int:
     return 3 if trained else 2
 
 
-def attention_flops(config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def attention_flops(config: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Multiplications and additions of queries with keys, and of weights with values, in one forward of a decoder.
 
     Args:
