@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 FLOPS = "flops"
 VALIDATION_FLOPS = "flops/validation"
+IGNORED = -100
 
 
 class FlopCounter:
@@ -40,8 +41,10 @@ class FlopCounter:
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 self._hooks.append(module.register_forward_hook(self._linear))
-            elif isinstance(module, PreTrainedModel) and module.get_decoder() is module:
-                self._hooks.append(module.register_forward_pre_hook(self._attention, with_kwargs=True))
+            elif isinstance(module, PreTrainedModel):
+                of_decoder = module.get_decoder() is module
+                hook = self._attention if of_decoder else self._fused_head
+                self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def close(self) -> None:
         """Counts no more."""
@@ -71,6 +74,16 @@ class FlopCounter:
 
     def _attention(self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.add(attention_flops(module.config, args, kwargs) * _passes(trained=True))
+
+    def _fused_head(self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """TRL's trainers read the head's weights and never call it, and compute its logits again in the backward."""
+        head, labels = module.get_output_embeddings(), kwargs.get("labels")
+        if not kwargs.get("fused_lm_head") or labels is None or head is None:
+            return
+        # On GPUs only positions with a label are scored.
+        n_rows = int((labels[:, 1:] != IGNORED).sum()) if labels.is_cuda else labels[:, 1:].numel()
+        passes = _passes(head.weight.requires_grad)
+        self.add(2 * n_rows * head.weight.numel() * (passes + (passes > 1)))
 
 
 def _passes(trained: bool) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
+from trl.trainer.utils import add_fused_lm_head
 
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.training.loop.flops import FLOPS, VALIDATION_FLOPS, FlopCounter, Flops, token_flops
@@ -73,6 +74,18 @@ def test_what_gradient_checkpointing_computes_again_counts_again(eager):
     again = counted(eager, step)
     assert 1.15 * once < again < 1.34 * once  # the layers, not the head
     assert again == pytest.approx(seen_by_torch(step), rel=0.03)
+
+
+def test_the_head_that_trl_fuses_with_the_loss_is_seen(eager):
+    add_fused_lm_head(eager)
+
+    def step():
+        eager.train()
+        eager(IDS, labels=IDS, fused_lm_head=True).log_probs.sum().backward()
+
+    # PyTorch's counter passes over products that are added in place: those of the head's two gradients.
+    unseen = 2 * 2 * IDS[:, 1:].numel() * eager.lm_head.weight.numel()
+    assert counted(eager, step) == pytest.approx(seen_by_torch(step) + unseen, rel=0.001)
 
 
 def test_sampling_with_a_cache_reads_each_token_once(eager):
