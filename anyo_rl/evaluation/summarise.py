@@ -14,11 +14,13 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.sequences import training_sequences
+from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
+from anyo_rl.run.folder import METRICS
 from anyo_rl.students.popularity import fit_popularity
 
 SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
@@ -36,6 +38,7 @@ def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -
     """
     args, test, seed = evaluation.task.args, evaluation.test, evaluation.seed
     frames = evaluation.kept(n_paths)
+    why = not_converged(read_trainings(evaluation.run_dir / METRICS))
     stated = true = None
     if evaluation.task.world is not None:
         truths = {stage: _true_intents(evaluation, stage) for stage, modes in frames.items() if "greedy" in modes}
@@ -51,6 +54,7 @@ def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -
         ranker=ranker,
         seed=seed,
         n_paths=n_paths,
+        not_converged={DIRECT.name: why} if why and DIRECT.name in frames else {},
         stages=stage_values(frames, len(evaluation.item_ids), seed),
         differences=differences(frames, seed),
         slices=_slices(evaluation, frames),

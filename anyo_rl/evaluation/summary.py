@@ -61,6 +61,7 @@ class Summary:
         seed: of a single run.
         seeds: of several runs.
         n_paths: how many a mixture has.
+        not_converged: stage → why it is no opponent to claim anything over (`anyo_rl.evaluation.convergence`).
         stages: stage → mode → metric → value.
         differences: `a-b` → mode → metric → paired difference.
         slices: stage → mode → slice.
@@ -78,6 +79,7 @@ class Summary:
     seed: int | None = None
     seeds: tuple[int, ...] = ()
     n_paths: int | None = None
+    not_converged: dict[str, str] = field(default_factory=dict)
     stages: dict[str, Modes] = field(default_factory=dict)
     differences: dict[str, Modes] = field(default_factory=dict)
     slices: dict[str, dict[str, dict[str, Slice]]] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class Summary:
         """Ready for JSON, in the order of the fields; what is not known is left out."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         optional = {name for name, value in found.items() if value is None or value == ()}
+        optional |= {"not_converged"} if not self.not_converged else set()
         return {name: _json(value) for name, value in found.items() if name not in optional}
 
     @classmethod
@@ -155,6 +158,7 @@ class Summary:
             seed=number("seed"),
             seeds=tuple(seed for seed in seeds if isinstance(seed, int)) if isinstance(seeds, list) else (),
             n_paths=number("n_paths"),
+            not_converged=_read(raw.get("not_converged"), lambda why: why if isinstance(why, str) else None),
             stages=_read(raw.get("stages"), _modes),
             differences=_read(raw.get("differences"), _modes),
             slices=_read(raw.get("slices"), lambda modes: _read(modes, lambda cut: _read(cut, Slice.from_json))),

@@ -85,7 +85,7 @@ def result_cells(summary: Summary) -> tuple[list[str], Cells]:
     header = ["Stage", "Mode", *(label for _, label in COLUMNS)] + (["Share of oracle"] if with_share else [])
     body = []
     for row in table:
-        cells = [row.stage, row.mode]
+        cells = [f"{row.stage} (not converged)" if row.stage in summary.not_converged else row.stage, row.mode]
         cells += [format_value(row.metrics.get(key), bounds=key == MAIN_METRIC) for key, _ in COLUMNS]
         if with_share:
             cells.append(format_percent(None if row.share_of_oracle is None else 100 * row.share_of_oracle))
@@ -121,6 +121,8 @@ def markdown_table(summary: Summary) -> str:
     header, body = difference_cells(summary)
     if body:
         lines += ["", "Paired differences:", "", *_markdown(header, body)]
+    for note in convergence_notes(summary):
+        lines += ["", _escape(note)]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -150,7 +152,17 @@ def console_table(summary: Summary, width: int | None = None) -> str:
             for cells in body:
                 table.add_row(*(Text(cell) for cell in cells))  # Text: a name with [brackets] is not mark-up
             console.print(table)
+        for note in convergence_notes(summary):
+            console.print(Text(note))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def convergence_notes(summary: Summary) -> list[str]:
+    """A sentence for each stage that is not converged, and so shows nothing by being behind."""
+    return [
+        f"{stage} is not converged, and that another is ahead of it says little: {why}."
+        for stage, why in summary.not_converged.items()
+    ]
 
 
 def _differences(summary: Summary) -> Iterator[tuple[str, str, Metrics]]:
