@@ -58,7 +58,7 @@ SHORT_NAMES = {
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.
 _CALL_COLUMNS = {
     *("prompts", "completions", "completion_ids", "rank", "gain", "item_id", "log_prob", "target_id", "history"),
-    *("steps", "n_items", "example_id", "user_id", "direct_log_prob", "swapped_gain", "propensity"),
+    *("steps", "n_items", "example_id", "user_id", "direct_log_prob", "swapped_gain", "propensity", "excluded"),
 }
 
 

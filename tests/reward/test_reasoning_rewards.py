@@ -149,3 +149,10 @@ def test_what_is_counted_has_to_be_there():
         LengthReward(max_length=3, buffer=1)(completions=["a"])
     with pytest.raises(ValueError, match="the unit words needs the column steps"):
         LengthReward(max_length=3, buffer=1, unit="words")(completions=["a"])
+
+
+def test_what_is_older_than_the_history_shown_is_no_valid_item_where_it_is_masked():
+    asked = {"item_id": ["a", "b", None], "history": [["c"], ["c"], ["c"]]}
+    assert ValidItemReward()(**asked, excluded=[["a", "c"], ["a", "c"], []]) == [0.0, 1.0, 0.0]
+    assert ValidItemReward()(**asked) == [1.0, 1.0, 0.0]
+    assert ValidItemReward(allow_history=True)(**asked, excluded=[["a"]] * 3) == [1.0, 1.0, 0.0]

@@ -125,6 +125,19 @@ def test_the_item_loss_leaves_excluded_items_out(small_catalog, small_tokens, sm
     assert excluded_items(small_catalog, [[], []]).shape == (2, 0)
 
 
+def test_the_spread_of_process_rewards_is_the_groups_the_batchs_or_none():
+    """A group whose steps hardly differ is blown up by its own spread, and left small by that of the batch."""
+    rewards = torch.tensor([[0.4, NAN], [-0.4, NAN], [0.001, NAN], [-0.001, NAN]])
+    by_group = process_advantages(rewards, 2)[:, 0]
+    assert by_group[2] > 0.6 * by_group[0]
+    std = math.sqrt((2 * 0.4**2 + 2 * 0.001**2) / 2)  # a degree of freedom of each group is spent on its mean
+    by_batch = process_advantages(rewards, 2, scale="batch")[:, 0]
+    assert by_batch.tolist() == pytest.approx([value / (std + 1e-4) for value in (0.4, -0.4, 0.001, -0.001)])
+    assert process_advantages(rewards, 2, scale="none")[:, 0].tolist() == pytest.approx([0.4, -0.4, 0.001, -0.001])
+    with pytest.raises(ValueError, match="scale_rewards is 'all'"):
+        process_advantages(rewards, 2, scale="all")
+
+
 def test_progress_advantages_by_hand():
     # Two groups of two. Rewards .5 and 0; V_0 = .2, and after the first step .6 (path 0) and .1 (path 1).
     rewards = torch.tensor([0.5, 0.0, 1.0, 1.0])

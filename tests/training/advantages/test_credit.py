@@ -102,7 +102,7 @@ def test_the_last_step_ends_with_the_outcome(small_tokens):
     given = batch_of(ids, small_tokens, outcomes, values, outcomes)
     first, last = small_tokens.step_ends(ids[0])[0] - 1, len(ids[0]) - 1
     found = Credit("process", StepSource(), reduction="sum").token_advantages(given)
-    steps = process_advantages(torch.tensor([[0.3, 0.4], [0.1, -0.3]]), 2, "sum")
+    steps = process_advantages(torch.tensor([[0.3, 0.4], [0.1, -0.3]]), 2, "sum", "none")
     torch.testing.assert_close(found[:, [first, last]], steps)
     found = Credit("progress", StepSource()).token_advantages(given)
     steps = progress_advantages(torch.tensor(outcomes), torch.tensor([[0.2, 0.5], [0.2, 0.3]]), 2, "none")
@@ -117,7 +117,7 @@ def test_all_rewards_have_their_part_in_the_last_step(small_tokens):
     given = batch_of(ids, small_tokens, rewards, values, gains)
     first, last = small_tokens.step_ends(ids[0])[0] - 1, len(ids[0]) - 1
     found = Credit("process", StepSource(), reduction="sum").token_advantages(given)
-    steps = process_advantages(torch.tensor([[0.3, 0.9], [0.1, -0.5], [0.0, 0.3]]), 3, "sum")
+    steps = process_advantages(torch.tensor([[0.3, 0.9], [0.1, -0.5], [0.0, 0.3]]), 3, "sum", "none")
     torch.testing.assert_close(found[:, [first, last]], steps)
 
 
