@@ -74,9 +74,10 @@ def evaluate_all(task: Task, args: BaselineArguments) -> Summary:
     folder = Path(args.output_dir)
     item_ids = task.interactions.items["item_id"].to_list()
     test = task.split("test", task.args.max_test)
-    folders = {seed: folder / f"seed-{seed}" for seed in args.seeds}
-    evaluations = {seed: Evaluation(folders[seed], task, item_ids, test, seed) for seed in args.seeds}
-    first = evaluations[args.seeds[0]]
+    seeds = args.seeds if set(args.names) & set(NEURAL) else args.seeds[:1]  # the others draw nothing
+    folders = {seed: folder / f"seed-{seed}" for seed in seeds}
+    evaluations = {seed: Evaluation(folders[seed], task, item_ids, test, seed) for seed in seeds}
+    first = evaluations[seeds[0]]
     fitting = Fitting.of(first, tuned=args.tune)
     for name in args.names:
         if name == "ease" and len(item_ids) > MOST_ITEMS:

@@ -1,0 +1,30 @@
+"""Baselines as a stage, without those that are trained: what is chosen, kept and left out."""
+
+import json
+
+from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.stages import baselines
+from anyo_rl.stages.baselines import BaselineArguments, choices, evaluate_all, read_choices
+
+
+def test_what_draws_nothing_has_one_seed(tmp_path):
+    task = load_task(DataArguments(toy_users=60, toy_categories=4))
+    args = BaselineArguments(output_dir=str(tmp_path), names=["popularity", "item_knn", "ease"])
+    summary = evaluate_all(task, args)
+    assert set(summary.stages) == {"popularity", "item_knn", "ease", "oracle", "intent_oracle"}
+    assert (summary.seeds, summary.n_examples) == ((0,), len(task.split("test")))
+    assert [one.name for one in read_choices(tmp_path)] == ["popularity", "item_knn", "ease"]
+    table = choices(read_choices(tmp_path))
+    assert "| ease | l2 " in table
+    assert "| popularity | – | – | 0 |" in table
+    assert table in (tmp_path / "evaluation.md").read_text()
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(summary.as_json()))
+
+
+def test_ease_is_left_out_of_large_catalogs_with_a_word(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(baselines, "MOST_ITEMS", 10)
+    task = load_task(DataArguments(toy_users=60, toy_categories=4))
+    with caplog.at_level("WARNING"):
+        summary = evaluate_all(task, BaselineArguments(output_dir=str(tmp_path), names=["popularity", "ease"]))
+    assert "ease" not in summary.stages
+    assert "ease is left out: 224 items" in caplog.text
