@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
+from scipy.stats import sem, t
 
 from anyo_rl.evaluation.report.plots import line_plot, standalone
 from anyo_rl.evaluation.summary import FILE, MAIN_METRIC, Summary
-from anyo_rl.repeat import t_interval
 
 BASE = "outcome"
 NDCG = "eval_ndcg@10"
@@ -97,9 +97,12 @@ def table(arms: dict[str, dict[int, Curve]]) -> str:
             ", ".join(by_seed),
         ]
         for mode in ("greedy", "mixture"):
-            found = t_interval([curve.test[mode] for curve in curves])
-            spread = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-            cells.append(f"{found['mean']:.3f}{spread}")
+            values = [curve.test[mode] for curve in curves]
+            spread = ""
+            if len(values) > 1:
+                low, high = t.interval(0.95, len(values) - 1, np.mean(values), sem(values))
+                spread = f" [{low:.3f}, {high:.3f}]"
+            cells.append(f"{np.mean(values):.3f}{spread}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
