@@ -172,7 +172,8 @@ def test_answers_have_texts_and_counts_and_repeat_by_seed(vllm_server, tmp_path,
         assert answer.text
         assert answer.prompt_tokens > 0
         assert 0 < answer.completion_tokens <= MAX_TOKENS
-        assert answer.finish_reason == ("length" if answer.completion_tokens == MAX_TOKENS else "stop")
+        # The last token that there is room for may be a stop.
+        assert answer.finish_reason in (("length", "stop") if answer.completion_tokens == MAX_TOKENS else ("stop",))
     if kind == "ids":
         assert [answer.prompt_tokens for answer in first.answers_R] == [4, 4, 2, 2]
 

@@ -46,9 +46,12 @@ def colocated_engine(args: GRPOConfig, model: PreTrainedModel) -> Iterator[None]
         if not on_gpu and is_vllm_available():
             check_heads(model.name_or_path)
             import vllm._custom_ops as ops
+            from vllm.model_executor.layers import utils as layers
 
-            # oneDNN would pack the weights, and new ones could not be loaded into the engine after an update.
+            # oneDNN, and SGL's kernels on processors with AMX, would pack the weights, and new ones could not be
+            # loaded into the engine after an update.
             ops._supports_onednn = False
+            layers.check_cpu_sgl_kernel = lambda *_: False
         yield
     # The engine, which draws from the process's own generators, has set them to the number of the process: runs with
     # other seeds would draw alike. Processes that hold one engine together must go on drawing alike.
