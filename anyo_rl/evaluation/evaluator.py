@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from anyo_rl.data.schema import DataError
 from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import Task
 from anyo_rl.data.toy.oracle import break_ties
@@ -30,6 +31,9 @@ Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
 TOP_K = max(CUTOFFS)
 ANSWERS = "answers"  # the folder
 MADE_WITH = "made_with"  # the key of a file's metadata
+
+# What baselines depend on; how histories are shown to a teacher is not among it.
+SAME_DATA = ("users", "dataset", "split", "split_ratios", "split_seed", "mask_history", "k_core", "toy_dial")
 
 Made = dict[str, Any]  # what answers were made with, ready for JSON
 Frames = dict[str, dict[str, pl.DataFrame]]  # stage → mode → a row of an example: its user, the rank, the top items
@@ -104,7 +108,7 @@ class Evaluation:
             {**self.test.select("example_id", "user_id").to_dict(), "rank": answers.ranks_U},
             schema_overrides={"rank": pl.Int64()},
         ).with_columns(pl.Series("top_ids", answers.top_ids_U_K, dtype=pl.List(pl.String)))
-        write_table(frame, file, {MADE_WITH: json.dumps(record)})
+        write_table(frame, file, _metadata(record))
 
     def _record(self) -> Made:
         """What all answers depend on: the data as it is split and shown, its users, and the seed."""
@@ -130,6 +134,29 @@ class Evaluation:
             ranks.append(target_ranks(scores, asked.targets, asked.excluded))
             top += top_items(scores, TOP_K, asked.excluded)[0]
         return Answers(np.concatenate(ranks), [[self.item_ids[i] for i in row] for row in top], [])
+
+    def take_over(self, folder: Path) -> list[str]:
+        """Answers of baselines from a finished run of `recipes/baselines.py` on the same data, whatever its seed.
+
+        Args:
+            folder: its run folder; the first seed's answers are taken.
+
+        Returns:
+            The names of what was taken.
+
+        Raises:
+            DataError: there are none, or they are of other examples or other training data.
+        """
+        files = sorted(min(folder.glob("seed-*"), default=folder).joinpath(ANSWERS).glob("*.plain.parquet"))
+        if not files:
+            raise DataError(f"no answers in {folder}, expected the folder of a finished run of recipes/baselines.py")
+        mine = self._record()
+        for file in files:
+            found = read_made_with(file)
+            if other := [name for name in SAME_DATA if found.get(name) != mine.get(name)]:
+                raise DataError(f"{file} was made with another {', '.join(other)}: give baselines of this data")
+            write_table(pl.read_parquet(file), self.run_dir / ANSWERS / file.name, _metadata(mine | {"settings": {}}))
+        return [file.stem.partition(".")[0] for file in files]
 
     def kept(self, n_paths: int | None) -> Frames:
         """All answers of these users in the run folder; those made with other settings are left out, with a word."""
@@ -162,6 +189,10 @@ def weights_of(teacher: Path | str) -> Made:
 def read_made_with(file: Path) -> Made:
     """What a file of answers was made with; empty where it does not say."""
     return json.loads(pl.read_parquet_metadata(file).get(MADE_WITH, "{}"))
+
+
+def _metadata(record: Made) -> dict[str, str]:
+    return {MADE_WITH: json.dumps(record)}
 
 
 def _differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

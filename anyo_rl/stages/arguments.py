@@ -56,6 +56,14 @@ class TeacherArguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Stop after this many validations without a gain; 0 trains to the end."}
     )
+    baselines_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run folder of recipes/baselines.py on the same data, whose answers stand in the table in place "
+            "of untuned ones.",
+            "free": True,
+        },
+    )
 
 
 @dataclass

@@ -70,6 +70,8 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
     if not go_on_alone():
         return None
     if baselines:
+        if job.teacher_args.baselines_from is not None:
+            evaluation.take_over(Path(job.teacher_args.baselines_from))
         evaluate_baselines(evaluation)
     summary = summarise(evaluation, LikelihoodRanker.kind, job.teacher_args.n_paths)
     write_whole(job.folder / FILE, json.dumps(summary.as_json(), indent=2))
