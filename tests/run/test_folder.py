@@ -129,7 +129,7 @@ def test_secrets_are_not_written_and_another_one_is_no_difference(tmp_path):
 
 FREE = {
     DataArguments: {"data_dir", "max_test"},
-    TeacherArguments: {"n_paths"},
+    TeacherArguments: {"n_paths", "baselines_from"},
     RankArguments: set(),
     GrpoArguments: {"sft_config", "train_direct", "baselines"},
     PpoArguments: {"sft_config", "train_direct", "baselines"},
