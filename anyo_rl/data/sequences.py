@@ -54,11 +54,22 @@ def held_out(task: Task, examples: pl.DataFrame, index: Mapping[str, int]) -> He
 
 
 def training_sequences(task: Task, index: Mapping[str, int]) -> tuple[list[list[int]], HeldOut]:
-    """What baselines and students train on: each user's train events in order; and the validation examples.
+    """What baselines and students train on (`train_sequences`), and the validation examples.
 
-    All train events count, those too early to be a train target too, and all validation examples (`max_validation`
-    saves the time of teachers). Pre-made examples (`given`) have no log behind them: there it is the history of a
-    user's last train example and its target.
+    All of these count: `max_validation` saves the time of teachers.
+
+    Args:
+        task: the data.
+        index: item id to position in the catalog (`Catalog.index`).
+    """
+    return train_sequences(task, index), held_out(task, task.split(VALIDATION), index)
+
+
+def train_sequences(task: Task, index: Mapping[str, int]) -> list[list[int]]:
+    """Each user's train events in order.
+
+    All train events count, those too early to be a train target too. Pre-made examples (`given`) have no log behind
+    them: there it is the history of a user's last train example and its target.
 
     Args:
         task: the data.
@@ -72,4 +83,4 @@ def training_sequences(task: Task, index: Mapping[str, int]) -> tuple[list[list[
         mask = train_events(task.interactions, args.split, task.ratios, args.split_seed)
         events = task.interactions.frame.filter(pl.Series(mask)).group_by("user_id", maintain_order=True)
         rows = events.agg("item_id")["item_id"].to_list()
-    return [[index[item] for item in items] for items in rows], held_out(task, task.split(VALIDATION), index)
+    return [[index[item] for item in items] for items in rows]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.sequences import train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT
@@ -204,7 +204,7 @@ def _coverage(frame: pl.DataFrame, n_items: int) -> float:
 def _slices(evaluation: Evaluation, frames: Frames) -> dict[str, dict[str, dict[str, Slice]]]:
     """NDCG@10 and HR@10 by cold item, thirds of the target's popularity, and length of the history."""
     index, test = evaluation.index, evaluation.test
-    counts = fit_popularity(training_sequences(evaluation.task, index)[0], len(index)).counts
+    counts = fit_popularity(train_sequences(evaluation.task, index), len(index)).counts
     target_counts = counts[[index[target] for target in test["target_id"].to_list()]]
     edges = np.quantile(target_counts, [1 / 3, 2 / 3])
     lengths = test["history"].list.len().to_numpy()

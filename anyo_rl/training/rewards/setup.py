@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 
 from anyo_rl.catalog.catalog import Catalog
-from anyo_rl.data.sequences import training_sequences
+from anyo_rl.data.sequences import train_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.students.popularity import fit_popularity
@@ -71,7 +71,7 @@ def prepare_rewards(
             fit(task, catalog, seed)
     if PROPENSITY not in wanted_columns(reward_funcs):
         return Dataset.from_list([row.columns() for row in rows])
-    counts_N = fit_popularity(training_sequences(task, catalog.index)[0], len(catalog)).counts
+    counts_N = fit_popularity(train_sequences(task, catalog.index), len(catalog)).counts
     of_item = dict(zip(catalog.item_ids, propensities(counts_N).tolist(), strict=True))
     return Dataset.from_list([{**row.columns(), PROPENSITY: of_item[row.target_id]} for row in rows])
 
