@@ -68,6 +68,7 @@ def train(model: torch.nn.Module, task: Task, catalog: Catalog, tokens: Tokens, 
         for b, row in enumerate(batch):
             ids[b, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
             labels[b, : len(row["labels"])] = torch.tensor(row["labels"])
+            labels[b, row["item_start"] : len(row["labels"])] = torch.tensor(row["input_ids"][row["item_start"] :])
         optimizer.zero_grad()
         model(input_ids=ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -15,6 +15,7 @@ from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepReward
 from anyo_rl.training.advantages.process import ProcessReduction
 from anyo_rl.training.item_loss import ItemLoss
 from anyo_rl.training.rewards.timeout import OnTimeout
+from anyo_rl.training.sft import SftItemLoss, SftLoss
 from anyo_rl.values.prm import Prm
 from anyo_rl.values.source import StepSource, StepValueKind
 
@@ -49,6 +50,19 @@ class TeacherArguments:
             "help": "Share of the rationales that SFT also answers early: what forced answers need to mean much."
         },
     )
+    sft_item_loss: SftItemLoss = field(
+        default="constrained",
+        metadata={
+            "help": "What SFT trains of an item: constrained, its probability among the items; tokens, each of its "
+            "tokens among the whole vocabulary, for teachers that write their items."
+        },
+    )
+    sft_item_weight: float = field(
+        default=0.1, metadata={"help": "Weight of an item in SFT on reasonings; a direct teacher learns nothing else."}
+    )
+    sft_reasoning_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the reasonings' tokens in SFT, on average over them."}
+    )
     eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
     n_paths: int = field(
         default=8, metadata={"help": "Paths of the mixture.", "free": lambda args: args.eval_mode != "mixture"}
@@ -64,6 +78,15 @@ class TeacherArguments:
             "free": True,
         },
     )
+
+    @property
+    def sft_loss(self) -> SftLoss:
+        """What SFT on reasonings minimises.
+
+        Raises:
+            ValueError: a weight is out of its range.
+        """
+        return SftLoss(self.sft_item_loss, self.sft_item_weight, self.sft_reasoning_weight)
 
 
 @dataclass

@@ -78,6 +78,8 @@ def train_sft(
         train_dataset=dataset,
         processing_class=teacher.tokens.tokenizer,
         peft_config=adapters(job.model_args, teacher.model, teacher.tokens.tokenizer, teacher.ids),
+        catalog=teacher.catalog,
+        loss=job.teacher_args.sft_loss if reasoning else replace(job.teacher_args.sft_loss, item_weight=1.0),
         validation=job.validation(teacher, None if reasoning else "plain"),
         callbacks=[*stopping(job.teacher_args.early_stopping_patience), MetricsFile(job.folder / METRICS, stage)],
     )

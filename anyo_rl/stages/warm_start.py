@@ -14,7 +14,7 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.stages import DIRECT, SFT
 from anyo_rl.run.folder import WARM_START, resolve
-from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments
+from anyo_rl.stages.arguments import ComparisonArguments, ReasonerArguments, TeacherArguments
 from anyo_rl.stages.begin import parse
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sft import train_sft
@@ -55,10 +55,16 @@ def parse_warm_start(
 
     Raises:
         SystemExit: no such file, or it says something else of data, model or teacher than the run's config does.
-        ValueError: its checkpoints come without a validation, or budgets count epochs where steps are needed.
+        ValueError: its checkpoints come without a validation, budgets count epochs where steps are needed, or it
+            does not train what the run's ranker reads.
     """
     if not comparison_args.sft_config:
         return None
+    written = isinstance(comparison_args, ReasonerArguments) and comparison_args.ranker != "likelihood"
+    if written and teacher_args.sft_item_loss != "tokens":
+        raise ValueError(
+            "a teacher that writes its items learns them token by token: with this ranker set sft_item_loss to tokens"
+        )
     path = sft_config_path(comparison_args.sft_config, config)
     _check_agrees(path, config)
     shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]

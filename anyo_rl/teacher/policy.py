@@ -25,6 +25,23 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return model
 
 
+@contextmanager
+def last_hidden(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects the last hidden states (B, T, D) of each forward meanwhile, with their gradients.
+
+    TRL's trainers ask a forward for the log-probabilities of labels, and it hides the states that these come from.
+    What else there is to be read off need not cost a second forward.
+    """
+    states: list[torch.Tensor] = []
+    hook = (
+        causal_lm(model).get_decoder().register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    )
+    try:
+        yield states
+    finally:
+        hook.remove()
+
+
 def check_tree_attention(model: PreTrainedModel) -> None:
     """Refuses models whose layers cannot attend over a tree (each node to its context and ancestors only).
 
@@ -58,6 +75,11 @@ def inference(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def head_logits(model: PreTrainedModel, hidden_D: torch.Tensor) -> torch.Tensor:
+    """Float32 logits (…, V) of last hidden states (…, D), as the model's own forward gives them."""
+    return _shaped(model, model.get_output_embeddings()(hidden_D).float())
 
 
 def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,12 @@
 """The item loss: log p(target | path) with gradients, and how much each path of a group takes part in it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
@@ -76,6 +78,62 @@ def excluded_items(catalog: Catalog, excluded_B: Sequence[Sequence[str]]) -> tor
     )
 
 
+@dataclass(frozen=True)
+class ItemChoices:
+    """Where the paths of B items are a choice, and between which tokens.
+
+    Attributes:
+        depth_B_S: (B, S) int64 tokens of the path before each choice; 0 where a path has fewer.
+        child_B_S: (B, S) int64 which of the tokens that can follow the path goes to; -100 where it has fewer choices.
+        token_B_S_C: (B, S, C) int64 those tokens, -1 where there are fewer; `None` for the whole vocabulary.
+    """
+
+    depth_B_S: torch.Tensor
+    child_B_S: torch.Tensor
+    token_B_S_C: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, catalog: Catalog, items: Sequence[int], excluded: Sequence[np.ndarray]) -> "ItemChoices":
+        """The choices of the constrained policy.
+
+        A branch that leads to nothing but excluded items is no choice: a policy is not to spend its capacity on
+        putting what no ranking holds behind. (The engine takes excluded items out of the ranking and leaves the
+        others' probabilities as they are, which gives the same order where the tree has one level.)
+
+        Args:
+            catalog: the catalog.
+            items: indices of the B items in the catalog.
+            excluded: indices of the items that each ranking leaves out.
+        """
+        steps = [branchings(catalog.tree, item, out) for item, out in zip(items, excluded, strict=True)]
+        n_steps = max(1, *map(len, steps))
+        n_children = max([len(s.children) for of_row in steps for s in of_row] or [1])
+        depth_B_S, child_B_S = np.zeros((len(steps), n_steps), np.int64), np.full((len(steps), n_steps), -100)
+        token_B_S_C = np.full((len(steps), n_steps, n_children), -1)
+        for b, of_row in enumerate(steps):
+            for s, step in enumerate(of_row):
+                depth_B_S[b, s] = step.depth
+                token_B_S_C[b, s, : len(step.children)] = step.children
+                child_B_S[b, s] = step.child
+        return cls(*map(torch.from_numpy, (depth_B_S, child_B_S, token_B_S_C)))
+
+    @classmethod
+    def of_tokens(cls, catalog: Catalog, items: Sequence[int]) -> "ItemChoices":
+        """Each token of the items among the whole vocabulary: what a teacher chooses that writes them."""
+        paths = [torch.tensor(catalog.paths[item]) for item in items]
+        child_B_S = pad_sequence(paths, batch_first=True, padding_value=-100)
+        return cls(torch.arange(child_B_S.shape[1]).expand_as(child_B_S), child_B_S)
+
+    def log_prob(self, logits_B_S_V: torch.Tensor) -> torch.Tensor:
+        """(B,) log-probabilities of the items, from the logits at each choice."""
+        device = logits_B_S_V.device
+        if self.token_B_S_C is None:
+            return path_log_prob(logits_B_S_V, self.child_B_S.to(device))
+        tokens = self.token_B_S_C.to(device)
+        logits_B_S_C = logits_B_S_V.float().gather(-1, tokens.clamp(min=0)).masked_fill(tokens < 0, -torch.inf)
+        return path_log_prob(logits_B_S_C, self.child_B_S.to(device))
+
+
 def item_log_prob(
     model: torch.nn.Module,
     catalog: Catalog,
@@ -87,10 +145,6 @@ def item_log_prob(
 ) -> torch.Tensor:
     """(B,) log-probabilities of items under the constrained policy, as the engine reads them, by one forward.
 
-    A branch that leads to nothing but excluded items is no choice: a policy is not to spend its capacity on putting
-    what no ranking holds behind. (The engine takes excluded items out of the ranking and leaves the others'
-    probabilities as they are, which gives the same order where the tree has one level.)
-
     Args:
         model: the teacher.
         catalog: the catalog.
@@ -99,37 +153,24 @@ def item_log_prob(
         excluded_B_E: what `excluded_items` gave.
         pad_id: the padding token.
     """
-    sequences, steps, device = [], [], items_B.device
-    for context, item, excluded in zip(contexts_B, items_B.tolist(), excluded_B_E.cpu().numpy(), strict=True):
-        steps.append(branchings(catalog.tree, item, excluded[excluded >= 0]))
-        end = steps[-1][-1].depth if steps[-1] else 0  # what comes after the last branching is forced
-        sequences.append([*context, *catalog.paths[item][:end]])
+    items, device = items_B.tolist(), items_B.device
+    choices = ItemChoices.of(catalog, items, [row[row >= 0] for row in excluded_B_E.cpu().numpy()])
+    # What comes after the last choice is forced. Positions are counted from the end, where the sequences meet.
+    ends_B = choices.depth_B_S.amax(1).tolist()
+    sequences = [[*c, *catalog.paths[item][:end]] for c, item, end in zip(contexts_B, items, ends_B, strict=True)]
     width = max(map(len, sequences))
     ids = torch.tensor([[pad_id] * (width - len(s)) + s for s in sequences], device=device)
     mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-    # Positions are counted from the end, where the sequences meet.
-    places = [[width - 1 - of_row[-1].depth + step.depth for step in of_row] for of_row in steps]
-    kept = sorted({place for of_row in places for place in of_row}) or [width - 1]
+    place_B_S = width - 1 - torch.tensor(ends_B)[:, None] + choices.depth_B_S
+    kept_K, index_B_S = place_B_S.unique(return_inverse=True)
     logits_B_K_V = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=torch.tensor(kept, device=device),
+        logits_to_keep=kept_K.to(device),
         use_cache=False,
     ).logits
-    n_steps, n_children = max(1, *map(len, steps)), max([len(s.children) for of_row in steps for s in of_row] or [1])
-    place_B_S, child_B_S = np.zeros((len(steps), n_steps), np.int64), np.full((len(steps), n_steps), -100)
-    token_B_S_C = np.full((len(steps), n_steps, n_children), -1)
-    for b, of_row in enumerate(steps):
-        for s, step in enumerate(of_row):
-            place_B_S[b, s] = kept.index(places[b][s])
-            token_B_S_C[b, s, : len(step.children)] = step.children
-            child_B_S[b, s] = step.child
-    tokens = torch.from_numpy(token_B_S_C).to(device)
-    row_B = torch.arange(len(steps), device=device)[:, None, None]
-    logits = logits_B_K_V[row_B, torch.from_numpy(place_B_S).to(device)[..., None], tokens.clamp(min=0)]
-    logits = logits.float().masked_fill(tokens < 0, -torch.inf)
-    return path_log_prob(logits, torch.from_numpy(child_B_S).to(device))
+    return choices.log_prob(logits_B_K_V[torch.arange(len(items))[:, None], index_B_S])
 
 
 class Branching(NamedTuple):

@@ -1,18 +1,52 @@
-"""The supervised start: token ids from `anyo_rl.teacher.tokens`, TRL's `SFTTrainer`, validation by rank."""
+"""The supervised start: TRL's `SFTTrainer` on reasonings, and a loss of its own for the item after them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset
 from trl import SFTTrainer
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.teacher.policy import causal_lm, head_logits, last_hidden
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.item_loss import ItemChoices
 from anyo_rl.training.loop.validation import Validation, run_validation
 
 IGNORED = -100
+CHOICES = [field.name for field in fields(ItemChoices)]
+SftItemLoss = Literal["constrained", "tokens"]
+
+
+@dataclass(frozen=True)
+class SftLoss:
+    """What SFT minimises: the mean over the reasonings' tokens, and the mean over the items, each with its weight.
+
+    Attributes:
+        item: `constrained` is −log p(item) under the policy that the engine ranks by, where only tokens that go on to
+            an item of the catalog count and those of excluded items do not. `tokens` is the sum of −log p over the
+            item's tokens among the whole vocabulary, which teachers that *write* their items need.
+        item_weight: of the items. One answer weighs this much beside one token of reasoning, so a large weight
+            teaches few targets by heart.
+        reasoning_weight: of the reasonings, their markers included.
+
+    Raises:
+        ValueError: a weight is negative, or both are zero.
+    """
+
+    item: SftItemLoss = "constrained"
+    item_weight: float = 0.1
+    reasoning_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.item_weight, self.reasoning_weight) < 0 or not self.item_weight + self.reasoning_weight:
+            raise ValueError(
+                f"found weights of {self.item_weight} for items and {self.reasoning_weight} for reasonings in SFT; "
+                "expected 0 or more, and one above 0"
+            )
 
 
 def sft_dataset(
@@ -24,7 +58,7 @@ def sft_dataset(
     early_share: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
-    """Examples as token ids with labels on the completion: reasoning, marker and item path.
+    """Examples as token ids, with labels on reasoning and marker, and with the item after them.
 
     Args:
         rows: training examples (`anyo_rl.reasoning.rows.make_rows`).
@@ -33,12 +67,13 @@ def sft_dataset(
         rationales: example id to its reasonings, each of steps; examples without are left out. `None` for the
             `direct` teacher, which learns to answer at once from every example.
         early_share: share of the reasonings, in [0, 1], of which there is a second copy that is cut after a number of
-            steps, each number alike from none to all but the last. It has labels on the item alone: the teacher
-            learns to answer early where it is asked to, and not to end its reasoning early.
+            steps, each number alike from none to all but the last. It has no labels: the teacher learns to answer
+            early where it is asked to, and not to end its reasoning early.
         seed: of these draws.
 
     Returns:
-        A dataset with `input_ids` and `labels`, as TRL's SFT trainer takes it.
+        A dataset with `input_ids` (context, reasoning, marker, item path) and `labels`, as TRL's SFT trainer takes
+        it, and for each row the `item` and the items `excluded` by index, and `item_start`, tokens before the item.
 
     Raises:
         ValueError: no example has a rationale, or the share is out of its range.
@@ -53,32 +88,91 @@ def sft_dataset(
         )
     rng = np.random.default_rng(seed)
     encoded = []
-    for row in chosen:
+
+    def add(row: Row, steps: Sequence[str], labelled: bool) -> None:
         context = tokens.context_ids(row.prompt)
-        path = catalog.paths[catalog.index[row.target_id]]
+        reasoning = tokens.reasoning_ids(map(tokens.safe_text, steps))
+        item = catalog.index[row.target_id]
+        path = list(catalog.paths[item])
+        labels = [*[IGNORED] * len(context), *(reasoning if labelled else [IGNORED] * len(reasoning))]
+        encoded.append(
+            {
+                "input_ids": [*context, *reasoning, *path],
+                "labels": [*labels, *[IGNORED] * len(path)],
+                "item": item,
+                "item_start": len(labels),
+                "excluded": [catalog.index[other] for other in row.excluded if other in catalog.index],
+            }
+        )
+
+    for row in chosen:
         for reasoning in [()] if rationales is None else rationales[row.example_id]:
-            completion = [*tokens.reasoning_ids(map(tokens.safe_text, reasoning)), *path]
-            encoded.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
+            add(row, reasoning, True)
             if reasoning and rng.random() < early_share:
-                cut = reasoning[: int(rng.integers(len(reasoning)))]
-                asked = [*context, *tokens.reasoning_ids(map(tokens.safe_text, cut))]
-                encoded.append({"input_ids": [*asked, *path], "labels": [*[IGNORED] * len(asked), *path]})
+                add(row, reasoning[: int(rng.integers(len(reasoning)))], False)
     return Dataset.from_list(encoded)
 
 
 class TeacherSFTTrainer(SFTTrainer):
-    """TRL's SFT trainer with validation by rank in place of an evaluation loss.
+    """TRL's SFT trainer with a loss of its own for items, and validation by rank in place of an evaluation loss.
+
+    The item's loss is read off in TRL's own forward. Packing and padding-free batches would move the items' places.
 
     Args:
+        catalog: the catalog.
         validation: what is measured at each evaluation.
-        *args, **kwargs: as TRL's.
+        loss: what is minimised.
+        *args, **kwargs: as TRL's; the dataset is one of `sft_dataset`.
+
+    Raises:
+        ValueError: packing or padding-free batches.
     """
 
-    def __init__(self, *args: Any, validation: Validation, **kwargs: Any) -> None:
+    data_collator: Any
+
+    def __init__(
+        self, *args: Any, catalog: Catalog, validation: Validation, loss: SftLoss = SftLoss(), **kwargs: Any
+    ) -> None:
+        if kwargs["args"].packing or kwargs["args"].padding_free:
+            raise ValueError("packing and padding_free are set, and SFT reads items at their places: unset both")
+        self.catalog = catalog
         self.validation = validation
+        self.loss = loss
         # The trainer insists on an evaluation set; `evaluate` measures ranks instead and never reads it.
         super().__init__(*args, eval_dataset=kwargs["train_dataset"].select([0]), **kwargs)
+        collate = self.data_collator
+        self.data_collator = lambda rows: {**collate(rows), **self._items(rows)}
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["input_ids", "labels", "item", "item_start", "excluded"]
+
+    def _items(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Where the tokens of each item are chosen, and among which."""
+        items = [row["item"] for row in rows]
+        if self.loss.item == "tokens":
+            choices = ItemChoices.of_tokens(self.catalog, items)
+        else:
+            excluded = [np.array(row["excluded"], np.int64) for row in rows]
+            choices = ItemChoices.of(self.catalog, items, excluded)
+        tensors = {name: tensor for name, tensor in vars(choices).items() if tensor is not None}
+        return {**tensors, "item_start_B": torch.tensor([row["item_start"] for row in rows])}
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """See `anyo_rl.training.loop.validation.run_validation`."""
         return run_validation(self, self.validation, metric_key_prefix)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's mean over the tokens of reasonings, and the mean over items, weighted."""
+        start_B = inputs.pop("item_start_B")
+        choices = ItemChoices(**{name: inputs.pop(name) for name in CHOICES if name in inputs})
+        with last_hidden(model) as states:
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = found if return_outputs else (found,)
+        # A token is read off at the one before it.
+        hidden_B_S_D = states[0][torch.arange(len(start_B))[:, None], start_B[:, None] - 1 + choices.depth_B_S]
+        item_loss = -choices.log_prob(head_logits(causal_lm(model), hidden_B_S_D)).mean()
+        self._metrics["train"]["item_loss"].append(self.accelerator.gather(item_loss.detach()).mean().item())
+        # TRL's mean is over all the tokens of a step, which may come in several batches.
+        n_batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        loss = self.loss.reasoning_weight * loss + self.loss.item_weight * item_loss / n_batches
+        return (loss, *outputs) if return_outputs else loss

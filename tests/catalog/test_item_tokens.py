@@ -145,6 +145,7 @@ def test_training_moves_the_rows_of_codes_and_saves_them(lora, tmp_path):
         train_dataset=sft_dataset(rows, catalog, tokens, None),
         processing_class=tokenizer,
         peft_config=adapters(model_args, model, tokenizer, ids),
+        catalog=catalog,
         validation=Validation(rows, catalog, tokens, How("plain", Sampling(max_new_tokens=4), top_k=1)),
     )
     job = Job(tmp_path, SimpleNamespace(), model_args, TeacherArguments())

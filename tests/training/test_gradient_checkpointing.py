@@ -50,7 +50,8 @@ def make(small_teacher, small_catalog, small_tokens, tmp_path):
         settings = {"output_dir": str(tmp_path), "gradient_checkpointing": checkpointing, **SETTINGS}
         if kind == "sft":
             data = sft_dataset(ROWS, small_catalog, small_tokens, {row.example_id: [("toys",)] for row in ROWS})
-            return TeacherSFTTrainer(args=SFTConfig(**settings), peft_config=config, **known(model, data))
+            more = {"peft_config": config, "catalog": small_catalog}
+            return TeacherSFTTrainer(args=SFTConfig(**settings), **known(model, data, **more))
         if kind in ("grpo", "ppo"):
             more = {"peft_config": config}
             if kind == "ppo":

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, answer
 from anyo_rl.training.loop.callbacks import MetricsFile
 from anyo_rl.training.loop.validation import Validation
-from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
+from anyo_rl.training.sft import SftLoss, TeacherSFTTrainer, sft_dataset
 
 ROWS = [
     Row(example_id=f"u{u}:1", user_id=f"u{u}", prompt=prompt, history=[], target_id=target)
     for u, (prompt, target) in enumerate([("Alien\n", "i1"), ("mug\n", "i9"), ("Toys and toys\n", "i4")])
 ]
+ROWS[2] = replace(ROWS[2], excluded=("i2", "gone"))
 RATIONALES = {"u0:1": [("likes -> films", "wants 3")], "u2:1": [()]}
 
 
@@ -25,31 +27,43 @@ def test_examples_by_hand(small_catalog, small_tokens):
     dataset = sft_dataset(ROWS, small_catalog, small_tokens, RATIONALES)
     assert len(dataset) == 2  # those with a rationale
     context = small_tokens.context_ids("Alien\n")
-    completion = [*small_tokens.reasoning_ids(["likes films", "wants 3"]), *small_tokens.item_ids("Alien 3")]
-    assert dataset[0] == {"input_ids": context + completion, "labels": [-100] * len(context) + completion}
-    assert small_tokens.decode(completion) == "likes films\nwants 3 -> Alien 3"
-    context = small_tokens.context_ids("Toys and toys\n")
-    completion = [small_tokens.marker_id, *small_tokens.item_ids("Toy Story 2")]
-    assert dataset[1] == {"input_ids": context + completion, "labels": [-100] * len(context) + completion}
+    reasoning, path = small_tokens.reasoning_ids(["likes films", "wants 3"]), small_tokens.item_ids("Alien 3")
+    assert dataset[0] == {
+        "input_ids": [*context, *reasoning, *path],
+        "labels": [*[-100] * len(context), *reasoning, *[-100] * len(path)],
+        "item": small_catalog.index["i1"],
+        "item_start": len(context) + len(reasoning),
+        "excluded": [],
+    }
+    assert small_tokens.decode([*reasoning, *path]) == "likes films\nwants 3 -> Alien 3"
+    row = dataset[1]
+    assert row["input_ids"][: row["item_start"]] == [
+        *small_tokens.context_ids("Toys and toys\n"),
+        small_tokens.marker_id,
+    ]
+    assert [label for label in row["labels"] if label != -100] == [small_tokens.marker_id]
+    assert row["excluded"] == [small_catalog.index["i2"]]  # what is no item of the catalog cannot be ranked
 
 
 def test_the_direct_teacher_answers_at_once_from_every_example(small_catalog, small_tokens):
     dataset = sft_dataset(ROWS, small_catalog, small_tokens, None)
     assert [small_tokens.decode([t for t in row if t != -100]) for row in dataset["labels"]] == [
-        "-> Alien 3",
-        "-> mug",
-        "-> Toy Story 2",
+        "->",
+        "->",
+        "->",
     ]
+    assert [small_catalog.item_ids[item] for item in dataset["item"]] == ["i1", "i9", "i4"]
 
 
 def test_an_example_may_have_several_reasonings(small_catalog, small_tokens):
     several = {"u1:1": [("cups",), ("tea", "a new mug")], "u2:1": [("toys",)]}
     dataset = sft_dataset(ROWS, small_catalog, small_tokens, several)
     assert [small_tokens.decode([t for t in row if t != -100]) for row in dataset["labels"]] == [
-        "cups -> mug",
-        "tea\na new mug -> mug",
-        "toys -> Toy Story 2",
+        "cups ->",
+        "tea\na new mug ->",
+        "toys ->",
     ]
+    assert [small_catalog.item_ids[item] for item in dataset["item"]] == ["i9", "i9", "i4"]
 
 
 def test_early_answers_train_the_item_alone(small_catalog, small_tokens):
@@ -61,7 +75,8 @@ def test_early_answers_train_the_item_alone(small_catalog, small_tokens):
     whole, early = dataset[0], dataset[1:60:2]
     assert whole == plain[0]
     path, context = small_tokens.item_ids("Alien 3"), small_tokens.context_ids("Alien\n")
-    assert {tuple(t for t in labels if t != -100) for labels in early["labels"]} == {tuple(path)}
+    assert {label for labels in early["labels"] for label in labels} == {-100}
+    assert set(early["item"]) == {small_catalog.index["i1"]}
     expected = {(*context, *small_tokens.reasoning_ids(cut), *path) for cut in ([], ["one"], ["one", "two"])}
     assert set(map(tuple, early["input_ids"])) == expected
     half = sft_dataset(ROWS, small_catalog, small_tokens, rationales, early_share=0.5, seed=1)
@@ -77,33 +92,54 @@ def test_no_rationale_at_all_is_refused(small_catalog, small_tokens):
         sft_dataset([], small_catalog, small_tokens, None)
 
 
-def test_two_steps_train_the_completion_only_and_measure_ranks(small_catalog, small_tokens, small_teacher, tmp_path):
-    dataset = sft_dataset(ROWS, small_catalog, small_tokens, None)
+def item_nll(teacher, catalog, row, kind):
+    """−log p(item) the slow way: among what goes on to an item that is not excluded, or among the whole vocabulary."""
+    with torch.no_grad():
+        logits = teacher(torch.tensor([row["input_ids"]])).logits[0].double()
+    path, nll = catalog.paths[row["item"]], 0.0
+    kept = [catalog.paths[i] for i in range(len(catalog)) if i not in row["excluded"]]
+    for depth, token in enumerate(path):
+        allowed = sorted({other[depth] for other in kept if other[:depth] == path[:depth] and len(other) > depth})
+        of_step = logits[row["item_start"] - 1 + depth]
+        nll -= of_step[token] - (of_step[allowed] if kind == "constrained" else of_step).logsumexp(0)
+    return float(nll)
+
+
+@pytest.mark.parametrize("kind", ["constrained", "tokens"])
+def test_two_steps_minimise_both_means_and_measure_ranks(kind, small_catalog, small_tokens, small_teacher, tmp_path):
+    dataset = sft_dataset(ROWS, small_catalog, small_tokens, {"u1:1": [("cups", "tea")], "u2:1": [("toys",)]})
     total, count = 0.0, 0
-    for row in dataset:  # the loss by hand: mean over the tokens after the context
+    for row in dataset:  # the reasonings' loss by hand: mean over their tokens, the marker's too
         with torch.no_grad():
             log_p = small_teacher(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         for position, label in enumerate(row["labels"]):
             if label != -100:
                 total, count = total - log_p[position - 1, label].item(), count + 1
+    items = sum(item_nll(small_teacher, small_catalog, row, kind) for row in dataset) / len(dataset)
     validation = Validation(ROWS, small_catalog, small_tokens, How("greedy", Sampling(max_new_tokens=4), top_k=1))
-    settings = {"max_steps": 2, "per_device_train_batch_size": 3, "eval_strategy": "steps", "eval_steps": 1}
+    # One batch of two, or two batches of one in a step: the same loss.
+    settings = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1}
+    if kind == "tokens":
+        settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     quiet = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
     trainer = TeacherSFTTrainer(
         model=small_teacher,
         args=SFTConfig(output_dir=str(tmp_path), logging_steps=1, learning_rate=1e-3, **settings, **quiet),
         train_dataset=dataset,
         processing_class=small_tokens.tokenizer,
+        catalog=small_catalog,
         validation=validation,
+        loss=SftLoss(kind, item_weight=0.3, reasoning_weight=0.5),
         callbacks=[MetricsFile(tmp_path / "metrics.jsonl", "sft")],
     )
     before = small_teacher.model.layers[0].mlp.down_proj.weight.clone()
     trainer.train()
     assert not torch.equal(before, small_teacher.model.layers[0].mlp.down_proj.weight)
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in logged if "loss" in row]
-    assert losses[0] == pytest.approx(total / count, rel=1e-3)
-    assert losses[1] < losses[0]
+    steps = [row for row in logged if "loss" in row]
+    assert steps[0]["item_loss"] == pytest.approx(items, rel=1e-4)
+    assert steps[0]["loss"] == pytest.approx(0.5 * total / count + 0.3 * items, rel=1e-4)
+    assert steps[1]["loss"] < steps[0]["loss"]
 
     found = trainer.evaluate()
     sampler, ranker = TransformersSampler(small_teacher, small_tokens), LikelihoodRanker(small_catalog, small_teacher)
@@ -112,3 +148,17 @@ def test_two_steps_train_the_completion_only_and_measure_ranks(small_catalog, sm
     assert found["eval_hr@10"] == (ranks <= 10).mean()
     assert found["eval_mrr"] == pytest.approx((1 / ranks).mean())
     assert [row["step"] for row in logged if "eval_ndcg@10" in row] == [1, 2]
+
+
+def test_weights_that_say_nothing_are_refused():
+    with pytest.raises(ValueError, match="weights of 0 for items and 0 for reasonings"):
+        SftLoss(item_weight=0, reasoning_weight=0)
+    with pytest.raises(ValueError, match="weights of -1 for items"):
+        SftLoss(item_weight=-1)
+
+
+@pytest.mark.parametrize("setting", ["packing", "padding_free"])
+def test_batches_that_move_the_items_are_refused(setting, small_catalog):
+    args = SFTConfig(report_to="none", use_cpu=True, bf16=False, **{setting: True})
+    with pytest.raises(ValueError, match="unset both"):
+        TeacherSFTTrainer(catalog=small_catalog, validation=None, args=args)
