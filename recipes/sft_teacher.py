@@ -15,7 +15,7 @@ from anyo_rl.data.task import DataArguments
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.evaluate import evaluate_run, show
-from anyo_rl.stages.sft import train_sft
+from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -42,7 +42,7 @@ def main() -> None:
     job = start_job(data_args, model_args, teacher_args, training_args, args)
 
     stage = "sft" if args.reasoning else "direct"
-    teacher = train_sft(job, stage, training_args, reasoning=args.reasoning)
+    teacher = train_sft(job, stage, training_args, Lesson() if args.reasoning else DIRECTLY)
     show(job, evaluate_run(job, {stage: teacher}, baselines=args.baselines), teacher)
 
 

@@ -10,7 +10,7 @@ from anyo_rl.ranking.written import ItemEncoder, RankerKind
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.search.answers import Mode
 from anyo_rl.stages.judge_arguments import JudgeArguments
-from anyo_rl.training.advantages.credit import Advantages, Credit
+from anyo_rl.training.advantages.credit import WITHOUT_SOURCE, Advantages, Credit
 from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepRewards
 from anyo_rl.training.advantages.process import ProcessReduction
 from anyo_rl.training.item_loss import ItemLoss
@@ -187,7 +187,8 @@ class GrpoArguments(ReasonerArguments):
         default="outcome",
         metadata={
             "help": "What a step is credited with: the path's outcome; progress: the outcome less what was gained "
-            "before the step; process: its own gain and those after it (docs/process.md)."
+            "before the step; process: its own gain and those after it; none: nothing, so that the item loss alone "
+            "trains (docs/process.md)."
         },
     )
     process_reduction: ProcessReduction = field(
@@ -200,7 +201,7 @@ class GrpoArguments(ReasonerArguments):
         Raises:
             ValueError: as `source`.
         """
-        source = None if self.advantages == "outcome" else self.source()
+        source = None if self.advantages in WITHOUT_SOURCE else self.source()
         return Credit(self.advantages, source, self.process_reduction)
 
 

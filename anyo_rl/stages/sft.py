@@ -1,12 +1,14 @@
 """SFT as a stage of a run: a teacher that reasons, or (`direct`) one that answers at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from datasets import Dataset, concatenate_datasets
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from anyo_rl.catalog.item_tokens import adapters
@@ -16,29 +18,50 @@ from anyo_rl.run.folder import METRICS
 from anyo_rl.stages.finish import finish_stage
 from anyo_rl.stages.job import Job
 from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.policy import set_attention_dropout
 from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping
 from anyo_rl.training.loop.closing import forget_last_trainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
+
+Reasoning = Literal["before", "after", "none"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What SFT teaches.
+
+    Attributes:
+        reasoning: where the reasoning stands: `before` the item; `after` it, which is what the rationales teach one
+            who does not read them; `none` for the `direct` teacher, which answers at once.
+        rationales: example id to one reasoning or more; the task's rationales if `None`.
+        hint_share: share of the task's rationales that are also shown with the target as a hint.
+        dropout: of the attention's weights, in training alone.
+    """
+
+    reasoning: Reasoning = "before"
+    rationales: Mapping[str, Sequence[Sequence[str]]] | None = None
+    hint_share: float = 0.0
+    dropout: float = 0.0
+
+
+DIRECTLY = Lesson("none")
 
 
 def train_sft(
     job: Job,
     stage: str,
     training_args: SFTConfig,
-    *,
-    reasoning: bool,
-    rationales: Mapping[str, Sequence[Sequence[str]]] | None = None,
-    hint_share: float = 0.0,
+    lesson: Lesson = Lesson(),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
-    """Trains a teacher by SFT: on reasonings, or (`reasoning=False`, the `direct` teacher) to answer at once.
+    """Trains a teacher by SFT.
 
     Args:
         job: of the run; the path in its `model_args` is what training starts from.
         stage: name of the stage and of its folder.
         training_args: TRL's settings.
-        reasoning: whether the teacher learns to reason.
-        rationales: example id to one reasoning or more; the task's rationales if `None`.
-        hint_share: share of the task's rationales that are also shown with the target as a hint.
+        lesson: what it learns.
+        callbacks: of the trainer, besides those of every stage.
 
     Returns:
         The folder of the finished teacher; if it is there already nothing is done.
@@ -50,20 +73,22 @@ def train_sft(
         return job.teacher_folder(stage)
     start = job.model_args.model_name_or_path
     teacher = job.opening.load(start)
-    rationales = job.task.rationales if rationales is None else rationales
+    rationales = job.task.rationales if lesson.rationales is None else lesson.rationales
+    reasons = lesson.reasoning == "before"
     train = job.task.split("train")
-    if reasoning:
+    if reasons:
         train = train.filter(pl.col("example_id").is_in(list(rationales)))
     dataset = sft_dataset(
         job.rows_of(train, teacher),
         teacher.catalog,
         teacher.tokens,
-        rationales if reasoning else None,
-        early_share=job.teacher_args.early_answer_share if reasoning else 0.0,
+        None if lesson.reasoning == "none" else rationales,
+        item_first=lesson.reasoning == "after",
+        early_share=job.teacher_args.early_answer_share if reasons else 0.0,
         seed=training_args.seed,
     )
-    if hint_share:
-        dataset = concatenate_datasets([dataset, hinted_dataset(job, teacher, hint_share)])
+    if lesson.hint_share:
+        dataset = concatenate_datasets([dataset, hinted_dataset(job, teacher, lesson.hint_share)])
     longest = max(map(len, dataset["input_ids"]))
     if training_args.max_length is not None and longest > training_args.max_length:
         raise ValueError(
@@ -71,6 +96,7 @@ def train_sft(
             f"answer off; raise max_length or lower history_tokens"
         )
     stop_at_marker(teacher.model, teacher.tokens)
+    set_attention_dropout(teacher.model, lesson.dropout)
     forget_last_trainer()
     trainer = TeacherSFTTrainer(
         model=teacher.model,
@@ -79,9 +105,14 @@ def train_sft(
         processing_class=teacher.tokens.tokenizer,
         peft_config=adapters(job.model_args, teacher.model, teacher.tokens.tokenizer, teacher.ids),
         catalog=teacher.catalog,
-        loss=job.teacher_args.sft_loss if reasoning else replace(job.teacher_args.sft_loss, item_weight=1.0),
-        validation=job.validation(teacher, None if reasoning else "plain"),
-        callbacks=[*stopping(job.teacher_args.early_stopping_patience), MetricsFile(job.folder / METRICS, stage)],
+        # One who answers at once learns little else, and nothing else that is hard.
+        loss=job.teacher_args.sft_loss if reasons else replace(job.teacher_args.sft_loss, item_weight=1.0),
+        validation=job.validation(teacher, None if reasons else "plain"),
+        callbacks=[
+            *stopping(job.teacher_args.early_stopping_patience),
+            MetricsFile(job.folder / METRICS, stage),
+            *callbacks,
+        ],
     )
     ids = teacher.ids
     return finish_stage(job, stage, trainer, teacher, lambda: job.opening.weights(start, ids)[0])

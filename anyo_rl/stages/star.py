@@ -38,7 +38,7 @@ from anyo_rl.sampling.shards import ShardedJob, read_paths
 from anyo_rl.stages.arguments import StarArguments
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import EngineChoice, JobEngine, check_engine, path_ranker, sample_in_shards
-from anyo_rl.stages.sft import train_sft
+from anyo_rl.stages.sft import Lesson, train_sft
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.training.loop.validation import METRIC
 from anyo_rl.training.star import diversity, keep_paths, reasonings
@@ -109,9 +109,10 @@ class Star:
                 dataclasses.replace(self.job, model_args=from_base),
                 stage,
                 self.training_args,
-                reasoning=True,
-                rationales=rationales,
-                hint_share=self.star_args.hint_share if self.star_args.mix_rationales else 0.0,
+                Lesson(
+                    rationales=rationales,
+                    hint_share=self.star_args.hint_share if self.star_args.mix_rationales else 0.0,
+                ),
             )
         return self.job.teacher_folder(stage)
 

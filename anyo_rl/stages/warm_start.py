@@ -17,7 +17,7 @@ from anyo_rl.run.folder import WARM_START, resolve
 from anyo_rl.stages.arguments import ComparisonArguments, ReasonerArguments, TeacherArguments
 from anyo_rl.stages.begin import parse
 from anyo_rl.stages.job import Job
-from anyo_rl.stages.sft import train_sft
+from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
 from anyo_rl.training.loop.callbacks import check_saves
 
 
@@ -108,7 +108,7 @@ def train_warm_start(job: Job, warm_start: WarmStart | None, *, hint_share: floa
     Args:
         job: of the run; without a warm start the path in its `model_args` is what the run starts from.
         warm_start: `None` where there is none.
-        hint_share: see `train_sft`.
+        hint_share: see `Lesson`.
 
     Returns:
         Stage name to teacher.
@@ -121,11 +121,11 @@ def train_warm_start(job: Job, warm_start: WarmStart | None, *, hint_share: floa
             raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
         return {SFT.name: job.model_args.model_name_or_path}
     job, args = dataclasses.replace(job, teacher_args=warm_start.teacher_args), warm_start.training_args
-    teachers: dict[str, Path | str] = {SFT.name: train_sft(job, SFT.name, args, reasoning=True, hint_share=hint_share)}
+    teachers: dict[str, Path | str] = {SFT.name: train_sft(job, SFT.name, args, Lesson(hint_share=hint_share))}
     if warm_start.direct_max_steps:
         args = copy.copy(args)
         args.max_steps = warm_start.direct_max_steps
-        teachers[DIRECT.name] = train_sft(job, DIRECT.name, args, reasoning=False)
+        teachers[DIRECT.name] = train_sft(job, DIRECT.name, args, DIRECTLY)
     return teachers
 
 

@@ -65,6 +65,13 @@ def check_tree_attention(model: PreTrainedModel) -> None:
         )
 
 
+def set_attention_dropout(model: nn.Module, rate: float) -> None:
+    """Sets the dropout of the attention's weights while training; its config, which is saved, is left alone."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = rate
+
+
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, put back as it was afterwards: no dropout in a rank, and caches stay on."""

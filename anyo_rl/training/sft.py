@@ -55,6 +55,7 @@ def sft_dataset(
     tokens: Tokens,
     rationales: Mapping[str, Sequence[Sequence[str]]] | None,
     *,
+    item_first: bool = False,
     early_share: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
@@ -66,6 +67,8 @@ def sft_dataset(
         tokens: the teacher's tokenizer and marker.
         rationales: example id to its reasonings, each of steps; examples without are left out. `None` for the
             `direct` teacher, which learns to answer at once from every example.
+        item_first: answer at once from every example, and write the reasoning after it where there is one: what
+            rationales teach a teacher that does not read them. Of several reasonings each is an example.
         early_share: share of the reasonings, in [0, 1], of which there is a second copy that is cut after a number of
             steps, each number alike from none to all but the last. It has no labels: the teacher learns to answer
             early where it is asked to, and not to end its reasoning early.
@@ -80,7 +83,7 @@ def sft_dataset(
     """
     if not 0 <= early_share <= 1:
         raise ValueError(f"early_answer_share is {early_share}: expected 0 to 1")
-    chosen = [row for row in rows if rationales is None or row.example_id in rationales]
+    chosen = [row for row in rows if rationales is None or item_first or row.example_id in rationales]
     if not chosen:
         raise ValueError(
             f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a "
@@ -89,27 +92,31 @@ def sft_dataset(
     rng = np.random.default_rng(seed)
     encoded = []
 
-    def add(row: Row, steps: Sequence[str], labelled: bool) -> None:
-        context = tokens.context_ids(row.prompt)
+    def add(row: Row, steps: Sequence[str], labelled: bool = True, after: Sequence[str] = ()) -> None:
+        context, item = tokens.context_ids(row.prompt), catalog.index[row.target_id]
         reasoning = tokens.reasoning_ids(map(tokens.safe_text, steps))
-        item = catalog.index[row.target_id]
         path = list(catalog.paths[item])
-        labels = [*[IGNORED] * len(context), *(reasoning if labelled else [IGNORED] * len(reasoning))]
+        told = tokens.reasoning_ids(map(tokens.safe_text, after)) if after else []
+        before = [*[IGNORED] * len(context), *(reasoning if labelled else [IGNORED] * len(reasoning))]
         encoded.append(
             {
-                "input_ids": [*context, *reasoning, *path],
-                "labels": [*labels, *[IGNORED] * len(path)],
+                "input_ids": [*context, *reasoning, *path, *told],
+                "labels": [*before, *[IGNORED] * len(path), *told],
                 "item": item,
-                "item_start": len(labels),
+                "item_start": len(before),
                 "excluded": [catalog.index[other] for other in row.excluded if other in catalog.index],
             }
         )
 
     for row in chosen:
-        for reasoning in [()] if rationales is None else rationales[row.example_id]:
-            add(row, reasoning, True)
+        reasonings = [()] if rationales is None else rationales.get(row.example_id, [()])
+        for reasoning in reasonings:
+            if item_first:
+                add(row, (), after=reasoning)
+                continue
+            add(row, reasoning)
             if reasoning and rng.random() < early_share:
-                add(row, reasoning[: int(rng.integers(len(reasoning)))], False)
+                add(row, reasoning[: int(rng.integers(len(reasoning)))], labelled=False)
     return Dataset.from_list(encoded)
 
 

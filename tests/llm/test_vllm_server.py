@@ -43,7 +43,7 @@ def train(run_dir, task, n_steps, **of_model):
     model_args = ModelConfig(dtype="float32", **of_model)
     start_run(run_dir, resolve(task.args, model_args, teacher_args, args), task.report)
     job = Job(run_dir, task, model_args, teacher_args, seed=args.seed)
-    teacher = train_sft(job, "sft", args, reasoning=True)
+    teacher = train_sft(job, "sft", args)
     evaluate_run(replace(job, seed=0), {"sft": teacher}, baselines=False)
     return teacher
 

@@ -12,7 +12,7 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.job import Job
-from anyo_rl.stages.sft import train_sft
+from anyo_rl.stages.sft import DIRECTLY, train_sft
 from anyo_rl.training.sft import TeacherSFTTrainer
 
 pytestmark = pytest.mark.slow
@@ -57,9 +57,9 @@ def test_two_sft_stages_end_with_the_memory_of_one(job, tmp_path, monkeypatch):
     monkeypatch.setattr(TeacherSFTTrainer, "train", train)
     gc.collect()
     before = len(live(PreTrainedModel)), len(live(torch.optim.Optimizer))
-    train_sft(job, "sft", settings(tmp_path), reasoning=True)
+    train_sft(job, "sft", settings(tmp_path))
     assert (len(live(PreTrainedModel)), len(live(torch.optim.Optimizer))) == before
-    train_sft(job, "direct", settings(tmp_path), reasoning=False)
+    train_sft(job, "direct", settings(tmp_path), DIRECTLY)
     assert (len(live(PreTrainedModel)), len(live(torch.optim.Optimizer))) == before
     assert held[0] == held[1], "the second stage trains beside what the first one left"
     assert [trainer() for trainer in trainers] == [None, None]

@@ -62,7 +62,7 @@ def sft(task: Task, run_dir: Path, model: ModelConfig | None = None, **settings)
         disable_tqdm=True,
         **settings,
     )
-    return train_sft(Job(run_dir, task, model or ModelConfig(), TINY, args.seed), "sft", args, reasoning=True)
+    return train_sft(Job(run_dir, task, model or ModelConfig(), TINY, args.seed), "sft", args)
 
 
 @pytest.fixture(scope="module")

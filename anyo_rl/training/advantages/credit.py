@@ -7,17 +7,20 @@ from typing import Literal, get_args
 import torch
 
 from anyo_rl.training.advantages.batch import Batch
-from anyo_rl.training.advantages.outcome import outcome
+from anyo_rl.training.advantages.outcome import none, outcome
 from anyo_rl.training.advantages.process import ProcessReduction, process
 from anyo_rl.training.advantages.progress import progress
 from anyo_rl.values.source import StepSource
 
-Advantages = Literal["outcome", "progress", "process"]
+Advantages = Literal["outcome", "progress", "process", "none"]
 ADVANTAGES: dict[Advantages, Callable[..., torch.Tensor]] = {
     "outcome": outcome,
     "progress": progress,
     "process": process,
+    "none": none,
 }
+
+WITHOUT_SOURCE: tuple[Advantages, ...] = ("outcome", "none")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Credit:
 
     Attributes:
         advantages: `outcome` (the path's reward, alike for all steps), `progress` (the same, less what was gained
-            before the step) or `process` (what this step and those after it gained).
+            before the step), `process` (what this step and those after it gained) or `none`, under which the item
+            loss alone trains: the control of what reinforcement adds.
         source: what the states between steps are worth, where the outcome is not all.
         reduction: for `process`.
 
@@ -42,10 +46,10 @@ class Credit:
         for name, kind in (("advantages", Advantages), ("reduction", ProcessReduction)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
-        if (self.advantages == "outcome") != (self.source is None):
+        if (self.advantages in WITHOUT_SOURCE) != (self.source is None):
             raise ValueError(
                 f"advantages is {self.advantages!r} {'without' if self.source is None else 'with'} a source of step "
-                f"values: outcome takes none, and the others need one"
+                f"values: {' and '.join(WITHOUT_SOURCE)} take none, and the others need one"
             )
 
     @property

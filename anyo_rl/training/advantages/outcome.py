@@ -1,4 +1,4 @@
-"""GRPO's own advantage (DeepSeekMath, arXiv 2402.03300 §4.1.2): the outcome, the same for all tokens."""
+"""GRPO's own advantage (DeepSeekMath, arXiv 2402.03300 §4.1.2): the outcome, the same for all tokens; and none."""
 
 import torch
 
@@ -8,3 +8,8 @@ from anyo_rl.training.advantages.batch import Batch
 def outcome(batch: Batch) -> torch.Tensor:
     """(B,) what TRL makes of the rewards, as its settings say (`scale_rewards`, `multi_objective_aggregation`)."""
     return batch.outcome_B
+
+
+def none(batch: Batch) -> torch.Tensor:
+    """(B,) zeros: samples, ranks and item loss are as with `outcome`, and the reasoning is left alone."""
+    return torch.zeros_like(batch.outcome_B)
