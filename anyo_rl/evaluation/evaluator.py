@@ -136,10 +136,10 @@ class Evaluation:
         return Answers(np.concatenate(ranks), [[self.item_ids[i] for i in row] for row in top], [])
 
     def take_over(self, folder: Path) -> list[str]:
-        """Answers of baselines from a finished run of `recipes/baselines.py` on the same data, whatever its seed.
+        """Answers of baselines from a finished run of `recipes/baselines.py` on the same data.
 
         Args:
-            folder: its run folder; the first seed's answers are taken.
+            folder: its run folder; answers of this seed are taken, and those of its first seed where there are none.
 
         Returns:
             The names of what was taken.
@@ -147,7 +147,9 @@ class Evaluation:
         Raises:
             DataError: there are none, or they are of other examples or other training data.
         """
-        files = sorted(min(folder.glob("seed-*"), default=folder).joinpath(ANSWERS).glob("*.plain.parquet"))
+        places = [min(folder.glob("seed-*"), default=folder), folder / f"seed-{self.seed}"]
+        found_there = {file.name: file for place in places for file in (place / ANSWERS).glob("*.plain.parquet")}
+        files = [found_there[name] for name in sorted(found_there)]
         if not files:
             raise DataError(f"no answers in {folder}, expected the folder of a finished run of recipes/baselines.py")
         mine = self._record()

@@ -16,12 +16,14 @@ class Stage:
         made_by: what made it, for its model card; `None` for what is no teacher.
         reasons: whether it reasons before it answers.
         learned_ranks: whether it learned from the ranks of its own reasonings.
+        control: whether it is there to tell what another stage's gain comes from.
     """
 
     name: str
     made_by: str | None = None
     reasons: bool = False
     learned_ranks: bool = False
+    control: bool = False
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -44,8 +46,20 @@ GRPO = Stage(
 )
 PPO = Stage("ppo", "PPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True)
 DIRECT = Stage("direct", "supervised fine-tuning to answer at once, without reasoning")
+DIRECT_ENSEMBLE = Stage("direct_ensemble")
+# Controls of a fair comparison: what gains where nothing is reasoned, and what gains without reinforcement.
+POST_HOC = Stage(
+    "post_hoc", "supervised fine-tuning to answer first and to write the rationale after it", control=True
+)
+FILLER = Stage(
+    "filler", "supervised fine-tuning on fillers of the rationales' lengths in their place", reasons=True, control=True
+)
+SFT_MORE = Stage("sft_more", "SFT on the same rationales, continued", reasons=True, control=True)
+ITEM_ONLY = Stage("item_only", "GRPO with advantages of zero: its item loss alone", reasons=True, control=True)
+CONTROLS = (SFT_MORE, ITEM_ONLY, POST_HOC, FILLER)
+BASELINES = ("popularity", "item_knn", "ease", "sasrec", "gru4rec")
 # In the order of tables. Stages of other names come after these, and oracles last.
-STAGES = (SFT, STAR, DPO, GRPO, PPO, DIRECT, *map(Stage, ("popularity", "item_knn", "ease", "sasrec", "gru4rec")))
+STAGES = (SFT, STAR, DPO, GRPO, PPO, *CONTROLS, DIRECT, DIRECT_ENSEMBLE, *map(Stage, BASELINES))
 ORACLE, INTENT_ORACLE = "oracle", "intent_oracle"
 
 STAGE_ORDER = tuple(stage.name for stage in STAGES)

@@ -16,7 +16,7 @@ import polars as pl
 from anyo_rl.data.sequences import train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
-from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT
+from anyo_rl.evaluation.stages import CONTROLS, DIRECT, DIRECT_ENSEMBLE, FILLER, POST_HOC, RANK_TRAINED, SFT
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
@@ -26,6 +26,11 @@ from anyo_rl.students.popularity import fit_popularity
 SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
 SEED = "seed"
 COVERAGE = "coverage@10"
+BESIDE_SFT = (DIRECT.name, POST_HOC.name, FILLER.name)
+BESIDE_RANK_TRAINED = (
+    *(SFT.name, *(stage.name for stage in CONTROLS), DIRECT.name, DIRECT_ENSEMBLE.name),
+    *("item_knn", "sasrec"),
+)
 
 
 def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -> Summary:
@@ -92,6 +97,7 @@ def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
         first,
         seed=None,
         seeds=tuple(parts),
+        not_converged={stage: why for part in parts.values() for stage, why in part.not_converged.items()},
         stages=stage_values(frames, first.n_items or 1, seed=0),
         differences=differences(frames, seed=0),
         slices={},
@@ -148,9 +154,12 @@ def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
 
 
 def differences(frames: Frames, seed: int) -> dict[str, Modes]:
-    """Paired differences over the same examples: each stage that learned from ranks − SFT, and − direct."""
+    """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
+
+    A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
+    """
     found: dict[str, Modes] = {}
-    for a, b in product(RANK_TRAINED, (SFT.name, DIRECT.name)):
+    for a, b in [*product([SFT.name], BESIDE_SFT), *product(RANK_TRAINED, BESIDE_RANK_TRAINED)]:
         for mode, frame in frames.get(a, {}).items():
             other = frames.get(b, {}).get(mode)
             if other is None:

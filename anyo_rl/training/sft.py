@@ -150,6 +150,9 @@ class TeacherSFTTrainer(SFTTrainer):
         collate = self.data_collator
         self.data_collator = lambda rows: {**collate(rows), **self._items(rows)}
 
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset  # it has its token ids; TRL would drop what has no labels, and so early answers
+
     def _set_signature_columns_if_needed(self):
         self._signature_columns = ["input_ids", "labels", "item", "item_start", "excluded"]
 

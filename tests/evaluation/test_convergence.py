@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
-from anyo_rl.evaluation.convergence import Training, not_converged, read_trainings
+from anyo_rl.evaluation.convergence import Rule, Training, not_converged, read_trainings
 from anyo_rl.evaluation.summary import Summary
 from anyo_rl.evaluation.table import console_table, markdown_table
 from anyo_rl.metrics.intervals import Interval
+from anyo_rl.training.loop.until import Until
 
 RIVALS = {"sft": Training(800, 400, 1e12), "grpo": Training(200, 100, 2e12)}
 
@@ -33,6 +35,24 @@ def test_the_rule_by_hand(direct, reasons):
         assert reason in found
 
 
+def test_controls_are_no_rivals():
+    """A control has FLOPs of its own, which no opponent has to match twice."""
+    assert not_converged({"direct": Training(8000, 4000, 6e12), **RIVALS, "filler": Training(1000, 500, 9e12)}) is None
+
+
+@pytest.mark.parametrize(("updates", "flops", "stops"), [(600, 2e9, False), (800, 1e9, False), (800, 2e9, True)])
+def test_training_ends_when_the_rule_is_met(updates, flops, stops):
+    """Best at update 400 of 800, and twice the rival's FLOPs: only both end it."""
+    history = [
+        {"step": 400, "eval_ndcg@10": 0.3},
+        {"step": 500, "loss": 1.0, "flops": flops},
+        {"step": updates, "eval_ndcg@10": 0.2},
+    ]
+    control = TrainerControl()
+    Until(Rule(100, 0.5, 2.0), 1e9).on_evaluate(None, TrainerState(log_history=history), control)
+    assert control.should_training_stop is stops
+
+
 def test_a_log_is_read_as_far_as_it_can_be(tmp_path):
     assert read_trainings(tmp_path / "none.jsonl") == {}
     rows = [
@@ -45,7 +65,7 @@ def test_a_log_is_read_as_far_as_it_can_be(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '[1]\n{"stage": "direct", "st')
     found = read_trainings(file)
-    assert found == {"direct": Training(300, 200, 3e9), "grpo": Training(50, None, 2e9)}
+    assert found == {"direct": Training(300, 200, 3e9, 0.4), "grpo": Training(50, None, 2e9)}
     assert "best at update 200 of 300" in not_converged(found)
     assert not_converged({}) == "its training is not on record"
 

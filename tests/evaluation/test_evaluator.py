@@ -218,8 +218,16 @@ def test_every_stage_that_learned_from_ranks_is_compared_with_those_that_did_not
     )
     evaluation.keep("direct", "plain", lambda: answers(30, 3))
     assert set(summarise(evaluation, "likelihood", 8).as_json()["differences"]) == {
-        f"{stage}-{other}" for stage in ("star", "dpo") for other in ("sft", "direct")
+        "sft-direct",
+        *(f"{stage}-{other}" for stage in ("star", "dpo") for other in ("sft", "direct")),
     }
+    for stage in ("item_only", "post_hoc", "direct_ensemble", "sasrec", "popularity"):
+        evaluation.keep(stage, "plain", lambda: answers(30, 3))
+    found = set(summarise(evaluation, "likelihood", 8).as_json()["differences"])
+    assert {name for name in found if name.startswith("star")} == {
+        f"star-{other}" for other in ("sft", "item_only", "post_hoc", "direct", "direct_ensemble", "sasrec")
+    }
+    assert {name for name in found if name.startswith("sft")} == {"sft-direct", "sft-post_hoc"}
 
 
 def test_summary_by_hand(evaluation):
@@ -248,7 +256,7 @@ def test_summary_by_hand(evaluation):
     assert greedy["mrr"]["mean"] == pytest.approx((1 + 1 / 3) / 2)
     assert greedy["coverage@10"] == {"mean": 0.3, "low": None, "high": None, "n": 2}
     assert found["stages"]["direct"]["plain"]["ndcg@10"]["mean"] == 0.25
-    assert set(found["differences"]) == {"grpo-sft", "grpo-direct"}
+    assert set(found["differences"]) == {"grpo-sft", "grpo-direct", "sft-direct"}
     assert set(found["differences"]["grpo-sft"]) == {"greedy"}
     assert found["differences"]["grpo-sft"]["greedy"]["ndcg@10"]["mean"] == 0.25
     assert found["differences"]["grpo-direct"]["greedy"]["ndcg@10"]["mean"] == 0.75
