@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +35,29 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
     Returns:
         The numbers; `None` in the other processes.
     """
+    ask_teachers(job, teachers)
+    return conclude(job, teachers, baselines=baselines) if go_on_alone() else None
+
+
+def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
+    """Keeps the answers of a run's teachers to its test users; all processes call this together.
+
+    Args:
+        job: of the run.
+        teachers: stage name to teacher folder.
+
+    Raises:
+        ValueError: there is no teacher.
+    """
     if not teachers:
         raise ValueError("no teacher to evaluate; name at least one stage and its folder")
     as_saved = dataclasses.replace(job.model_args, load_in_4bit=False, load_in_8bit=False)
     job = dataclasses.replace(job, model_args=as_saved)
-    test = job.task.split("test", job.task.args.max_test)
     for stage, path in teachers.items():
         with job.opened(path) as teacher:
             tokens, catalog = teacher.tokens, teacher.catalog
-            evaluation = Evaluation(job.folder, job.task, catalog.item_ids, test, job.seed)
-            rows = job.rows_of(test, teacher)
+            evaluation = evaluation_of(job, catalog.item_ids)
+            rows = job.rows_of(evaluation.test, teacher)
             for mode in stage_of(stage).modes:
                 ask = partial(
                     answer_together,
@@ -67,8 +80,24 @@ def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: boo
                 with whole_weights():  # a process must not wait for others in its forwards
                     evaluation.keep(stage, mode, ask, made_with, together=True)
                 del ask  # it holds the weights
-    if not go_on_alone():
-        return None
+
+
+def evaluation_of(job: Job, item_ids: Sequence[str]) -> Evaluation:
+    """The evaluation of a run on its test users."""
+    test = job.task.split("test", job.task.args.max_test)
+    return Evaluation(job.folder, job.task, item_ids, test, job.seed)
+
+
+def conclude(job: Job, teachers: Mapping[str, Path | str], *, baselines: bool) -> Summary:
+    """Adds baselines to the answers of teachers, and writes what they come to; the main process calls this alone.
+
+    Args:
+        job: of the run.
+        teachers: as `ask_teachers` had them.
+        baselines: whether to evaluate popularity, item-kNN, SASRec and the oracle too.
+    """
+    tokens, catalog = job.opening.catalog(list(teachers.values())[-1])
+    evaluation = evaluation_of(job, catalog.item_ids)
     if baselines:
         if job.teacher_args.baselines_from is not None:
             evaluation.take_over(Path(job.teacher_args.baselines_from))
