@@ -5,7 +5,6 @@ has had twice the FLOPs of its rival, all stages of it together. On the first to
 updates and then climbed to .60: what is stopped on such a plateau is no opponent.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from anyo_rl.evaluation.stages import DIRECT, stage_of
 from anyo_rl.evaluation.summary import MAIN_METRIC
 from anyo_rl.metrics.intervals import finite
+from anyo_rl.run.folder import read_metrics
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,8 @@ CONVERGED = Rule()
 def read_trainings(metrics: Path) -> dict[str, Training]:
     """The trainings in a `metrics.jsonl`, by stage; lines that cannot be read are passed over."""
     rows: dict[str, list[Mapping[str, object]]] = {}
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.setdefault(str(row.get("stage")), []).append(row)
+    for row in read_metrics(metrics)[0]:
+        rows.setdefault(str(row.get("stage")), []).append(row)
     return {stage: Training.of(of_stage) for stage, of_stage in rows.items()}
 
 

@@ -26,6 +26,11 @@ class Stage:
     control: bool = False
 
     @property
+    def after_sft(self) -> bool:
+        """Whether it goes on from the SFT stage of its run."""
+        return self.learned_ranks or self.name in (SFT_MORE.name, ITEM_ONLY.name)
+
+    @property
     def modes(self) -> tuple[Mode, ...]:
         """How it is asked."""
         return REASONING_MODES if self.reasons else ("plain",)

@@ -88,6 +88,23 @@ def free_settings(instance: Any) -> frozenset[str]:
     return frozenset(name for name, mark in marks.items() if (mark(instance) if callable(mark) else mark))
 
 
+def read_metrics(file: Path) -> tuple[list[Mapping[str, object]], int]:
+    """The rows of a `metrics.jsonl`, and how many lines could not be read, as the last one of a killed run."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    rows: list[Mapping[str, object]] = []
+    broken = 0
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            broken += 1
+    return rows, broken
+
+
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return redact(json.loads(json.dumps(settings, default=str)))
 
@@ -123,8 +140,7 @@ def start_run(run_dir: Path, arguments: Mapping[str, Section], report: Mapping[s
     state.wait_for_everyone()
     _wait_for(run_dir / CONFIG)
     log_to_file(run_dir, state.process_index)
-    if not state.is_main_process:
-        hide_progress_bars()
+    hide_progress_bars()
 
 
 def _wait_for(file: Path, patience_s: float = 60) -> None:

@@ -48,6 +48,6 @@ def log_to_file(run_dir: Path, rank: int) -> None:
 
 
 def hide_progress_bars() -> None:
-    """Hides the bars of datasets and transformers, which each process would draw over the main one's."""
+    """Hides the bars of datasets and transformers: a line for each file that is read would bury what is learned."""
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()

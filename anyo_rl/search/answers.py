@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from tqdm import tqdm
 
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
@@ -88,7 +89,7 @@ def answer(rows: Sequence[Row], ranker: LikelihoodRanker, sampler: Sampler, toke
     """
     sampling = how.sampling if how.mode == "mixture" else how.sampling.greedy()
     ranks, top_ids, paths = [], [], []
-    for start in range(0, len(rows), USERS_AT_ONCE):
+    for start in tqdm(range(0, len(rows), USERS_AT_ONCE), "users answered", mininterval=5, leave=False):
         batch = rows[start : start + USERS_AT_ONCE]
         contexts = [tokens.context_ids(row.prompt) for row in batch]
         if how.mode == "plain":

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from accelerate import PartialState
 from transformers import TrainingArguments
@@ -56,6 +57,7 @@ def begin(
         for instance in parsed:
             if isinstance(instance, TrainingArguments):
                 check_saves(instance)
+                instance.dataloader_pin_memory &= torch.cuda.is_available()  # or a warning at every validation
     return parsed
 
 

@@ -22,6 +22,7 @@ from anyo_rl.teacher.save import save_teacher
 from anyo_rl.training.critic import detach_critic
 from anyo_rl.training.loop.callbacks import best_checkpoint, train_to_the_end
 from anyo_rl.training.loop.closing import close_trainer
+from anyo_rl.training.loop.console import show_on_console
 from anyo_rl.training.loop.flops import Flops
 from anyo_rl.training.loop.throughput import Throughput
 from anyo_rl.training.loop.weights import unquantised
@@ -46,6 +47,7 @@ def finish_stage(
     """
     stage_dir, folder = job.folder / stage, job.teacher_folder(stage)
     show_bias(trainer.model)
+    show_on_console(trainer, stage)
     trainer.add_callback(Throughput(trainer))
     trainer.add_callback(Flops(trainer))
     train_to_the_end(trainer, stage_dir)

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.evaluation.stages import RANK_TRAINED, TEACHERS
+from anyo_rl.evaluation.stages import CONTROLS, RANK_TRAINED, TEACHERS
 from anyo_rl.evaluation.summary import Summary
 from anyo_rl.metrics.intervals import Interval
 from anyo_rl.stages.cards import hub_id, plain, write_cards
@@ -120,4 +120,4 @@ def test_a_title_with_backticks_does_not_leave_its_block(run_dir, task, small_to
 
 
 def test_every_stage_is_told_in_words():
-    assert set(TEACHERS) == {"sft", "direct", *RANK_TRAINED}
+    assert set(TEACHERS) == {"sft", "direct", *RANK_TRAINED, *(stage.name for stage in CONTROLS)}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from anyo_rl.evaluation import summary as summaries
@@ -23,9 +24,10 @@ from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import plots
 from anyo_rl.evaluation.report import rounds as report_rounds
 from anyo_rl.evaluation.report.plots import Plot
-from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT, is_oracle
+from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT, is_oracle, stage_of
 from anyo_rl.evaluation.summary import MAIN_METRIC, SLICE_METRICS, Summary
 from anyo_rl.metrics.intervals import finite
+from anyo_rl.run.folder import METRICS, read_metrics
 
 # What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
 GUARD_RAILS = (
@@ -48,6 +50,8 @@ GUARD_RAILS = (
 PAIR_NOTE = "correlation of two rewards: near 1 they ask for one thing, below 0 they pull apart"
 CORRELATION = "rewards/corr/"  # and the names of two rewards
 WARNINGS = "warnings.txt"  # what guard rails said in words while training: a name, then the words
+
+FLOPS = "flops"  # since a stage began
 
 Logged = Mapping[str, object]  # a row of metrics.jsonl
 
@@ -99,18 +103,12 @@ def read_run(run_dir: Path) -> Run:
             run.summary = Summary.from_json(json.loads(file.read_text(encoding="utf-8")))
         except ValueError as error:
             run.notes.append(f"evaluation.json could not be read ({error}).")
-    file = run_dir / "metrics.jsonl"
-    if file.exists():
-        lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                run.metrics.append(row)
-        if broken := len(lines) - len(run.metrics):
-            run.notes.append(f"{broken} of {len(lines)} lines of metrics.jsonl could not be read and are left out.")
+    rows, broken = read_metrics(run_dir / METRICS)
+    run.metrics += rows
+    if broken:
+        run.notes.append(
+            f"{broken} of {len(rows) + broken} lines of metrics.jsonl could not be read and are left out."
+        )
     if (run_dir / WARNINGS).exists():
         told = (run_dir / WARNINGS).read_text(encoding="utf-8", errors="replace").splitlines()
         run.notes += [f"Warning while training: {line.split(' ', 1)[-1]}." for line in told if line.strip()]
@@ -257,7 +255,7 @@ def result_plots(summary: Summary, keys: pl.DataFrame) -> list[Plot]:
 
 
 def training_plots(metrics: list[Logged]) -> list[Plot]:
-    """Reward and validation NDCG over steps."""
+    """Reward and validation NDCG over steps, and over FLOPs."""
     found = []
     stages = sorted(_stages(metrics), key=lambda stage: stage in ACCENTED)  # the last line has the accent
     reward = {stage: points for stage in stages if (points := _points(metrics, stage, ["reward"]))}
@@ -273,7 +271,23 @@ def training_plots(metrics: list[Logged]) -> list[Plot]:
     if series:
         svg = plots.line_plot(series, "p-validation", "NDCG@10", smooth=False)
         found.append(Plot("Validation NDCG@10 over steps", "Checkpoints are chosen by this, never by the test.", svg))
+    spent = {stage: points for stage in stages if (points := over_flops(metrics, stage))}
+    if spent:
+        svg = plots.line_plot(spent, "p-flops", "NDCG@10", smooth=False, xlabel="10¹² FLOPs")
+        note = "All FLOPs that led there, those of the stage that it goes on from too; validation apart."
+        found.append(Plot("Validation NDCG@10 over FLOPs", note, svg))
     return found
+
+
+def over_flops(metrics: list[Logged], stage: str) -> tuple[list[float], list[float]] | None:
+    """TFLOPs since the very start, and validation NDCG@10; `None` where one of them was not logged."""
+    values, flops = (_points(metrics, stage, [key]) for key in (f"eval_{MAIN_METRIC}", FLOPS))
+    if values is None or flops is None:
+        return None
+    before = _points(metrics, SFT.name, [FLOPS]) if stage_of(stage).after_sft else None
+    start = before[1][-1] if before else 0.0
+    spent = np.interp(values[0], [0.0, *flops[0]], [0.0, *flops[1]])
+    return ((start + spent) / 1e12).tolist(), values[1]
 
 
 def guard_rail_plots(metrics: list[Logged]) -> list[Plot]:

@@ -1,0 +1,22 @@
+"""Validation over what it cost."""
+
+from anyo_rl.evaluation.report import page as report
+
+
+def test_validation_over_flops_counts_what_a_stage_goes_on_from():
+    """GRPO begins where SFT ended; between two rows of the log FLOPs go on evenly; direct begins at 0."""
+    metrics = [
+        {"stage": "sft", "step": 10, "flops": 2e12},
+        {"stage": "sft", "step": 10, "eval_ndcg@10": 0.1},
+        {"stage": "grpo", "step": 0, "eval_ndcg@10": 0.1},
+        {"stage": "grpo", "step": 10, "flops": 4e12},
+        {"stage": "grpo", "step": 5, "eval_ndcg@10": 0.2},
+        {"stage": "direct", "step": 10, "flops": 1e12},
+        {"stage": "direct", "step": 10, "eval_ndcg@10": 0.3},
+        {"stage": "star", "step": 10, "eval_ndcg@10": 0.3},
+    ]
+    assert report.over_flops(metrics, "sft") == ([2.0], [0.1])
+    assert report.over_flops(metrics, "grpo") == ([2.0, 4.0], [0.1, 0.2])
+    assert report.over_flops(metrics, "direct") == ([1.0], [0.3])
+    assert report.over_flops(metrics, "star") is None
+    assert [plot.title for plot in report.training_plots(metrics)][-1] == "Validation NDCG@10 over FLOPs"
