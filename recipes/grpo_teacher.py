@@ -19,7 +19,7 @@ from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.reinforce import checked_rewards, train_reasoning
-from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_warm_start
+from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_direct, train_warm_start
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -46,6 +46,7 @@ def main() -> None:
 
     teachers = train_warm_start(job, warm_start)
     teachers["grpo"] = train_reasoning(job, "grpo", teachers["sft"], grpo_args, training_args, rewards, method)
+    teachers |= train_direct(job, warm_start)
     show(job, evaluate_run(job, teachers, baselines=grpo_args.baselines))
 
 

@@ -19,7 +19,7 @@ from anyo_rl.stages.arguments import StarArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.star import Star
-from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_warm_start
+from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_direct, train_warm_start
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -32,12 +32,13 @@ def main() -> None:
         default_config=CONFIGS / "toy" / "star_teacher.yaml",
     )
     with plain_errors(ValueError):
-        warm_start = parse_warm_start(star_args, config, training_args, teacher_args, star_args.rounds)
+        warm_start = parse_warm_start(star_args, config, training_args, teacher_args)
     job = start_job(data_args, model_args, teacher_args, training_args, star_args, **recorded(warm_start))
 
     teachers = train_warm_start(job, warm_start, hint_share=star_args.hint_share)
     with plain_errors(ValueError):
         teachers["star"] = Star(job, star_args, training_args).train(teachers["sft"])
+    teachers |= train_direct(job, warm_start)
     show(job, evaluate_run(job, teachers, baselines=star_args.baselines))
 
 

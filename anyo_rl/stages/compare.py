@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from transformers.trainer_utils import SchedulerType
 from trl import GRPOConfig, SFTConfig
 
 from anyo_rl.data.sequences import held_out
@@ -52,7 +51,7 @@ from anyo_rl.stages.evaluate import ask_teachers, conclude, evaluation_of
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.reinforce import Reward, train_reasoning
 from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
-from anyo_rl.stages.warm_start import WarmStart
+from anyo_rl.stages.warm_start import WarmStart, open_ended, train_until
 from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.loop.until import Until
 
@@ -146,9 +145,7 @@ class Comparison:
 
     def open_ended(self, seed: int, settings: DirectSettings | None = None) -> SFTConfig:
         """The same at a constant rate, to be ended by a rule."""
-        args = self.sft_args(seed)
-        args.max_steps = self.args.most_updates
-        args.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
+        args = open_ended(self.sft_args(seed), self.args.most_updates)
         args.eval_steps = args.save_steps = self.args.eval_every
         if settings is not None:
             args.learning_rate, args.weight_decay = settings.learning_rate, settings.weight_decay
@@ -192,7 +189,6 @@ class Comparison:
         """One of `CONTROLS`."""
         if name == ITEM_ONLY.name:
             return self._reinforce(job, name, sft, self.grpo_args)
-        job = dataclasses.replace(job, teacher_args=dataclasses.replace(job.teacher_args, early_stopping_patience=0))
         if name == SFT_MORE.name:
             from_sft = dataclasses.replace(job.model_args, model_name_or_path=str(sft))
             job, lesson = dataclasses.replace(job, model_args=from_sft), Lesson()
@@ -200,7 +196,7 @@ class Comparison:
         else:
             lesson = Lesson("after") if name == POST_HOC.name else Lesson(rationales=fillers(job))
             flops = rival_flops(spent)
-        return train_sft(job, name, self.open_ended(job.seed), lesson, [Until(CONTROL, flops)])
+        return train_until(job, name, self.open_ended(job.seed), lesson, Until(CONTROL, flops))
 
     def _direct(self, job: Job, flops: float) -> Path:
         """`direct` with the settings that the first seed chose, which also gives that seed's teacher."""
@@ -223,10 +219,9 @@ class Comparison:
         )
 
     def _train_direct(self, job: Job, settings: DirectSettings, flops: float) -> Path:
-        job = dataclasses.replace(job, teacher_args=dataclasses.replace(job.teacher_args, early_stopping_patience=0))
         lesson = dataclasses.replace(DIRECTLY, dropout=settings.dropout)
         until = Until(CONVERGED, flops)
-        return train_sft(job, DIRECT.name, self.open_ended(job.seed, settings), lesson, [until])
+        return train_until(job, DIRECT.name, self.open_ended(job.seed, settings), lesson, until)
 
     def _choose_direct(self, job: Job, flops: float) -> DirectSettings:
         """Learning rate, then dropout, then weight decay, each trained to convergence, the best on validation."""

@@ -9,16 +9,22 @@ from typing import Any
 
 import yaml
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 from trl import ModelConfig, SFTConfig
 
 from anyo_rl.data.task import DataArguments
+from anyo_rl.evaluation.convergence import Rule, read_trainings, rival_flops
 from anyo_rl.evaluation.stages import DIRECT, SFT
-from anyo_rl.run.folder import WARM_START, resolve
+from anyo_rl.run.folder import METRICS, WARM_START, resolve
 from anyo_rl.stages.arguments import ComparisonArguments, ReasonerArguments, TeacherArguments
 from anyo_rl.stages.begin import parse
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
 from anyo_rl.training.loop.callbacks import check_saves
+from anyo_rl.training.loop.until import Until
+
+EQUAL = Rule(least_wait=0, least_share=0.0, least_flops=1.0)
+MOST_UPDATES = 100_000
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,12 @@ class WarmStart:
     Attributes:
         training_args: TRL's settings.
         teacher_args: the run's, with the warm start's own patience.
-        direct_max_steps: update budget of the `direct` teacher; 0 where it is not trained.
+        train_direct: whether `direct` is trained beside what the run trains.
     """
 
     training_args: SFTConfig
     teacher_args: TeacherArguments
-    direct_max_steps: int
+    train_direct: bool
 
 
 def parse_warm_start(
@@ -41,7 +47,6 @@ def parse_warm_start(
     config: Path | None,
     training_args: TrainingArguments,
     teacher_args: TeacherArguments,
-    rounds: int = 1,
 ) -> WarmStart | None:
     """Parses a warm start's config, for its trainer settings and its patience; all else is the run's own.
 
@@ -51,12 +56,10 @@ def parse_warm_start(
         training_args: the run's; its seed and where it runs hold here too, since parsing trainer settings sets the
             processes up anew.
         teacher_args: the run's.
-        rounds: how often `training_args` train.
 
     Raises:
         SystemExit: no such file, or it says something else of data, model or teacher than the run's config does.
-        ValueError: its checkpoints come without a validation, budgets count epochs where steps are needed, or it
-            does not train what the run's ranker reads.
+        ValueError: its checkpoints come without a validation, or it does not train what the run's ranker reads.
     """
     if not comparison_args.sft_config:
         return None
@@ -76,22 +79,8 @@ def parse_warm_start(
     return WarmStart(
         sft_args,
         dataclasses.replace(teacher_args, early_stopping_patience=patience),
-        direct_max_steps(sft_args, training_args, rounds) if comparison_args.train_direct else 0,
+        comparison_args.train_direct,
     )
-
-
-def direct_max_steps(sft_args: SFTConfig, training_args: TrainingArguments, rounds: int = 1) -> int:
-    """The update budget of the `direct` teacher: as many as the warm start and what follows have together.
-
-    Raises:
-        ValueError: one of them counts epochs.
-    """
-    if sft_args.max_steps <= 0 or training_args.max_steps <= 0:
-        raise ValueError(
-            f"train_direct needs max_steps in both configs, found {sft_args.max_steps} for the warm start and "
-            f"{training_args.max_steps} for what follows: set both, or train_direct: false"
-        )
-    return sft_args.max_steps + rounds * training_args.max_steps
 
 
 def recorded(warm_start: WarmStart | None) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def recorded(warm_start: WarmStart | None) -> dict[str, Any]:
 
 
 def train_warm_start(job: Job, warm_start: WarmStart | None, *, hint_share: float = 0.0) -> dict[str, Path | str]:
-    """Trains what a run starts from (`sft`) and the teacher that it is compared with (`direct`).
+    """Trains what a run starts from (`sft`).
 
     Args:
         job: of the run; without a warm start the path in its `model_args` is what the run starts from.
@@ -120,13 +109,40 @@ def train_warm_start(job: Job, warm_start: WarmStart | None, *, hint_share: floa
         if not job.model_args.model_name_or_path:
             raise SystemExit("no teacher: set model_name_or_path, or sft_config for a warm start")
         return {SFT.name: job.model_args.model_name_or_path}
-    job, args = dataclasses.replace(job, teacher_args=warm_start.teacher_args), warm_start.training_args
-    teachers: dict[str, Path | str] = {SFT.name: train_sft(job, SFT.name, args, Lesson(hint_share=hint_share))}
-    if warm_start.direct_max_steps:
-        args = copy.copy(args)
-        args.max_steps = warm_start.direct_max_steps
-        teachers[DIRECT.name] = train_sft(job, DIRECT.name, args, DIRECTLY)
-    return teachers
+    job = dataclasses.replace(job, teacher_args=warm_start.teacher_args)
+    return {SFT.name: train_sft(job, SFT.name, warm_start.training_args, Lesson(hint_share=hint_share))}
+
+
+def train_direct(job: Job, warm_start: WarmStart | None) -> dict[str, Path | str]:
+    """Trains the teacher that a run's others are compared with, with as many FLOPs as all of theirs together.
+
+    That is no converged opponent, and its row says so: a claim takes `recipes/compare.py`.
+
+    Args:
+        job: of the run, whose other teachers are finished.
+        warm_start: `None` where there is none, and so no `direct` either.
+
+    Returns:
+        Stage name to teacher.
+    """
+    if warm_start is None or not warm_start.train_direct:
+        return {}
+    until = Until(EQUAL, rival_flops(read_trainings(job.folder / METRICS)))
+    return {DIRECT.name: train_until(job, DIRECT.name, open_ended(warm_start.training_args), DIRECTLY, until)}
+
+
+def open_ended(args: SFTConfig, most_updates: int = MOST_UPDATES) -> SFTConfig:
+    """A copy of the settings at a constant rate, for a training that ends by a rule."""
+    args = copy.copy(args)
+    args.max_steps = most_updates
+    args.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
+    return args
+
+
+def train_until(job: Job, stage: str, args: SFTConfig, lesson: Lesson, until: Until) -> Path:
+    """SFT that a rule ends, and no patience."""
+    teacher_args = dataclasses.replace(job.teacher_args, early_stopping_patience=0)
+    return train_sft(dataclasses.replace(job, teacher_args=teacher_args), stage, args, lesson, [until])
 
 
 def sft_config_path(named: str, config: Path | None) -> Path:

@@ -76,12 +76,6 @@ def test_checkpoints_without_validations_are_named(monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_direct_teacher_without_a_budget_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    message = run_main(monkeypatch, "grpo_teacher", *TRAINER, tmp_path / "run", "--max_steps", -1)
-    assert "train_direct needs max_steps in both configs" in message
-    assert not (tmp_path / "run").exists()
-
-
 def test_dpo_without_a_teacher_or_paths_says_what_to_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     message = run_main(monkeypatch, "dpo_teacher", *TRAINER, tmp_path / "run")
     assert "no teacher: set model_name_or_path to the teacher that the paths were sampled from" in message

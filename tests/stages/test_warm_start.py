@@ -1,17 +1,18 @@
+import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from trl import GRPOConfig, ModelConfig
 
+from anyo_rl.evaluation.convergence import Rule
 from anyo_rl.run.folder import WARM_START
 from anyo_rl.stages.arguments import ComparisonArguments, TeacherArguments
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.warm_start import (
-    direct_max_steps,
     parse_warm_start,
     recorded,
     sft_config_path,
+    train_direct,
     train_warm_start,
 )
 
@@ -32,14 +33,14 @@ def test_the_warm_starts_config_lies_beside_its_own_or_here(tmp_path, monkeypatc
 def warm_start(tmp_path):
     """Parses a warm start for a run with the given YAML and flags; both files get a few trainer settings."""
 
-    def parsed(own: str, warm: str, *, train_direct=True, rounds=1, **flags):
+    def parsed(own: str, warm: str, *, train_direct=True, **flags):
         (tmp_path / "grpo.yaml").write_text(own)
         (tmp_path / "sft.yaml").write_text(
             f"{warm}bf16: false\nmax_steps: 5\neval_strategy: steps\nsave_strategy: steps\n"
         )
         grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=7, seed=3)
         comparison = ComparisonArguments(sft_config="sft.yaml", train_direct=train_direct)
-        return parse_warm_start(comparison, tmp_path / "grpo.yaml", grpo, TeacherArguments(**flags), rounds)
+        return parse_warm_start(comparison, tmp_path / "grpo.yaml", grpo, TeacherArguments(**flags))
 
     return parsed
 
@@ -54,9 +55,20 @@ def test_a_warm_start_has_its_own_trainer_settings_and_patience(warm_start):
     assert (kept["max_steps"], kept["early_stopping_patience"]) == (5, 4)
 
 
-@pytest.mark.parametrize(("train_direct", "rounds", "expected"), [(True, 1, 12), (True, 3, 26), (False, 3, 0)])
-def test_direct_has_the_updates_of_all_that_it_is_compared_with(warm_start, train_direct, rounds, expected):
-    assert warm_start("", "", train_direct=train_direct, rounds=rounds).direct_max_steps == expected
+def test_direct_has_the_flops_of_all_that_it_is_compared_with(warm_start, tmp_path, monkeypatch):
+    """SFT's and GRPO's, not a control's; at a constant rate, since nobody knows how many updates that takes."""
+    rows = [("sft", 2e9), ("sft", 3e9), ("grpo", 4e9), ("filler", 9e9)]
+    lines = [json.dumps({"stage": stage, "step": 1, "flops": flops}) for stage, flops in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    asked = []
+    monkeypatch.setattr("anyo_rl.stages.warm_start.train_sft", lambda *given: asked.append(given) or Path("direct"))
+    job = Job(tmp_path, None, ModelConfig(), TeacherArguments(early_stopping_patience=3))
+    assert train_direct(job, warm_start("", "", train_direct=False)) == train_direct(job, None) == {}
+    assert train_direct(job, warm_start("", "")) == {"direct": Path("direct")}
+    ((job, stage, args, lesson, (until,)),) = asked
+    assert (stage, lesson.reasoning, until.rival_flops, until.rule) == ("direct", "none", 7e9, Rule(0, 0, 1))
+    assert (args.lr_scheduler_type, args.max_steps > 1000) == ("constant_with_warmup", True)
+    assert job.teacher_args.early_stopping_patience == 0
 
 
 def test_without_a_config_there_is_no_warm_start():
@@ -84,10 +96,3 @@ def test_a_warm_start_of_other_data_model_or_teacher_is_refused(warm_start, own,
     with pytest.raises(SystemExit, match=r"sft\.yaml: a warm start has the run's data, model and teacher") as refused:
         warm_start(own, warm)
     assert named in str(refused.value)
-
-
-@pytest.mark.parametrize("steps", [(-1, 7), (5, -1), (-1, -1)])
-def test_a_budget_of_direct_needs_steps(steps):
-    sft, grpo = (SimpleNamespace(max_steps=n) for n in steps)
-    with pytest.raises(ValueError, match="train_direct needs max_steps in both"):
-        direct_max_steps(sft, grpo)
