@@ -164,6 +164,13 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
     )
     prm: str | None = field(default=None, metadata={"help": "Folder of the PRM (prm/model of its run)."})
     n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    held_out_of_sft: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on examples without rationales alone: SFT knows the targets of the others by heart, and "
+            "there is nothing to earn."
+        },
+    )
     min_gain_spread: float = field(
         default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
     )

@@ -77,7 +77,7 @@ def train_reasoning(
         The folder of the finished teacher, without a critic; if it is there already nothing is done.
 
     Raises:
-        ValueError: adapters were asked for beside a separate critic.
+        ValueError: adapters were asked for beside a separate critic, or no example is left to train on.
     """
     if job.teacher_folder(stage).exists():
         return job.teacher_folder(stage)
@@ -85,6 +85,13 @@ def train_reasoning(
     teacher = opening.load(start)
     ids, tokenizer = teacher.ids, teacher.tokens.tokenizer
     rows = job.rows("train", teacher)
+    if args.held_out_of_sft:
+        rows = [row for row in rows if row.example_id not in job.task.rationales]
+        if not rows:
+            raise ValueError(
+                "every training example has a rationale, and held_out_of_sft leaves those out: set it to false, or "
+                "lower rationale_share"
+            )
     if args.min_gain_spread:
         rows = keep_spread(
             rows,
