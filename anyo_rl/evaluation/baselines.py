@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -36,15 +36,22 @@ class StudentSettings:
         learning_rate: of its training.
         dropout: see its class.
         dim: width of its item vectors.
+        batch_size: sequences in one step.
     """
 
     learning_rate: float = 1e-3
     dropout: float = 0.3
     dim: int = 64
+    batch_size: int = 32
 
 
-# What is tried besides the settings to begin with, one after the other: six fits.
-ALTERNATIVES: dict[str, tuple[float, ...]] = {"dropout": (0.1, 0.5), "learning_rate": (3e-4, 3e-3), "dim": (128,)}
+# What is tried besides the settings to begin with, one after the other: seven fits.
+ALTERNATIVES: dict[str, tuple[float, ...]] = {
+    "dropout": (0.1, 0.5),
+    "batch_size": (128,),
+    "learning_rate": (3e-4, 3e-3),
+    "dim": (128,),
+}
 NEURAL: dict[str, type[SASRec] | type[GRU4Rec]] = {"sasrec": SASRec, "gru4rec": GRU4Rec}
 NAMES = ("popularity", "item_knn", "ease", *NEURAL)
 
@@ -59,6 +66,7 @@ class Fitting:
         n_items: size of the catalog.
         device: where neural ones are trained.
         tuned: whether neural ones are chosen among several settings, or taken as they come.
+        start: what the choice of a neural one begins with, by its name, where that is not `StudentSettings()`.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -66,13 +74,16 @@ class Fitting:
     n_items: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tuned: bool = False
+    start: Mapping[str, StudentSettings] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, evaluation: Evaluation, *, tuned: bool = False) -> "Fitting":
+    def of(
+        cls, evaluation: Evaluation, *, tuned: bool = False, start: Mapping[str, StudentSettings] | None = None
+    ) -> "Fitting":
         """On the training events of an evaluation's task, on the device that there is."""
         sequences, validation = training_sequences(evaluation.task, evaluation.index)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(sequences, validation, len(evaluation.item_ids), device, tuned)
+        return cls(sequences, validation, len(evaluation.item_ids), device, tuned, start or {})
 
     def item_knn(self, settings: KnnSettings) -> Scorer:
         """An item-kNN."""
@@ -80,7 +91,9 @@ class Fitting:
 
     def neural(self, name: str, settings: StudentSettings, seed: int) -> Scorer:
         """SASRec or GRU4Rec, stopped early on validation."""
-        training = FitSettings(learning_rate=settings.learning_rate, device=self.device)
+        training = FitSettings(
+            learning_rate=settings.learning_rate, batch_size=settings.batch_size, device=self.device
+        )
         model = fit_student(
             NEURAL[name],
             self.sequences,
@@ -136,7 +149,10 @@ def choose_baseline(name: str, fitting: Fitting, seed: int = 0) -> tuple[Baselin
     else:
         alternatives = ALTERNATIVES if fitting.tuned else {}
         choice = choose_in_turn(
-            lambda settings: fitting.neural(name, settings, seed), StudentSettings(), alternatives, fitting.validation
+            lambda settings: fitting.neural(name, settings, seed),
+            fitting.start.get(name, StudentSettings()),
+            alternatives,
+            fitting.validation,
         )
     logger.info("%s: %s chosen on validation, NDCG@10 %.4f", name, choice.settings, choice.value)
     seconds = time.perf_counter() - began

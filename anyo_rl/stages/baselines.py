@@ -10,7 +10,7 @@ A run folder holds, besides what every run folder holds:
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from anyo_rl.evaluation.baselines import (
     NEURAL,
     Baseline,
     Fitting,
+    StudentSettings,
     choose_baseline,
     evaluate_oracles,
     fit_baseline,
@@ -51,14 +52,35 @@ class BaselineArguments:
     )
     tune: bool = field(
         default=True,
-        metadata={"help": "Choose dropout, learning rate and size of neural baselines on validation (six fits each)."},
+        metadata={"help": "Choose dropout, batch, learning rate and size of neural ones on validation (7 fits each)."},
     )
+    start: dict[str, dict[str, float]] | None = field(
+        default=None,
+        metadata={"help": "Settings that a neural baseline begins with: its name to a mapping (in YAML)."},
+    )
+
+    @property
+    def starts(self) -> dict[str, StudentSettings]:
+        """What neural baselines begin with, by name.
+
+        Raises:
+            ValueError: a name or a setting is unknown.
+        """
+        known = {item.name for item in fields(StudentSettings)}
+        for name, settings in (self.start or {}).items():
+            if name not in NEURAL or not isinstance(settings, dict) or set(settings) - known:
+                raise ValueError(
+                    f"start has {name}: {settings}; expected one of {', '.join(NEURAL)}, with some of "
+                    f"{', '.join(sorted(known))}"
+                )
+        return {name: StudentSettings(**settings) for name, settings in (self.start or {}).items()}
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.names) - set(NAMES)):
             raise ValueError(f"names has {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
         if not self.seeds:
             raise ValueError("seeds is empty; expected one seed or more")
+        self.starts  # noqa: B018 (unknown settings are said before anything is fitted)
 
 
 def evaluate_all(task: Task, args: BaselineArguments) -> Summary:
@@ -78,7 +100,7 @@ def evaluate_all(task: Task, args: BaselineArguments) -> Summary:
     folders = {seed: folder / f"seed-{seed}" for seed in seeds}
     evaluations = {seed: Evaluation(folders[seed], task, item_ids, test, seed) for seed in seeds}
     first = evaluations[seeds[0]]
-    fitting = Fitting.of(first, tuned=args.tune)
+    fitting = Fitting.of(first, tuned=args.tune, start=args.starts)
     for name in args.names:
         if name == "ease" and len(item_ids) > MOST_ITEMS:
             logger.warning("ease is left out: %d items, and its weights are N² numbers", len(item_ids))
