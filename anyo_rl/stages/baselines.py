@@ -10,7 +10,7 @@ A run folder holds, besides what every run folder holds:
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class BaselineArguments:
         default=True,
         metadata={"help": "Choose dropout, batch, learning rate and size of neural ones on validation (7 fits each)."},
     )
-    start: dict[str, dict[str, float]] | None = field(
+    start: dict[str, dict[str, int | float]] | None = field(
         default=None,
         metadata={"help": "Settings that a neural baseline begins with: its name to a mapping (in YAML)."},
     )
@@ -73,7 +73,7 @@ class BaselineArguments:
                     f"start has {name}: {settings}; expected one of {', '.join(NEURAL)}, with some of "
                     f"{', '.join(sorted(known))}"
                 )
-        return {name: StudentSettings(**settings) for name, settings in (self.start or {}).items()}
+        return {name: replace(StudentSettings(), **settings) for name, settings in (self.start or {}).items()}
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.names) - set(NAMES)):
