@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from anyo_rl.data.task import Task
 from anyo_rl.evaluation.baselines import (
@@ -54,7 +55,7 @@ class BaselineArguments:
         default=True,
         metadata={"help": "Choose dropout, batch, learning rate and size of neural ones on validation (7 fits each)."},
     )
-    start: dict[str, dict[str, int | float]] | None = field(
+    start: dict[str, dict[str, Any]] | None = field(
         default=None,
         metadata={"help": "Settings that a neural baseline begins with: its name to a mapping (in YAML)."},
     )
