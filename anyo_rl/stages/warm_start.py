@@ -5,7 +5,6 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from transformers import TrainingArguments
@@ -15,7 +14,7 @@ from trl import ModelConfig, SFTConfig
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.convergence import Rule, read_trainings, rival_flops
 from anyo_rl.evaluation.stages import DIRECT, SFT
-from anyo_rl.run.folder import METRICS, WARM_START, resolve
+from anyo_rl.run.folder import METRICS, WARM_START, Section, resolve
 from anyo_rl.stages.arguments import ComparisonArguments, ReasonerArguments, TeacherArguments
 from anyo_rl.stages.begin import parse
 from anyo_rl.stages.job import Job
@@ -83,7 +82,7 @@ def parse_warm_start(
     )
 
 
-def recorded(warm_start: WarmStart | None) -> dict[str, Any]:
+def recorded(warm_start: WarmStart | None) -> dict[str, Section]:
     """What a run folder records of a warm start, as a section of its arguments; nothing where there is none."""
     if warm_start is None:
         return {}
