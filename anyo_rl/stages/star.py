@@ -32,6 +32,7 @@ from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
 from anyo_rl.reasoning.rows import Row, hinted_prompt
 from anyo_rl.run.files import write_table, write_whole
+from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.shards import ShardedJob, read_paths
@@ -40,6 +41,7 @@ from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import EngineChoice, JobEngine, check_engine, path_ranker, sample_in_shards
 from anyo_rl.stages.sft import Lesson, train_sft
 from anyo_rl.teacher.save import save_teacher
+from anyo_rl.training.loop.flops import log_flops, token_flops
 from anyo_rl.training.loop.validation import METRIC
 from anyo_rl.training.star import diversity, keep_paths, reasonings
 
@@ -197,7 +199,13 @@ class Star:
             teacher.catalog,
             ranker=path_ranker(teacher.catalog, teacher.model, args),
         )
-        return read_paths(folder)
+        paths = read_paths(folder)
+        n_read = n * sum(len(teacher.tokens.context_ids(row.sampled_prompt)) for row in rows)
+        n_tokens = n_read + int(paths["token_ids"].list.len().sum())
+        # A path is written, and read once more for its rank.
+        flops = 2 * n_tokens * token_flops(teacher.model)
+        log_flops(self.job.folder / METRICS, f"{STAR}/round-{number}/{folder.name}", flops)
+        return paths
 
     def measured(self, number: int, teacher: Path | str) -> Round:
         """Validation of a round's teacher, and what the round was made of: its row of `rounds.json`."""

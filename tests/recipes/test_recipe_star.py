@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from anyo_rl.data.completion import MARKER
+from anyo_rl.evaluation.convergence import read_trainings
+from anyo_rl.run.folder import read_metrics
 from anyo_rl.sampling.shards import read_paths
 from anyo_rl.training.star import REASONS
 
@@ -64,6 +66,10 @@ def check_run(run: Path, start: Path, output: str) -> None:
     assert "star-sft" in evaluation["differences"]
     assert "Rounds of STaR" in (run / "report.html").read_text()
     assert f"report: {run / 'report.html'}" in output
+    # Sampling has its FLOPs beside those of training, once for each job.
+    logged = [row["stage"] for row in read_metrics(run / "metrics.jsonl")[0] if row["stage"].count("/") == 2]
+    assert sorted(logged) == [f"star/round-{n}/{job}" for n in (1, 2) for job in ("hinted", "paths")]
+    assert all(read_trainings(run / "metrics.jsonl")[stage].flops > 0 for stage in logged)
 
 
 def test_rounds_leave_what_they_should_and_kills_cost_nothing_but_time(finished_run, launcher, tmp_path):

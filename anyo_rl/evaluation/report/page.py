@@ -284,8 +284,13 @@ def over_flops(metrics: list[Logged], stage: str) -> tuple[list[float], list[flo
     values, flops = (_points(metrics, stage, [key]) for key in (f"eval_{MAIN_METRIC}", FLOPS))
     if values is None or flops is None:
         return None
-    before = _points(metrics, SFT.name, [FLOPS]) if stage_of(stage).after_sft else None
-    start = before[1][-1] if before else 0.0
+    start = 0.0
+    if stage_of(stage.partition("/")[0]).after_sft:
+        # What a round of STaR goes on from is all that came before it, its sampling too.
+        own = stage.rpartition("/")[0]
+        earlier = [one for one in _stages(metrics) if own and one.startswith(f"{own}/")]
+        before = [SFT.name, *earlier[: earlier.index(stage)]] if own else [SFT.name]
+        start = sum(points[1][-1] for one in before if (points := _points(metrics, one, [FLOPS])))
     spent = np.interp(values[0], [0.0, *flops[0]], [0.0, *flops[1]])
     return ((start + spent) / 1e12).tolist(), values[1]
 

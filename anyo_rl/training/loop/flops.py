@@ -3,19 +3,25 @@
 One function for every stage: each linear layer of the teacher counts what goes through it, padding included, and its
 decoder the products of attention. A multiplication with its addition is two. A backward pass costs twice its forward,
 or once where the weights are frozen (adapters); what gradient checkpointing computes again counts again. Element-wise
-work, the optimizer and the few rows of the head that a ranking reads are not seen; of vLLM's sampling, the tokens are.
+work, the optimizer and the few rows of the head that a ranking reads are not seen. Of vLLM's sampling and of jobs
+outside of trainers (`log_flops`), tokens count, by the linear layers that they go through.
 
 `flops` in `metrics.jsonl` is the sum since the stage began, of all processes, each taken to do what the main one does.
 Validations are apart, in `flops/validation`.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from anyo_rl.run.folder import read_metrics
 
 FLOPS = "flops"
 VALIDATION_FLOPS = "flops/validation"
@@ -119,6 +125,13 @@ def attention_flops(config: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
 def token_flops(model: PreTrainedModel) -> int:
     """A forward of one token through the linear layers of a model: for tokens that another engine sampled."""
     return sum(2 * m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def log_flops(metrics: Path, stage: str, flops: float) -> None:
+    """Appends what a job outside of trainers came to, once; the main process does it."""
+    if PartialState().is_main_process and stage not in {row.get("stage") for row in read_metrics(metrics)[0]}:
+        with metrics.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": 0, FLOPS: flops}) + "\n")
 
 
 class Flops(TrainerCallback):
