@@ -8,6 +8,7 @@ on is measured here: the quick table of a single run is for a look. It takes hou
 and started again it goes on. docs/comparison.md says what is trained, and by which rules.
 """
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from trl import GRPOConfig, ModelConfig
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.llm.http import ServerError
-from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
+from anyo_rl.stages.arguments import GrpoArguments, StarArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.compare import CompareArguments, Comparison
 from anyo_rl.stages.reinforce import checked_rewards
-from anyo_rl.stages.warm_start import parse_warm_start, recorded
+from anyo_rl.stages.warm_start import parse_beside, parse_warm_start, recorded
 from reward.load import load_rewards
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -41,9 +42,16 @@ def main() -> None:
         warm_start = parse_warm_start(grpo_args, config, training_args, teacher_args)
         if warm_start is None:
             raise ValueError("a comparison trains its teachers from the start: name an sft_config")
-    job = start_job(*(data_args, model_args, teacher_args, training_args, grpo_args, args), **recorded(warm_start))
+        rounds, of_rounds = None, {}
+        if args.star_config:
+            *_, star_args, _, star_training_args = parse_beside(args.star_config, config, training_args, StarArguments)
+            rounds, of_rounds = (star_args, star_training_args), {"Rounds": star_training_args.to_dict()}
+            of_rounds["Rounds"] |= asdict(star_args)
+    job = start_job(
+        *(data_args, model_args, teacher_args, training_args, grpo_args, args), **recorded(warm_start), **of_rounds
+    )
 
-    comparison = Comparison(job, args, warm_start, grpo_args, training_args, rewards)
+    comparison = Comparison(job, args, warm_start, grpo_args, training_args, rewards, rounds)
     teachers = {seed: comparison.train(seed) for seed in args.seeds}
     summary = comparison.evaluate(teachers, baselines=grpo_args.baselines)
     if summary is not None:

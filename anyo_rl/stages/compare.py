@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from anyo_rl.evaluation.stages import (
     POST_HOC,
     SFT,
     SFT_MORE,
+    STAR,
 )
 from anyo_rl.evaluation.summarise import summarise_seeds
 from anyo_rl.evaluation.summary import FILE, Summary
@@ -46,11 +48,12 @@ from anyo_rl.run.files import write_whole
 from anyo_rl.run.folder import CONFIG, METRICS
 from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.search.answers import Answers
-from anyo_rl.stages.arguments import GrpoArguments
+from anyo_rl.stages.arguments import GrpoArguments, StarArguments
 from anyo_rl.stages.evaluate import ask_teachers, conclude, evaluation_of
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.reinforce import Reward, train_reasoning
 from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
+from anyo_rl.stages.star import Star
 from anyo_rl.stages.warm_start import WarmStart, open_ended, train_until
 from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.loop.until import Until
@@ -60,6 +63,7 @@ logger = logging.getLogger(__name__)
 # A control has the FLOPs of what it stands beside, and goes on while that still pays.
 CONTROL = Rule(least_wait=0, least_share=0.5, least_flops=1.0)
 FILLER_WORD = "."
+Settings = TypeVar("Settings", SFTConfig, GRPOConfig)
 
 
 @dataclass
@@ -68,6 +72,10 @@ class CompareArguments:
 
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of everything that is drawn.", "free": True}
+    )
+    star_config: str | None = field(
+        default=None,
+        metadata={"help": "STaR recipe config, beside this config or from here: rounds between SFT and GRPO."},
     )
     controls: list[str] = field(
         default_factory=lambda: [stage.name for stage in CONTROLS],
@@ -124,6 +132,7 @@ class Comparison:
         grpo_args: what is rewarded, and what trains the answer.
         training_args: GRPO's settings.
         rewards: makes the rewards, anew for each seed.
+        rounds: settings of STaR between SFT and GRPO; `None` where there is none.
     """
 
     job: Job
@@ -132,20 +141,15 @@ class Comparison:
     grpo_args: GrpoArguments
     training_args: GRPOConfig
     rewards: Callable[[], list[Reward]]
+    rounds: tuple[StarArguments, SFTConfig] | None = None
 
     def of_seed(self, seed: int) -> Job:
         """The job of a seed."""
         return dataclasses.replace(self.job, folder=self.job.folder / f"seed-{seed}", seed=seed)
 
-    def sft_args(self, seed: int) -> SFTConfig:
-        """The warm start's settings, with another seed."""
-        args = copy.copy(self.warm_start.training_args)
-        args.seed = seed
-        return args
-
     def open_ended(self, seed: int, settings: DirectSettings | None = None) -> SFTConfig:
         """The same at a constant rate, to be ended by a rule."""
-        args = open_ended(self.sft_args(seed), self.args.most_updates)
+        args = open_ended(seeded(self.warm_start.training_args, seed), self.args.most_updates)
         args.eval_steps = args.save_steps = self.args.eval_every
         if settings is not None:
             args.learning_rate, args.weight_decay = settings.learning_rate, settings.weight_decay
@@ -160,11 +164,19 @@ class Comparison:
         job = self.of_seed(seed)
         self._claim(job)
         patient = dataclasses.replace(job, teacher_args=self.warm_start.teacher_args)
-        teachers: dict[str, Path | str] = {SFT.name: train_sft(patient, SFT.name, self.sft_args(seed))}
-        teachers[GRPO.name] = self._reinforce(job, GRPO.name, teachers[SFT.name], self.grpo_args)
+        sft = train_sft(patient, SFT.name, seeded(self.warm_start.training_args, seed))
+        teachers: dict[str, Path | str] = {SFT.name: sft}
+        start: Path | str = sft
+        if self.rounds is not None:
+            star_args, sft_args = self.rounds
+            start = teachers[STAR.name] = Star(patient, star_args, seeded(sft_args, seed)).train(sft)
+        teachers[GRPO.name] = self._reinforce(job, start, self.grpo_args.method())
         spent = read_trainings(job.folder / METRICS)
         for name in self.args.controls:
-            teachers[name] = self._control(job, name, teachers[SFT.name], spent)
+            if name == ITEM_ONLY.name:
+                teachers[name] = self._reinforce(job, start, Credit("none"))
+            else:
+                teachers[name] = self._control(job, name, sft, spent)
         teachers[DIRECT.name] = self._direct(job, rival_flops(spent))
         return teachers
 
@@ -179,23 +191,20 @@ class Comparison:
             write_whole(job.folder / CONFIG, yaml.safe_dump(arguments, sort_keys=False))
         PartialState().wait_for_everyone()
 
-    def _reinforce(self, job: Job, stage: str, start: Path | str, args: GrpoArguments) -> Path:
-        training_args = copy.copy(self.training_args)
-        training_args.seed = job.seed
-        method = Credit("none") if stage == ITEM_ONLY.name else args.method()
-        return train_reasoning(job, stage, start, args, training_args, self.rewards(), method)
+    def _reinforce(self, job: Job, start: Path | str, method: Credit) -> Path:
+        """GRPO, or with no advantages its control."""
+        stage = ITEM_ONLY if method.advantages == "none" else GRPO
+        args = seeded(self.training_args, job.seed)
+        return train_reasoning(job, stage.name, start, self.grpo_args, args, self.rewards(), method)
 
     def _control(self, job: Job, name: str, sft: Path | str, spent: Mapping[str, Training]) -> Path:
-        """One of `CONTROLS`."""
-        if name == ITEM_ONLY.name:
-            return self._reinforce(job, name, sft, self.grpo_args)
+        """One of `CONTROLS` that SFT trains."""
+        flops, lesson = rival_flops(spent), Lesson()
         if name == SFT_MORE.name:
-            from_sft = dataclasses.replace(job.model_args, model_name_or_path=str(sft))
-            job, lesson = dataclasses.replace(job, model_args=from_sft), Lesson()
-            flops = spent[GRPO.name].flops or 0.0
+            job = dataclasses.replace(job, model_args=dataclasses.replace(job.model_args, model_name_or_path=str(sft)))
+            flops -= spent[SFT.name].flops or 0.0
         else:
             lesson = Lesson("after") if name == POST_HOC.name else Lesson(rationales=fillers(job))
-            flops = rival_flops(spent)
         return train_until(job, name, self.open_ended(job.seed), lesson, Until(CONTROL, flops))
 
     def _direct(self, job: Job, flops: float) -> Path:
@@ -321,6 +330,13 @@ def adopt_log(source: Path, into: Path, stage: str) -> None:
             line for line in source.read_text(encoding="utf-8").splitlines() if json.loads(line)["stage"] == stage
         ]
         write_whole(into, "".join(f"{line}\n" for line in lines))
+
+
+def seeded(args: Settings, seed: int) -> Settings:
+    """A copy of trainer settings with another seed."""
+    args = copy.copy(args)
+    args.seed = seed
+    return args
 
 
 def fillers(job: Job) -> dict[str, list[tuple[str, ...]]]:

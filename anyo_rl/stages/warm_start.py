@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import TrainingArguments
@@ -67,19 +68,40 @@ def parse_warm_start(
         raise ValueError(
             "a teacher that writes its items learns them token by token: with this ranker set sft_item_loss to tokens"
         )
-    path = sft_config_path(comparison_args.sft_config, config)
-    _check_agrees(path, config)
-    shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
-    shared += ["--ddp_backend", training_args.ddp_backend] if training_args.ddp_backend else []
-    types = (DataArguments, ModelConfig, TeacherArguments, SFTConfig)
-    *_, sft_teacher, sft_args, _ = parse(types, args=["--config", str(path), *shared])
-    check_saves(sft_args)
+    *_, sft_teacher, sft_args = parse_beside(comparison_args.sft_config, config, training_args)
     patience = sft_teacher.early_stopping_patience
     return WarmStart(
         sft_args,
         dataclasses.replace(teacher_args, early_stopping_patience=patience),
         comparison_args.train_direct,
     )
+
+
+def parse_beside(named: str, config: Path | None, training_args: TrainingArguments, *kinds: type) -> tuple[Any, ...]:
+    """Parses the config of another stage of a run, which has the run's data, model and teacher.
+
+    Args:
+        named: the file, beside the run's own config or from here.
+        config: the run's config.
+        training_args: the run's; its seed and where it runs hold there too, since parsing trainer settings sets the
+            processes up anew.
+        *kinds: what the config says besides data, model, teacher and TRL's SFT settings.
+
+    Returns:
+        One instance of each: data, model, `kinds`, teacher, SFT settings.
+
+    Raises:
+        SystemExit: see `parse_warm_start`.
+        ValueError: its checkpoints come without a validation.
+    """
+    path = sft_config_path(named, config)
+    _check_agrees(path, config)
+    shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
+    shared += ["--ddp_backend", training_args.ddp_backend] if training_args.ddp_backend else []
+    types = (DataArguments, ModelConfig, *kinds, TeacherArguments, SFTConfig)
+    *parsed, _ = parse(types, args=["--config", str(path), *shared])
+    check_saves(parsed[-1])
+    return tuple(parsed)
 
 
 def recorded(warm_start: WarmStart | None) -> dict[str, Section]:

@@ -40,10 +40,10 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kinds = ("sft", "grpo", "ppo", "dpo", "star", "rationales", "prm", "baselines")
+    kinds = ("sft", "grpo", "ppo", "dpo", "star", "rationales", "prm", "baselines", "compare")
     kind = next(name for name in kinds if name in path.stem.split("_"))
     trains = kind not in ("rationales", "baselines")
-    others = {"rationales": "make_rationales", "prm": "train_prm", "baselines": "baselines"}
+    others = {"rationales": "make_rationales", "prm": "train_prm", **{name: name for name in ("baselines", "compare")}}
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
     def keep(types, **kwargs):
