@@ -30,7 +30,11 @@ def short_warm_start(tmp_path: Path) -> Path:
     ("launch", "flags", "distributed_type"),
     [
         (DDP, ("--use_cpu",), "MULTI_CPU"),
-        (ZERO2, ("--ddp_backend", "gloo", "--ranker", "embedding", "--item_loss", "none"), "DEEPSPEED"),
+        (
+            ZERO2,
+            ("--ddp_backend", "gloo", "--ranker", "embedding", "--item_loss", "none", "--sft_item_loss", "tokens"),
+            "DEEPSPEED",
+        ),
         # Weights are shared out here: choosing examples, saving and evaluating need whole ones.
         (ZERO3, ("--ddp_backend", "gloo", "--min_gain_spread", "1e-9"), "DEEPSPEED"),
     ],
