@@ -98,7 +98,7 @@ def test_killed_and_resumed_it_ends_as_one_that_was_left_alone(finished_run, lau
     assert (broken / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
 
     # Finished, it is not done again, and evaluate finds its teacher.
-    assert "'loss'" not in launcher.finish("dpo_teacher", *flags(finished_run, job, whole))
+    assert "validation NDCG@10" not in launcher.finish("dpo_teacher", *flags(finished_run, job, whole))
     assert lines(whole) == rows
     launcher.finish("evaluate", "--run_dir", whole, "--baselines", "false")
     assert json.loads((whole / "evaluation.json").read_text()) == summary

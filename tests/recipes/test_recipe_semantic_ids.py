@@ -43,7 +43,7 @@ def test_computed_ids_go_through_all_stages(launcher, tmp_path):
 
     output = launcher.finish("grpo_teacher", *flags)  # nothing is done again
     assert "evaluating" not in output
-    assert "'loss'" not in output
+    assert "validation NDCG@10" not in output
     assert (ids_of(run), evaluation(run)) == (made, found)
 
     # The next run begins with the teacher of this one: its ids are the teacher's, titles are refused.
