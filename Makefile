@@ -6,6 +6,7 @@
 #                one, `pip install -c constraints.txt -e ".[vllm]"`
 #   TORCH_FLAGS  extra flags for pip when it installs torch, for instance `--index-url URL` with the package index
 #                that PyTorch's install page names for your accelerator (or for the smaller CPU build)
+#   THREADS      of the quickstart: all cores, four at most, since its model is tiny
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
@@ -17,13 +18,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
+THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
+
 .PHONY: help quickstart setup test check fast lint format matrix clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
 
 quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results under runs/)
-	$(BIN)/accelerate launch recipes/grpo_teacher.py
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch recipes/grpo_teacher.py
 
 setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, vLLM, Ray
 
