@@ -5,8 +5,8 @@
     accelerate launch recipes/grpo_teacher.py --output_dir runs/mine --reward_funcs my_reward.py:my_reward ndcg
 
 With no arguments it runs in a small world of orders, where reasoning has work to do: a warm start by SFT on the
-rationales of some users, GRPO on the others, the same teacher without reasoning, baselines, and a report. Run again, it
-goes on from where it was; with other arguments it wants another --output_dir.
+rationales of some users, GRPO on the others, the same teacher without reasoning, baselines, and a report. Run again,
+it goes on from where it was; with other arguments it wants another --output_dir.
 """
 
 from pathlib import Path

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from anyo_rl.teacher.policy import causal_lm, check_tree_attention, inference, row_logits
+from anyo_rl.teacher.policy import (
+    causal_lm,
+    check_tree_attention,
+    head_logits,
+    inference,
+    last_hidden,
+    row_logits,
+    set_attention_dropout,
+)
 
 SIZE = {
     "vocab_size": 40,
@@ -34,8 +42,12 @@ def test_row_logits_are_the_models_own(kind):
     ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
     row, tokens = torch.tensor([0, 2, 2, 1]), torch.tensor([5, 0, 39, 5])
     with torch.no_grad():
-        expected = model(ids).logits
-        found = row_logits(model, model.model(ids).last_hidden_state, row, tokens)
+        with last_hidden(model) as states:
+            expected = model(ids).logits
+        found = row_logits(model, states[0], row, tokens)
+        torch.testing.assert_close(head_logits(model, states[0]), expected, atol=1e-6, rtol=1e-5)
+        model(ids)
+    assert len(states) == 1  # what is computed afterwards is not kept
     assert found.shape == (2, 4)
     torch.testing.assert_close(found, expected[:, row, tokens], atol=1e-6, rtol=1e-5)
 
@@ -75,3 +87,16 @@ def test_inference_restores_the_mode_even_after_an_error(llama, training):
         ask()
     assert llama.training is training
     assert torch.is_grad_enabled()
+
+
+def test_dropout_of_the_attention_is_in_training_alone(llama):
+    set_attention_dropout(llama, 0.5)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    torch.manual_seed(0)
+    trained = [llama.train()(ids).logits for _ in range(2)]
+    asked = [llama.eval()(ids).logits for _ in range(2)]
+    assert not torch.equal(*trained)
+    assert torch.equal(*asked)
+    assert llama.config.attention_dropout == 0.0  # a teacher is saved as it was
+    set_attention_dropout(llama, 0.0)
+    assert torch.equal(llama.train()(ids).logits, asked[0])

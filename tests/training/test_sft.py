@@ -85,6 +85,20 @@ def test_early_answers_train_the_item_alone(small_catalog, small_tokens):
         sft_dataset(ROWS, small_catalog, small_tokens, rationales, early_share=2)
 
 
+def test_an_item_first_comes_with_its_reasoning_after_it(small_catalog, small_tokens):
+    """What rationales teach one who does not read them: all examples, and the rationale where there is one."""
+    dataset = sft_dataset(ROWS, small_catalog, small_tokens, {"u1:1": [("cups", "tea"), ("tea",)]}, item_first=True)
+    context, path = small_tokens.context_ids("mug\n"), small_tokens.item_ids("mug")
+    told = small_tokens.reasoning_ids(["cups", "tea"])
+    assert len(dataset) == 4  # of several reasonings each is an example
+    row = dataset[1]
+    assert row["input_ids"] == [*context, small_tokens.marker_id, *path, *told]
+    assert row["labels"] == [*[-100] * len(context), small_tokens.marker_id, *[-100] * len(path), *told]
+    assert row["item_start"] == len(context) + 1
+    others = sft_dataset(ROWS, small_catalog, small_tokens, None)
+    assert [dataset[0], dataset[3]] == [others[0], others[2]]
+
+
 def test_no_rationale_at_all_is_refused(small_catalog, small_tokens):
     with pytest.raises(ValueError, match="none of the 3 training examples has a rationale; raise rationale_share"):
         sft_dataset(ROWS, small_catalog, small_tokens, {"elsewhere:1": [("a",)]})

@@ -178,3 +178,12 @@ def test_rewards_normalised_one_by_one_have_no_scale_for_values(make_stepping):
     credit = Credit("progress", StepSource())
     with pytest.raises(ValueError, match="set ranker to likelihood and multi_objective_aggregation"):
         make_stepping(method=credit, settings={"multi_objective_aggregation": "normalize_then_sum"})
+
+
+def test_no_advantages_leave_the_reasoning_alone(small_tokens):
+    """The control of what reinforcement adds: the item loss alone trains, and no states are asked for."""
+    ids = [[*small_tokens.tokenizer.encode("x\ny", add_special_tokens=False), small_tokens.marker_id]] * 2
+    given = batch_of(ids, small_tokens, [0.9, 0.0], [np.array([0.2]), np.array([0.1])], [0.9, 0.0])
+    assert Credit("none").token_advantages(given).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="advantages is 'none' with a source of step values"):
+        Credit("none", StepSource())
