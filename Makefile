@@ -25,8 +25,8 @@ THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results under runs/)
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch recipes/grpo_teacher.py
+quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results in runs/quickstart)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch recipes/grpo_teacher.py --config recipes/configs/toy/quickstart_grpo.yaml
 
 setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, vLLM, Ray
 

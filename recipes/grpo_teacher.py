@@ -4,9 +4,9 @@
     accelerate launch recipes/grpo_teacher.py --config recipes/configs/ml-100k/grpo_teacher.yaml
     accelerate launch recipes/grpo_teacher.py --output_dir runs/mine --reward_funcs my_reward.py:my_reward ndcg
 
-With no arguments it runs in a small world of orders, where reasoning has work to do: a warm start by SFT on the
-rationales of some users, GRPO on the others, the same teacher without reasoning, baselines, and a report. Run again,
-it goes on from where it was; with other arguments it wants another --output_dir.
+With no arguments it runs on the embedded toy world: a warm start by SFT on the rationales of a few users, GRPO on all
+users, the same teacher without reasoning, baselines, and a report. Run again, it goes on from where it was; with other
+arguments it wants another --output_dir.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def main() -> None:
     """Begin; warm start, GRPO; evaluate, print."""
     data_args, model_args, teacher_args, grpo_args, training_args, config = begin(
         (DataArguments, ModelConfig, TeacherArguments, GrpoArguments, GRPOConfig),
-        default_config=CONFIGS / "toy" / "quickstart.yaml",
+        default_config=CONFIGS / "toy" / "grpo_teacher.yaml",
         defaults={"num_generations_eval": 1},  # validation does not sample by groups
     )
     # What is wrong with rewards, method or warm start is said before anything is trained.

@@ -89,7 +89,8 @@ def answer(rows: Sequence[Row], ranker: LikelihoodRanker, sampler: Sampler, toke
     """
     sampling = how.sampling if how.mode == "mixture" else how.sampling.greedy()
     ranks, top_ids, paths = [], [], []
-    for start in tqdm(range(0, len(rows), USERS_AT_ONCE), "users answered", mininterval=5, leave=False):
+    starts = range(0, len(rows), USERS_AT_ONCE)
+    for start in tqdm(starts, f"batches of {USERS_AT_ONCE} users", leave=False, disable=len(starts) < 2):
         batch = rows[start : start + USERS_AT_ONCE]
         contexts = [tokens.context_ids(row.prompt) for row in batch]
         if how.mode == "plain":

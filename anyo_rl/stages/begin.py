@@ -57,7 +57,6 @@ def begin(
         for instance in parsed:
             if isinstance(instance, TrainingArguments):
                 check_saves(instance)
-                instance.dataloader_pin_memory &= torch.cuda.is_available()  # or a warning at every validation
     return parsed
 
 
@@ -127,6 +126,8 @@ def parse(
         for instance in parsed:
             _check_choices(instance)
             _check_attention(instance)
+            if isinstance(instance, TrainingArguments):
+                instance.dataloader_pin_memory &= torch.cuda.is_available()  # else there is a warning for each loader
             if getattr(instance, "hub_token", None):
                 raise ValueError(
                     "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
