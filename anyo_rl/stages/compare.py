@@ -45,7 +45,7 @@ from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.metrics.ranking import target_ranks, top_items
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.run.files import write_whole
-from anyo_rl.run.folder import CONFIG, METRICS
+from anyo_rl.run.folder import CONFIG, METRICS, read_metrics
 from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.search.answers import Answers
 from anyo_rl.stages.arguments import GrpoArguments, StarArguments
@@ -269,9 +269,8 @@ class Comparison:
         if not go_on_alone():
             return None
         if len(teachers) > 1:
-            evaluate_ensemble(
-                [self.of_seed(seed) for seed in teachers], [each["direct"] for each in teachers.values()]
-            )
+            jobs = [self.of_seed(seed) for seed in teachers]
+            evaluate_ensemble(jobs, [of_seed[DIRECT.name] for of_seed in teachers.values()])
         for seed, of_seed in teachers.items():
             conclude(self.of_seed(seed), of_seed, baselines=baselines)
         summary = summarise_seeds({seed: self.of_seed(seed).folder for seed in teachers})
@@ -324,12 +323,10 @@ def adopt_log(source: Path, into: Path, stage: str) -> None:
     """Copies a stage's lines from another run's metrics, unless they are there; the main process does it."""
     if not PartialState().is_main_process:
         return
-    lines = into.read_text(encoding="utf-8").splitlines()
-    if not any(json.loads(line)["stage"] == stage for line in lines):
-        lines += [
-            line for line in source.read_text(encoding="utf-8").splitlines() if json.loads(line)["stage"] == stage
-        ]
-        write_whole(into, "".join(f"{line}\n" for line in lines))
+    rows = read_metrics(into)[0]
+    if all(row.get("stage") != stage for row in rows):
+        rows += [row for row in read_metrics(source)[0] if row.get("stage") == stage]
+        write_whole(into, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def seeded(args: Settings, seed: int) -> Settings:
