@@ -18,14 +18,12 @@ import polars as pl
 from scipy.stats import rankdata, spearmanr
 
 from anyo_rl.data.task import Task
-from anyo_rl.data.toy.world import ToyWorld
 from anyo_rl.evaluation.report.plots import line_plot, standalone
 from anyo_rl.evaluation.true_value import Truth, first_intent
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, finite
 from anyo_rl.teacher.tokens import Tokens
 
 N_BINS = 10
-INTENT_LINES = ("next:", "grade:", "style:")
 
 
 class State(NamedTuple):
@@ -208,19 +206,19 @@ def states(
 def _truths(
     steps: list[str], user_id: str, example_id: str, n_states: int, task: Task | None
 ) -> tuple[list[bool | None], list[bool | None]]:
-    """`true_intent` and `true_line` of each state of a path of the toy world."""
+    """`true_intent` and `true_line` of each state of a path of a toy world."""
     intents: list[bool | None] = [None] * n_states
     lines: list[bool | None] = [None] * n_states
     world = None if task is None else task.world
-    if task is None or not isinstance(world, ToyWorld):
+    if task is None or world is None:
         return intents, lines
     asked = user_id, task.position(example_id)
     for step, is_true in enumerate(world.true_steps(steps, *asked), 1):
-        if steps[step - 1].strip().lower().startswith(INTENT_LINES):
+        if steps[step - 1].strip().lower().startswith(world.state_lines):
             lines[step] = is_true
-    stated = first_intent(steps[: n_states - 1])
-    if stated is not None:
-        intents[stated[0]] = world.is_true(steps[: stated[0]], *asked)
+    n_steps = first_intent(world, steps[: n_states - 1])
+    if n_steps is not None:
+        intents[n_steps] = world.is_true(steps[:n_steps], *asked)
     return intents, lines
 
 

@@ -1,4 +1,4 @@
-"""What a state of a reasoning is truly worth in the toy world: the gain to expect, and not that of the one target.
+"""What a state of a reasoning is truly worth in a toy world: the gain to expect, and not that of the one target.
 
 The label of a state knows the item that the user really chose. That is one draw from what the user might choose next,
 so a scorer that knows no target cannot follow it far. The toy world knows the distribution p(item | history) of that
@@ -18,8 +18,7 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.task import Task
-from anyo_rl.data.toy.world import StatedIntent, ToyWorld, parse_intent
+from anyo_rl.data.task import Task, World
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.teacher.tokens import Tokens
@@ -28,7 +27,7 @@ CONTEXTS_AT_ONCE = 256  # bounds the memory of their distributions
 
 
 class Truth(NamedTuple):
-    """What the toy world knows of labelled paths.
+    """What a toy world knows of labelled paths.
 
     Attributes:
         values_B: the true value of each state, as many as a path has values.
@@ -71,17 +70,13 @@ def state_contexts(prompt_ids: Sequence[int], completion_ids: Sequence[int], tok
     return contexts
 
 
-def first_intent(steps: Sequence[str]) -> tuple[int, StatedIntent] | None:
-    """The first intent that steps state, and after how many of them; `None` where they state none."""
-    for n in range(1, len(steps) + 1):
-        intent = parse_intent(steps[:n])
-        if intent is not None:
-            return n, intent
-    return None
+def first_intent(world: World, steps: Sequence[str]) -> int | None:
+    """After how many of the steps an intent is stated for the first time; `None` where none is."""
+    return next((n for n in range(1, len(steps) + 1) if world.states_intent(steps[:n])), None)
 
 
 def truth(labels: pl.DataFrame, task: Task, ranker: DistributionRanker, tokens: Tokens) -> Truth | None:
-    """What the toy world knows of labelled paths; `None` outside of it, where nobody does.
+    """What a toy world knows of labelled paths; `None` outside of it, where nobody does.
 
     Args:
         labels: labelled paths (`anyo_rl.values.prm.label_paths`).
@@ -93,11 +88,11 @@ def truth(labels: pl.DataFrame, task: Task, ranker: DistributionRanker, tokens: 
         DataError: items of the history are left out of rankings.
     """
     world = task.world
-    if not isinstance(world, ToyWorld):
+    if world is None:
         return None
     if task.args.mask_history:
         raise DataError(
-            "mask_history is set: the true values of the toy world, whose users buy an item again, are of rankings of "
+            "mask_history is set: the true values of a toy world, whose users buy an item again, are of rankings of "
             "the whole catalog; leave it out"
         )
     examples = {row["example_id"]: row for row in task.examples.iter_rows(named=True)}
@@ -138,10 +133,10 @@ def true_values(
     return [np.array([values[key] for key in keys]) for keys in keys_B]
 
 
-def _intents(labels: pl.DataFrame, world: ToyWorld, known: Mapping[str, Any]) -> list[float | None]:
+def _intents(labels: pl.DataFrame, world: World, known: Mapping[str, Any]) -> list[float | None]:
     """How probable the first intent of each path is, given the history."""
     found: list[float | None] = []
     for example_id, steps in labels.select("example_id", "steps").iter_rows():
-        stated, (history, start) = first_intent(steps), known[example_id]
-        found.append(None if stated is None else float(world.intent_probability([stated[1]], [history], [start])[0]))
+        n_steps, (history, start) = first_intent(world, steps), known[example_id]
+        found.append(None if n_steps is None else world.stated_probability(steps[:n_steps], history, start))
     return found

@@ -25,7 +25,6 @@ from trl import get_peft_config
 
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.toy.world import ToyWorld
 from anyo_rl.evaluation.prm_quality import Quality, calibration_svg, markdown, quality
 from anyo_rl.evaluation.true_value import truth
 from anyo_rl.ranking.distribution import DistributionRanker
@@ -234,7 +233,7 @@ def train_prm(job: Job, start: Path | str, prm_args: PrmArguments, training_args
 def measure_prm(job: Job, start: Path | str) -> Quality:
     """Scores the paths of validation users and writes how the scores agree with the values of their states.
 
-    On the toy world also with what the states are truly worth, for which the teacher is asked.
+    On a toy world also with what the states are truly worth, for which the teacher is asked.
 
     Args:
         job: of the run.
@@ -244,7 +243,7 @@ def measure_prm(job: Job, start: Path | str) -> Quality:
     prm = Prm.load(prm_folder(job.folder), device=PartialState().device)
     labels = pl.read_parquet(labels_file(job.folder, "validation"))
     known = None
-    if isinstance(task.world, ToyWorld) and not task.args.mask_history:
+    if task.world is not None and not task.args.mask_history:
         with job.opened(start) as teacher:
             known = truth(labels, task, DistributionRanker(teacher.catalog, teacher.model), teacher.tokens)
     scores_B = prm.scores(labels["prompt_ids"].to_list(), labels["token_ids"].to_list())

@@ -11,8 +11,8 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.data.toy.world import StatedIntent
-from anyo_rl.evaluation.prm_quality import markdown, quality
-from anyo_rl.evaluation.true_value import all_ranks, first_intent, state_contexts, truth
+from anyo_rl.evaluation.prm_quality import markdown, quality, states
+from anyo_rl.evaluation.true_value import all_ranks, expected_gains, first_intent, state_contexts, truth
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row, make_rows, sample_texts
@@ -147,11 +147,45 @@ def test_ties_count_against_every_item():
     assert all_ranks(np.zeros((0, 4))).shape == (0, 4)
 
 
-def test_an_intent_is_the_first_that_is_stated():
+def test_an_intent_is_the_first_that_is_stated(task):
     steps = ["climb: 2", "next: tea", "grade: then 3", "style: oak", "style: blue"]
-    assert first_intent(steps) == (4, StatedIntent("tea", "3", "oak"))
-    assert first_intent(steps[:3]) is None
-    assert first_intent([]) is None
+    assert first_intent(task.world, steps) == 4
+    assert first_intent(task.world, steps[:3]) is None
+    assert first_intent(task.world, []) is None
+
+
+def test_the_world_of_orders_knows_what_states_are_worth():
+    """A wrong head has probability 0, a true one 1; lines of states are true or false; values are sums as above."""
+    task = load_task(
+        DataArguments(dataset="toy-orders", toy_dial=1, toy_users=40, max_history=40, rationale_share=1.0)
+    )
+    tokens = Tokens.of(train_tokenizer(sample_texts(task), 320))
+    model = make_tiny_teacher(tokens.tokenizer, hidden_size=32, n_layers=2, n_heads=2)
+    ranker = DistributionRanker(build_catalog(task.interactions.items, tokens), model.eval())
+    (row,) = make_rows(task, task.split("validation", 1), ranker.catalog, tokens)
+    true = list(task.world.true_rationale(row.user_id, task.position(row.example_id)))
+    order = true[-2].partition(": ")[2].split()
+    wrong = [*true[:-2], f"swap: {' '.join(order[::-1])}", f"head: {order[-1]}"]
+    ids = [tokens.reasoning_ids(steps) for steps in (true, wrong)]
+    paths = [
+        {**row.columns(), "steps": steps, "token_ids": of_path, "prompt_ids": tokens.context_ids(row.prompt)}
+        for steps, of_path in zip((true, wrong), ids, strict=True)
+    ]
+    labels = pl.DataFrame(paths).drop("prompt")
+    labels = labels.with_columns(step_values=pl.Series([[0.1 * n for n in range(len(true) + 1)]] * 2))
+    found = truth(labels, task, ranker, tokens)
+    assert found.intents_B == [1.0, 0.0]
+    history = [task.world.index[item] for item in row.history]
+    chances = dict(zip(task.world.item_ids, task.world.oracle_scores([history])[0], strict=True))
+    contexts = state_contexts(paths[0]["prompt_ids"], ids[0], tokens)
+    wanted = np.array([[chances[item] for item in ranker.catalog.item_ids]] * len(contexts))
+    expected = expected_gains(ranker.log_probs(contexts).numpy(), wanted)
+    np.testing.assert_allclose(found.values_B[0], expected, atol=1e-6)
+    scores = [np.linspace(0.1, 0.9, len(true) + 1)] * 2
+    told = states(labels, scores, tokens, task, found)
+    of_wrong = [state for state in told if state.true_line is False]
+    assert [state.true_intent for state in of_wrong] == [None, False]  # the state before the head, and the head
+    assert [state.true_intent for state in told if state.true_intent is not None] == [True, False]
 
 
 def test_nobody_knows_outside_the_toy_world_or_of_masked_rankings(labels, task, ranker, tokens):

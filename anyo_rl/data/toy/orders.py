@@ -147,6 +147,7 @@ class OrderWorld:
     _rationale_users: frozenset[str] = field(repr=False)
 
     least_history = N_FOLLOWED + 1  # the order has been shown
+    state_lines = ("start:", *(f"{operation}:" for operation in OPERATIONS), "head:")  # how lines of a state begin
 
     @cached_property
     def longest(self) -> int:
@@ -211,6 +212,15 @@ class OrderWorld:
         truth = self.true_rationale(user_id, position)
         return [n < len(truth) and _squeeze(step) == truth[n] for n, step in enumerate(steps)]
 
+    def stated_probability(self, steps: Sequence[str], history: Sequence[int], start: int = 0) -> float:
+        """1 where the head that steps state is the true one, else 0: the history tells it.
+
+        Raises:
+            ValueError: the history is cut, so that the order is not known.
+        """
+        self._check_whole([history], [start])
+        return float(_head(steps) == follow([self._event_of_item[item] for item in history])[0])
+
     def oracle_scores(self, histories: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> np.ndarray:
         """The exact distribution of a purchase given each history, shape (B, N), float64, rows sum to 1.
 
@@ -221,14 +231,18 @@ class OrderWorld:
         Raises:
             ValueError: a history is cut, so that the order is not known.
         """
-        if any(starts or ()) or any(len(history) < N_FOLLOWED for history in histories):
-            raise ValueError("the order is known from whole histories alone: raise max_history")
+        self._check_whole(histories, starts or ())
         events = self._event_of_item
         return np.array([self._purchase(follow([events[item] for item in history])) for history in histories])
 
     def intent_scores(self, user_ids: Sequence[str], positions: Sequence[int]) -> np.ndarray:
         """The distribution, shape (B, N), of one who knows the order; the same, since histories tell it."""
         return np.array([self._purchase(self.order(user, at)) for user, at in zip(user_ids, positions, strict=True)])
+
+    @staticmethod
+    def _check_whole(histories: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        if any(starts) or any(len(history) < N_FOLLOWED for history in histories):
+            raise ValueError("the order is known from whole histories alone: raise max_history")
 
     def _purchase(self, order: Order) -> np.ndarray:
         scores, others = np.zeros(len(self.item_ids)), (1 - self.config.fidelity) / (N_FOLLOWED - 1)

@@ -144,6 +144,7 @@ class ToyWorld:
     _rationale_U: np.ndarray = field(repr=False)
 
     least_history = LONGEST_LAP  # a rationale needs as many events
+    state_lines = ("next:", "grade:", "style:")  # how lines of an intent begin
 
     def truth(self, user_id: str, position: int) -> Intent:
         """The true intent at `position` (0 to `max_events`, so also the event after the last).
@@ -223,6 +224,17 @@ class ToyWorld:
         """For each step, whether it is a line of the true rationale (up to blanks and case), in any order."""
         truth = {_squeeze(line) for line in self.rationale(user_id, position)}
         return [_squeeze(step) in truth for step in steps]
+
+    def stated_probability(self, steps: Sequence[str], history: Sequence[int], start: int = 0) -> float:
+        """How probable the intent that steps state is, given the visible history alone; see `intent_probability`.
+
+        Raises:
+            ValueError: the steps state none.
+        """
+        intent = parse_intent(steps)
+        if intent is None:
+            raise ValueError(f"found no intent in {list(steps)!r}, expected one")
+        return float(self.intent_probability([intent], [history], [start])[0])
 
     def oracle_scores(self, histories: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> np.ndarray:
         """The exact predictive distribution given each visible history, shape (B, N), float64, rows sum to 1.
