@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, ITEM_ID, TARGET_ID, USER_ID, Interactions
+from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, ITEM_ID, TARGET_ID, USER_ID, Interactions, split_example_id
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Past:
 
     def before(self, example_id: str) -> list[str]:
         """The items of all events before the example's target, oldest first."""
-        user, _, position = example_id.rpartition(":")
+        user, position = split_example_id(example_id)
         start = self.start[user]
-        return self.items[start : start + int(position)].to_list()
+        return self.items[start : start + position].to_list()
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class GivenPast:
 
     def before(self, example_id: str) -> list[str]:
         """The items known to come before the example's target, each once, in the order of their first telling."""
-        user, _, position = example_id.rpartition(":")
-        *earlier, (history, _) = self._of_user[user][: int(position) + 1]
+        user, position = split_example_id(example_id)
+        *earlier, (history, _) = self._of_user[user][: position + 1]
         told = [item for past, target in earlier for item in (*past, target)]
         return list(dict.fromkeys([*told, *history]))
 

@@ -83,3 +83,13 @@ class Interactions:
     report: dict[str, int]
     name: str
     given: pl.DataFrame | None = None
+
+
+def split_example_id(example_id: str) -> tuple[str, int]:
+    """The user of an example, and how many of the user's events (with pre-made examples: rows) came before it.
+
+    >>> split_example_id("u:7:12")
+    ('u:7', 12)
+    """
+    user, _, position = example_id.rpartition(":")
+    return user, int(position)

@@ -19,7 +19,7 @@ from anyo_rl.data.attributes import attribute_steps, item_attributes
 from anyo_rl.data.load import PlainTable, load_interactions
 from anyo_rl.data.past import GivenPast, Past, past_of, repeats
 from anyo_rl.data.rationales import read_rationales
-from anyo_rl.data.schema import SPLITS, DataError, Interactions
+from anyo_rl.data.schema import SPLITS, DataError, Interactions, split_example_id
 from anyo_rl.data.splits import k_core as keep_k_core
 from anyo_rl.data.splits import make_examples
 from anyo_rl.data.toy.orders import OrderWorld, make_order_world, order_config
@@ -154,7 +154,7 @@ class Task:
 
     def position(self, example_id: str) -> int:
         """How many events of the user came before the target; with split `given`, how many of the user's rows."""
-        return int(example_id.rsplit(":", 1)[1])
+        return split_example_id(example_id)[1]
 
 
 def load_task(args: DataArguments) -> Task:
@@ -317,7 +317,7 @@ def _rationales(
             row["example_id"]: [world.rationale(row["user_id"], position)]
             for row in rows
             if world.has_rationale(row["user_id"])
-            and (position := int(row["example_id"].rsplit(":", 1)[1])) >= world.least_history
+            and (position := split_example_id(row["example_id"])[1]) >= world.least_history
         }
     users = np.array(train["user_id"].unique(maintain_order=True).to_list())
     drawn = np.random.default_rng(args.split_seed).permutation(users)[: round(args.rationale_share * len(users))]

@@ -87,3 +87,12 @@ def truncate_text(text: str, max_chars: int) -> str:
 
 def _is_visible(char: str) -> bool:
     return char in _KEEP_INVISIBLE or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
+
+
+def squeeze(text: str) -> str:
+    """Lower case, and blanks as in `name: a, b`: a tokenizer may decode them otherwise, which makes no line false.
+
+    >>> squeeze("  Head :tea  ,lamp ")
+    'head: tea, lamp'
+    """
+    return re.sub(r"\s*([:,])\s*", r"\1 ", " ".join(text.lower().split())).strip()

@@ -33,6 +33,8 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.schema import Interactions
+from anyo_rl.data.text import squeeze
+from anyo_rl.data.toy.bounds import check_bounds
 
 SERIES = ("tea", "mug", "candle", "lamp", "book", "pen", "bag", "scarf", "clock", "vase", "rug", "chair")
 N_FOLLOWED = 5
@@ -91,10 +93,7 @@ class OrderConfig:
             "rationale_share": (0, 1),
             "wrong_share": (0, 1),
         }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(f"orders: {name} is {value}, expected {low} to {'any' if high is None else high}")
+        check_bounds(self, bounds, "orders")
         if not self.operations or set(self.operations) - set(OPERATIONS):
             raise ValueError(f"orders: operations are {self.operations}, expected some of {', '.join(OPERATIONS)}")
 
@@ -210,7 +209,7 @@ class OrderWorld:
     def true_steps(self, steps: Sequence[str], user_id: str, position: int) -> list[bool]:
         """For each step, whether it is the line of the true rationale at its place (up to blanks and case)."""
         truth = self.true_rationale(user_id, position)
-        return [n < len(truth) and _squeeze(step) == truth[n] for n, step in enumerate(steps)]
+        return [n < len(truth) and squeeze(step) == truth[n] for n, step in enumerate(steps)]
 
     def stated_probability(self, steps: Sequence[str], history: Sequence[int], start: int = 0) -> float:
         """1 where the head that steps state is the true one, else 0: the history tells it.
@@ -340,9 +339,5 @@ def _variant_probabilities(n_variants: int) -> np.ndarray:
 
 def _head(steps: Sequence[str]) -> str | None:
     """The series in the one line `head: series`; `None` where there is none, or more than one."""
-    found = [_squeeze(step)[len("head: ") :] for step in steps if _squeeze(step).startswith("head: ")]
+    found = [squeeze(step)[len("head: ") :] for step in steps if squeeze(step).startswith("head: ")]
     return found[0] if len(found) == 1 and found[0] in SERIES else None
-
-
-def _squeeze(text: str) -> str:
-    return " ".join(text.lower().replace(":", " : ").split()).replace(" :", ":")

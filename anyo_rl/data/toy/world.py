@@ -33,7 +33,9 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.schema import Interactions
+from anyo_rl.data.text import squeeze
 from anyo_rl.data.toy import oracle as toy_oracle
+from anyo_rl.data.toy.bounds import check_bounds
 from anyo_rl.data.toy.routines import LONGEST_LAP, RoutineTable, routine_table
 
 # In the order of the ring of complements: after tea a mug, after a lamp a book.
@@ -88,10 +90,7 @@ class ToyConfig:
             "style_fidelity": (0, 1),
             "rationale_share": (0, 1),
         }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(f"toy world: {name} is {value}, expected {low} to {'any' if high is None else high}")
+        check_bounds(self, bounds, "toy world")
 
 
 @dataclass(frozen=True)
@@ -222,8 +221,8 @@ class ToyWorld:
 
     def true_steps(self, steps: Sequence[str], user_id: str, position: int) -> list[bool]:
         """For each step, whether it is a line of the true rationale (up to blanks and case), in any order."""
-        truth = {_squeeze(line) for line in self.rationale(user_id, position)}
-        return [_squeeze(step) in truth for step in steps]
+        truth = {squeeze(line) for line in self.rationale(user_id, position)}
+        return [squeeze(step) in truth for step in steps]
 
     def stated_probability(self, steps: Sequence[str], history: Sequence[int], start: int = 0) -> float:
         """How probable the intent that steps state is, given the visible history alone; see `intent_probability`.
@@ -366,7 +365,7 @@ def parse_intent(steps: Sequence[str]) -> StatedIntent | None:
     """
     lines: dict[str, list[str]] = {"next": [], "grade": [], "style": []}
     for step in steps:
-        key, colon, value = _squeeze(step).partition(": ")
+        key, colon, value = squeeze(step).partition(": ")
         if colon and key in lines:
             lines[key].append(value)
     if any(len(values) != 1 for values in lines.values()):
@@ -408,8 +407,3 @@ def _events(history: Sequence[int], config: ToyConfig) -> np.ndarray:
 def _draw(cdf: np.ndarray, uniform: float | np.ndarray) -> np.ndarray:
     # The last sum may fall short of 1 by rounding, and the draw must not fall off the end.
     return np.minimum(np.searchsorted(cdf, uniform, side="right"), len(cdf) - 1)
-
-
-def _squeeze(text: str) -> str:
-    # A tokenizer may decode "next : scarf": blanks around punctuation do not make a step false.
-    return re.sub(r"\s*([:,])\s*", r"\1 ", " ".join(text.lower().split())).strip()
