@@ -35,13 +35,13 @@ class Lesson:
             who does not read them; `none` for the `direct` teacher, which answers at once.
         rationales: example id to one reasoning or more; the task's rationales if `None`.
         hint_share: share of the task's rationales that are also shown with the target as a hint.
-        dropout: of the attention's weights, in training alone.
+        dropout: of the attention's weights, in training alone; the model's own if `None`.
     """
 
     reasoning: Reasoning = "before"
     rationales: Mapping[str, Sequence[Sequence[str]]] | None = None
     hint_share: float = 0.0
-    dropout: float = 0.0
+    dropout: float | None = None
 
 
 DIRECTLY = Lesson("none")
@@ -96,7 +96,8 @@ def train_sft(
             f"answer off; raise max_length or lower history_tokens"
         )
     stop_at_marker(teacher.model, teacher.tokens)
-    set_attention_dropout(teacher.model, lesson.dropout)
+    if lesson.dropout is not None:
+        set_attention_dropout(teacher.model, lesson.dropout)
     forget_last_trainer()
     trainer = TeacherSFTTrainer(
         model=teacher.model,
@@ -105,7 +106,7 @@ def train_sft(
         processing_class=teacher.tokens.tokenizer,
         peft_config=adapters(job.model_args, teacher.model, teacher.tokens.tokenizer, teacher.ids),
         catalog=teacher.catalog,
-        # One who answers at once learns little else, and nothing else that is hard.
+        # The weight of items keeps few targets from being learned by heart; at once one answers from all examples.
         loss=job.teacher_args.sft_loss if reasons else replace(job.teacher_args.sft_loss, item_weight=1.0),
         validation=job.validation(teacher, None if reasons else "plain"),
         callbacks=[
