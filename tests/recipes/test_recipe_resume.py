@@ -23,17 +23,17 @@ def test_killed_in_every_stage_a_run_ends_the_same(finished_run, launcher, logge
     state = half / "trainer_state.json"
     state.write_text(state.read_text()[:100])
 
-    launcher.start("grpo_teacher", *flags).kill_when((run / "direct" / "checkpoint-4" / "trainer_state.json").exists)
+    launcher.start("grpo_teacher", *flags).kill_when((run / "grpo" / "checkpoint-2" / "trainer_state.json").exists)
     assert (run / "sft" / "teacher").exists()
     assert not half.exists()
-    assert not (run / "direct" / "teacher").exists()
-
-    launcher.start("grpo_teacher", *flags).kill_when((run / "grpo" / "checkpoint-2" / "trainer_state.json").exists)
-    assert (run / "direct" / "teacher").exists()
     assert not (run / "grpo" / "teacher").exists()
 
-    launcher.start("grpo_teacher", *flags).kill_when((run / "answers" / "sft.greedy.parquet").exists)
+    launcher.start("grpo_teacher", *flags).kill_when((run / "direct" / "checkpoint-4" / "trainer_state.json").exists)
     assert (run / "grpo" / "teacher").exists()
+    assert not (run / "direct" / "teacher").exists()
+
+    launcher.start("grpo_teacher", *flags).kill_when((run / "answers" / "sft.greedy.parquet").exists)
+    assert (run / "direct" / "teacher").exists()
     assert not (run / "evaluation.json").exists()
     launcher.finish("grpo_teacher", *flags)
 

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from anyo_rl.evaluation.convergence import read_trainings, rival_flops
+
 SMOKE = Path(__file__).parent / "configs"
 SECRET = "sentinel-of-a-secret"
 PATH_COLUMNS = (
@@ -42,7 +44,8 @@ def test_every_stage_is_evaluated_with_intervals(finished_run):
     assert modes.pop("sft") == modes.pop("grpo") == reasoning
     others = ("direct", "popularity", "item_knn", "sasrec", "oracle", "intent_oracle")
     assert modes == dict.fromkeys(others, plain)
-    assert set(summary["differences"]) == {"grpo-sft", "grpo-direct"}
+    beside = ("sft", "direct", "item_knn", "sasrec")
+    assert set(summary["differences"]) == {"sft-direct", *(f"grpo-{other}" for other in beside)}
     assert (summary["dataset"], summary["n_users"], summary["n_paths"]) == ("toy", 20, 2)
     for section in ("stages", "differences"):
         for found in summary[section].values():
@@ -69,7 +72,10 @@ def test_the_report_needs_no_other_file(finished_run):
 
 def test_metrics_have_every_stage_and_every_reward(finished_run):
     rows = metrics(finished_run.folder)
-    for stage, n_steps in (("sft", 6), ("direct", 6 + 4), ("grpo", 4)):
+    found = read_trainings(finished_run.folder / "metrics.jsonl")
+    direct = found["direct"]  # as many FLOPs as its rivals have, at the first validation where it has them
+    assert direct.flops >= rival_flops(found) > direct.flops * (1 - 2 / direct.updates) * 0.9
+    for stage, n_steps in (("sft", 6), ("direct", direct.updates), ("grpo", 4)):
         steps = [row["step"] for row in rows if row["stage"] == stage and "loss" in row]
         assert steps == list(range(1, n_steps + 1))
         assert [row["step"] for row in rows if row["stage"] == stage and "eval_ndcg@10" in row][-1] == n_steps

@@ -162,6 +162,13 @@ class Flops(TrainerCallback):
         self.trainer._metrics["train"][FLOPS] = [float(self.counter.total * n_processes)]
         self.trainer._metrics["train"][VALIDATION_FLOPS] = [float(self.counter.validation * n_processes)]
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves the exact count in the state that this validation's checkpoint keeps: rows of the log are rarer."""
+        n_processes = self.trainer.accelerator.num_processes
+        counted = {FLOPS: self.counter.total, VALIDATION_FLOPS: self.counter.validation}
+        exact = {name: float(n * n_processes) for name, n in counted.items()}
+        state.log_history.append({"step": state.global_step, **exact})
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Counts no more."""
         self.counter.close()
