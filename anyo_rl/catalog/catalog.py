@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +73,10 @@ class Catalog:
                 f"item {missing[0]!r} is not in the catalog ({len(missing)} unknown of {len(item_ids)} items)"
             )
         return np.array([self.index[item_id] for item_id in item_ids], dtype=np.int64)
+
+    def known(self, item_ids: Iterable[str]) -> list[int]:
+        """Item indices of those item ids that are in the catalog: what a ranking can leave out."""
+        return [self.index[item_id] for item_id in item_ids if item_id in self.index]
 
     @cached_property
     def _by_name(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,10 @@ def free_settings(instance: Any) -> frozenset[str]:
     return frozenset(name for name, mark in marks.items() if (mark(instance) if callable(mark) else mark))
 
 
-def read_metrics(file: Path) -> tuple[list[Mapping[str, object]], int]:
+def read_metrics(file: Path) -> tuple[list[Mapping[str, Any]], int]:
     """The rows of a `metrics.jsonl`, and how many lines could not be read, as the last one of a killed run."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    rows: list[Mapping[str, object]] = []
+    rows: list[Mapping[str, Any]] = []
     broken = 0
     for line in filter(str.strip, lines):
         try:
@@ -103,6 +103,11 @@ def read_metrics(file: Path) -> tuple[list[Mapping[str, object]], int]:
         else:
             broken += 1
     return rows, broken
+
+
+def write_metrics(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes a `metrics.jsonl` anew, whole or not at all."""
+    write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,7 +46,7 @@ from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.metrics.ranking import target_ranks, top_items
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.run.files import write_whole
-from anyo_rl.run.folder import CONFIG, METRICS, read_metrics
+from anyo_rl.run.folder import CONFIG, METRICS, read_metrics, write_metrics
 from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.search.answers import Answers
 from anyo_rl.stages.arguments import GrpoArguments, StarArguments
@@ -288,14 +289,8 @@ def evaluate_ensemble(jobs: Sequence[Job], teachers: Sequence[Path | str]) -> No
         jobs: of the seeds.
         teachers: `direct` of each seed.
     """
-    answers: Answers | None = None
     made_with = {"weights": [weights_of(teacher) for teacher in teachers]}
-
-    def answered() -> Answers:
-        nonlocal answers
-        answers = answers or ensemble_answers(jobs, teachers)
-        return answers
-
+    answered = cache(lambda: ensemble_answers(jobs, teachers))  # once for all seeds, and only where one lacks it
     for job in jobs:
         _, catalog = job.opening.catalog(teachers[0])
         evaluation_of(job, catalog.item_ids).keep(DIRECT_ENSEMBLE.name, "plain", answered, made_with)
@@ -326,7 +321,7 @@ def adopt_log(source: Path, into: Path, stage: str) -> None:
     rows = read_metrics(into)[0]
     if all(row.get("stage") != stage for row in rows):
         rows += [row for row in read_metrics(source)[0] if row.get("stage") == stage]
-        write_whole(into, "".join(f"{json.dumps(row)}\n" for row in rows))
+        write_metrics(into, rows)
 
 
 def seeded(args: Settings, seed: int) -> Settings:

@@ -71,7 +71,7 @@ def path_log_prob(logits_B_S_C: torch.Tensor, child_B_S: torch.Tensor) -> torch.
 
 def excluded_items(catalog: Catalog, excluded_B: Sequence[Sequence[str]]) -> torch.Tensor:
     """(B, E) int64 catalog indices of the items that rankings leave out, -1 where a row has fewer."""
-    indices = [[catalog.index[item] for item in row if item in catalog.index] for row in excluded_B]
+    indices = [catalog.known(row) for row in excluded_B]
     width = max(map(len, indices), default=0)
     return torch.tensor([row + [-1] * (width - len(row)) for row in indices], dtype=torch.long).view(
         len(indices), width

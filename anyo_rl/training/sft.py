@@ -104,7 +104,7 @@ def sft_dataset(
                 "labels": [*before, *[IGNORED] * len(path), *told],
                 "item": item,
                 "item_start": len(before),
-                "excluded": [catalog.index[other] for other in row.excluded if other in catalog.index],
+                "excluded": catalog.known(row.excluded),
             }
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from anyo_rl.run.folder import read_metrics, write_metrics
 from anyo_rl.training.loop.interruption import interruptible
 from anyo_rl.training.loop.validation import METRIC
 from anyo_rl.training.loop.vllm import stop_colocated_engine
@@ -147,17 +148,9 @@ class MetricsFile(TrainerCallback):
         """Drops this stage's lines from the current step on."""
         if not state.is_world_process_zero or not self.path.exists():
             return
-        lines = []
-        for line in self.path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last line of a killed run
-                continue
-            if row["stage"] != self.stage or row["step"] <= state.global_step > 0:
-                lines.append(line)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in lines))
-        partial.replace(self.path)
+        rows = read_metrics(self.path)[0]
+        kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= state.global_step > 0]
+        write_metrics(self.path, kept)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Appends one line."""
