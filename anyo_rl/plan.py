@@ -171,6 +171,7 @@ class Job:
         sampled: sequences that are sampled at a time.
         nodes: tree nodes that the ranking reads for each.
         tokens_per_forward: most tokens that the ranking engine holds in its cache.
+        sampling_tokens: most tokens that sampling for validation and evaluation holds in its cache.
         lora_rank: 0 for full weights.
         checkpointing: of activations.
         vllm_share: of the GPU's memory that a colocated vLLM takes (`vllm_gpu_memory_utilization`); 0 for none.
@@ -182,6 +183,7 @@ class Job:
     sampled: int = 32
     nodes: int = 400
     tokens_per_forward: int = 32_768
+    sampling_tokens: int = 32_768
     lora_rank: int = 0
     checkpointing: bool = True
     vllm_share: float = 0.0
@@ -199,13 +201,19 @@ def memory(s: Shape, job: Job, config: str, gpus: int, gpu_bytes: float) -> dict
     parts["activations"] = activation_bytes(s, job.batch * length, job.checkpointing)
     parts["logits"] = head_bytes(s, job.batch * length, not job.lora_rank)
     parts["vllm"] = job.vllm_share * gpu_bytes
-    sampling = cache_bytes(s, job.sampled * length) + FP32 * job.sampled * s.vocab
+    # Under autocast caches hold what the float32 weights of norms and rotations made float32.
+    width = FP32 if config == "cpu" or (config == "ddp" and not job.lora_rank) else BF16
+    sampling = cache_bytes(s, job.sampled * length, width) + FP32 * job.sampled * s.vocab
     parts["sampling cache"] = 0 if job.vllm_share else sampling
-    parts["ranking cache"] = cache_bytes(s, min(job.tokens_per_forward, job.sampled * (length + job.nodes)))
+    parts["validation cache"] = cache_bytes(s, job.sampling_tokens, width)
+    ranked = min(job.tokens_per_forward, job.sampled * (length + job.nodes))
+    parts["ranking cache"] = cache_bytes(s, ranked, width)
     parts["gathered"] = BF16 * (n + (trained if job.lora_rank else 0)) if config.startswith("zero3") else 0
-    # The update comes after sampling and ranking, whose caches are gone by then.
+    # The update comes after sampling, validation and ranking, whose caches are gone by then.
     update = parts["activations"] + parts["logits"]
-    phase = max(update, parts["gathered"] + max(parts["sampling cache"], parts["ranking cache"]))
+    phase = max(
+        update, parts["gathered"] + max(parts[f"{name} cache"] for name in ("sampling", "validation", "ranking"))
+    )
     held = sum(parts[name] for name in ("weights", "gradients", "optimizer", "buffers", "vllm"))
     return {**parts, "total": held + phase}
 

@@ -12,11 +12,14 @@ written down.
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from anyo_rl.evaluation.summarise import summarise_seeds
@@ -107,14 +110,19 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
     ]
     with log.open("ab") as stream:  # appended: a seed that was killed goes on, and so does its log
         try:
-            process = subprocess.Popen(arguments, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                arguments,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a launch and all that it starts are told together
+            )
         except OSError as error:
             return f"could not start {arguments[0]!r}: {error}"
         try:
             code = process.wait()
         except BaseException:  # an interrupted repeat must not leave its seed running
-            process.terminate()
-            process.wait()
+            _end(process)
             raise
     if code != 0:
         return f"exit status {code}"
@@ -122,6 +130,16 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
         return f"the command ended well but wrote no readable {folder / 'evaluation.json'}"
     print(f"seed {seed}: done in {time.monotonic() - start:.0f} s", flush=True)
     return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Tells a seed and all that it started to stop, and waits until they have saved."""
+    with suppress(ProcessLookupError):  # none of them is left
+        os.killpg(process.pid, signal.SIGTERM)
+        while True:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,4 +190,5 @@ def _tell_failure(seed: int, error: str, log: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop, as by Ctrl-C
     sys.exit(main())

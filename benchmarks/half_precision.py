@@ -38,7 +38,7 @@ def main() -> None:
     tokens = Tokens.of(tokenizer, args.marker_token)
     catalog = build_catalog(task.interactions.items, tokens)
     rows = make_rows(task, task.split("test", args.contexts), catalog, tokens)
-    contexts = [[*tokens.context_ids(row.prompt), tokens.marker_id] for row in rows]
+    contexts = [tokens.marked_context(tokens.context_ids(row.prompt), []) for row in rows]
     model = model.bfloat16().float()  # the rounding of the weights is no noise of the forward
     full = DistributionRanker(catalog, model).log_probs(contexts).double().numpy()
     half = DistributionRanker(catalog, model.bfloat16()).log_probs(contexts).double().numpy()

@@ -42,7 +42,7 @@ def measure(task: Task, ids: SemanticIds | None, args: Any, seed: int) -> tuple[
     train(model, task, catalog, tokens, args.train_steps, args.lr)
     train_seconds = time.perf_counter() - began
     rows = make_rows(task, task.split("test", args.users), catalog, tokens)
-    contexts = [[*tokens.context_ids(row.prompt), tokens.marker_id] for row in rows]
+    contexts = [tokens.marked_context(tokens.context_ids(row.prompt), []) for row in rows]
     targets = [row.target_id for row in rows]
 
     whole = DistributionRanker(catalog, model)

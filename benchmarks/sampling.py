@@ -31,7 +31,7 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import make_rows, sample_texts
 from anyo_rl.sampling.protocol import Sample, Sampling
-from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.sampling.transformers import CACHE_TOKENS, TransformersSampler
 from anyo_rl.sampling.vllm.engine import make_engine, stop_engine
 from anyo_rl.sampling.vllm.sampler import VllmSampler
 from anyo_rl.teacher.load import load_teacher
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8, help="completions of each")
     parser.add_argument("--max_new_tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=9, help="rounds in which each has its turn")
-    parser.add_argument("--batch_size", type=int, default=256, help="completions at once, of transformers")
+    parser.add_argument("--cache_tokens", type=int, default=CACHE_TOKENS, help="tokens at once, of transformers")
     parser.add_argument("--max_num_seqs", type=int, default=256, help="completions at once, of vLLM")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
@@ -144,7 +144,7 @@ def main() -> None:
             seconds += time.perf_counter() - began
             return ids_of(samples)
 
-        in_hand = TransformersSampler(model, tokens, args.batch_size, with_log_probs)
+        in_hand = TransformersSampler(model, tokens, args.cache_tokens, with_log_probs)
         ours.sample(contexts[:4], asked)  # whatever is set up at the first call
         in_hand.sample(contexts[:1], asked)
         timed.seconds = 0.0

@@ -58,7 +58,7 @@ class CountingSampler(TransformersSampler):
 def train(model: torch.nn.Module, task: Task, catalog: Catalog, tokens: Tokens, steps: int, lr: float) -> None:
     """Plain next-token training on rationales, half of them answered early too."""
     rows = make_rows(task, task.split("train"), catalog, tokens)
-    data = sft_dataset(rows, catalog, tokens, task.rationales, early_share=0.5).to_list()
+    data = list(sft_dataset(rows, catalog, tokens, task.rationales, early_share=0.5))
     rng, optimizer = np.random.default_rng(0), torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
     for _ in range(steps):

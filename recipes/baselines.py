@@ -15,6 +15,7 @@ from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.table import console_table
 from anyo_rl.run.folder import resolve, start_run
 from anyo_rl.run.launch import go_on_alone
+from anyo_rl.run.shared import made_once
 from anyo_rl.stages.baselines import BaselineArguments, choices, evaluate_all, read_choices
 from anyo_rl.stages.begin import begin, plain_errors
 
@@ -23,9 +24,9 @@ from anyo_rl.stages.begin import begin, plain_errors
 def main() -> None:
     """Begin; choose, fit, evaluate; print."""
     args, data_args, _ = begin((BaselineArguments, DataArguments), on_cpu=not torch.cuda.is_available())
-    task = load_task(data_args)
+    task = load_task(data_args, made_once)
     run_dir = Path(args.output_dir)
-    start_run(run_dir, resolve(args, data_args), task.report)
+    start_run(run_dir, resolve(args, data_args), task.report, task.fingerprint)
     if not go_on_alone():
         return
     summary = evaluate_all(task, args)

@@ -16,11 +16,10 @@ from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.llm.http import ServerError
 from anyo_rl.stages.arguments import GrpoArguments, StarArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.compare import CompareArguments, Comparison
-from anyo_rl.stages.reinforce import checked_rewards
+from anyo_rl.stages.reinforce import checked_method, checked_rewards
 from anyo_rl.stages.warm_start import parse_beside, parse_warm_start, recorded
 from reward.load import load_rewards
 
@@ -35,10 +34,10 @@ def main() -> None:
         default_config=CONFIGS / "toy" / "compare.yaml",
         defaults={"num_generations_eval": 1, "train_direct": False},  # direct is trained to convergence instead
     )
-    with plain_errors(ValueError, OSError, ServerError):
+    with plain_errors(ValueError, OSError):
         rewards = partial(checked_rewards, load_rewards, grpo_args, training_args)
         rewards()
-        grpo_args.method()
+        checked_method(grpo_args, training_args, model_args)
         warm_start = parse_warm_start(grpo_args, config, training_args, teacher_args)
         if warm_start is None:
             raise ValueError("a comparison trains its teachers from the start: name an sft_config")

@@ -6,8 +6,7 @@ Stages are found in the run folder (`sft`, `star`, `dpo`, `grpo`, `direct`), and
 `--config` go on top of them. What was evaluated before is not done again.
 """
 
-import sys
-from argparse import ArgumentParser
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from trl import ModelConfig
 
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.stages import TEACHERS
-from anyo_rl.run.folder import read_arguments
+from anyo_rl.run.folder import changed_data, hold_together
+from anyo_rl.run.shared import made_once
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import begin, plain_errors
+from anyo_rl.stages.begin import Recorded, begin, plain_errors
 from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.job import TEACHER, Job
 
-TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,17 +37,11 @@ class EvaluateArguments:
 @plain_errors()
 def main() -> None:
     """Begin; evaluate, print."""
-    flag = ArgumentParser(add_help=False, allow_abbrev=False)
-    flag.add_argument("--run_dir", default="runs/toy")
-    run_dir = Path(flag.parse_known_args(sys.argv[1:])[0].run_dir)
-    recorded = read_arguments(run_dir) if not {"-h", "--help"} & set(sys.argv) else {}
-    trainer = next((recorded[name] for name in TRAINERS if name in recorded), {})
-    told = recorded.get("PairArguments", trainer)  # DPO has no such argument of its own
-    sections = ("DataArguments", "ModelConfig", "TeacherArguments")
-    defaults = {name: value for section in sections for name, value in recorded.get(section, {}).items()}
+    recorded, run_dir = Recorded.of_flag("runs/toy")
+    assert run_dir is not None, "it has a default"
     args, data_args, model_args, teacher_args, _ = begin(
         (EvaluateArguments, DataArguments, ModelConfig, TeacherArguments),
-        defaults=defaults | {"seed": trainer.get("seed", 0)},
+        defaults=recorded.defaults,
         on_cpu=not torch.cuda.is_available(),
     )
     if Path(args.run_dir) != run_dir:
@@ -57,9 +51,13 @@ def main() -> None:
         raise SystemExit(
             f"no finished teacher in {run_dir}: expected one of {', '.join(TEACHERS)} with a teacher folder"
         )
+    hold_together(run_dir)
+    task = load_task(data_args, made_once)
+    if changed := changed_data(run_dir, task.fingerprint):
+        logger.warning("the teachers of %s were trained on other data: %s changed since", run_dir, ", ".join(changed))
     job = Job(
-        *(run_dir, load_task(data_args), model_args, teacher_args, args.seed),
-        chat_template_kwargs=told.get("chat_template_kwargs"),
+        *(run_dir, task, model_args, teacher_args, args.seed),
+        chat_template_kwargs=recorded.chat_template_kwargs,
     )
     show(job, evaluate_run(job, teachers, baselines=args.baselines))
 

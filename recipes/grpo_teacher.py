@@ -14,11 +14,10 @@ from pathlib import Path
 from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.data.task import DataArguments
-from anyo_rl.llm.http import ServerError
 from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.evaluate import evaluate_run, show
-from anyo_rl.stages.reinforce import checked_rewards, train_reasoning
+from anyo_rl.stages.reinforce import checked_method, checked_rewards, train_reasoning
 from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_direct, train_warm_start
 from reward.load import load_rewards
 
@@ -34,9 +33,9 @@ def main() -> None:
         defaults={"num_generations_eval": 1},  # validation does not sample by groups
     )
     # What is wrong with rewards, method or warm start is said before anything is trained.
-    with plain_errors(ValueError, OSError, ServerError):
+    with plain_errors(ValueError, OSError):
         rewards = checked_rewards(load_rewards, grpo_args, training_args)
-        method = grpo_args.method()
+        method = checked_method(grpo_args, training_args, model_args)
         warm_start = parse_warm_start(grpo_args, config, training_args, teacher_args)
     job = start_job(
         *(data_args, model_args, teacher_args, training_args, grpo_args),

@@ -21,6 +21,7 @@ from anyo_rl.reasoning.rationales.questions import draw_examples, make_questions
 from anyo_rl.reasoning.rationales.titles import Titles
 from anyo_rl.run.folder import resolve, start_run
 from anyo_rl.run.launch import go_on_alone
+from anyo_rl.run.settings import Bounds
 from anyo_rl.stages.begin import begin, plain_errors
 from anyo_rl.stages.rationales import REPORT, generate, report_table
 from anyo_rl.stages.server_arguments import ServerArguments
@@ -41,11 +42,19 @@ class RationaleArguments:
         default=None, metadata={"help": "Prompt file; recipes/prompts/<kind>.yaml if unset."}
     )
     max_examples: int | None = field(
-        default=None, metadata={"help": "Most training examples, drawn by split_seed; all if unset.", "free": True}
+        default=None,
+        metadata={
+            "bounds": Bounds(1),
+            "help": "Most training examples, drawn by split_seed; all if unset.",
+            "free": True,
+        },
     )
-    n_samples: int = field(default=1, metadata={"help": "Samples of each example.", "free": True})
+    n_samples: int = field(
+        default=1, metadata={"bounds": Bounds(1, 10_000), "help": "Samples of each example.", "free": True}
+    )
     n_candidates: int = field(
-        default=0, metadata={"help": "Titles in a blind prompt, the target among them; 0: no list."}
+        default=0,
+        metadata={"bounds": Bounds(0, 10_000), "help": "Titles in a blind prompt, the target among them; 0: no list."},
     )
 
 
@@ -68,7 +77,7 @@ def main() -> None:
     examples = draw_examples(task.split("train"), args.max_examples, data_args.split_seed)
     questions = make_questions(examples, titles, prompt, n_candidates=args.n_candidates, seed=data_args.split_seed)
     run_dir = Path(args.output_dir)
-    # With another prompt every answer would be paid for anew.
+    # With another prompt every answer would be paid for anew. With other data each answer still belongs to its prompt.
     asked = {"source": prompt.source}
     start_run(run_dir, resolve(args, data_args, filter_args, server_args, Prompt=asked), task.report)
     if not go_on_alone():

@@ -36,8 +36,7 @@ def main() -> None:
     job = start_job(data_args, model_args, teacher_args, training_args, star_args, **recorded(warm_start))
 
     teachers = train_warm_start(job, warm_start, hint_share=star_args.hint_share)
-    with plain_errors(ValueError):
-        teachers["star"] = Star(job, star_args, training_args).train(teachers["sft"])
+    teachers["star"] = Star(job, star_args, training_args).train(teachers["sft"])
     teachers |= train_direct(job, warm_start)
     show(job, evaluate_run(job, teachers, baselines=star_args.baselines))
 

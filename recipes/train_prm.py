@@ -13,15 +13,13 @@ from pathlib import Path
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.prm_quality import markdown
-from anyo_rl.llm.http import ServerError
 from anyo_rl.run.launch import go_on_alone
-from anyo_rl.stages.arguments import PrmArguments, TeacherArguments
+from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.dpo import check_start
-from anyo_rl.stages.prm import measure_prm, train_prm
+from anyo_rl.stages.prm import PrmArguments, measure_prm, train_prm
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -34,7 +32,7 @@ def main() -> None:
         default_config=CONFIGS / "toy" / "train_prm.yaml",
     )
     start = check_start(model_args, prm_args.paths)
-    with plain_errors(ValueError, OSError, ServerError):
+    with plain_errors(ValueError, OSError):
         judge = prm_args.asked()
     job = start_job(
         *(data_args, model_args, teacher_args, training_args, prm_args),
@@ -42,8 +40,7 @@ def main() -> None:
         **judge,
     )
 
-    with plain_errors(ServerError, DataError):
-        model = train_prm(job, start, prm_args, training_args)
+    model = train_prm(job, start, prm_args, training_args)
     if go_on_alone():
         print(markdown(measure_prm(job, start)))
         print(f"PRM: {model}\nquality: {model.parent / 'quality.md'}")

@@ -95,7 +95,7 @@ class JudgeReward:
             if name not in known:
                 raise ValueError(f"reward 'judge' has no parameter {name!r}: {choices(name, known)}")
         parameters = server.pop("parameters", None)
-        parameters = {"temperature": 0.0, "max_tokens": 300} if parameters is None else dict(parameters)
+        parameters = {"temperature": 0.0, "max_tokens": 300} if parameters is None else parameters
         self.server = Server(url, model, parameters, **{**SETTINGS, **server})
         self.server.key()  # a key that is not there is said now, and not after the warm start
         self.instructions = (PROMPT if prompt_file is None else Path(prompt_file)).read_text(encoding="utf-8").strip()
@@ -152,14 +152,17 @@ class JudgeReward:
             asked.setdefault(key, messages)
         answers = await self._ask(list(asked.values()))
         of_key = dict(zip(asked, answers, strict=True))
-        scores = {key: None if answer is None else read_score(answer) for key, answer in of_key.items()}
+        scores = {
+            key: None if answer is None else read_score(answer.text, answer.finish_reason)
+            for key, answer in of_key.items()
+        }
         if log_metric is not None and asked:
             log_metric("judge/failed", sum(answer is None for answer in answers) / len(asked))
             unread = sum(scores[key] is None and of_key[key] is not None for key in asked)
             log_metric("judge/unparseable", unread / len(asked))
         return [self.floor if key is None else scores[key] for key in keys]
 
-    async def _ask(self, prompts: list[list[dict[str, str]]]) -> list[str | None]:
+    async def _ask(self, prompts: list[list[dict[str, str]]]) -> list[Answer | None]:
         """The answer to each prompt; `None` where there is none after all attempts."""
         if not prompts:
             return []
@@ -168,4 +171,4 @@ class JudgeReward:
                 self._kept = Kept(Path(self.journal))
         requests = [Request(EXAMPLE, 0, messages) for messages in prompts]
         outcome = await ask_async(requests, self.server, self._kept or Kept(None), streak=self._streak)
-        return [found.text if isinstance(found, Answer) else None for found in outcome.answers_R]
+        return [found if isinstance(found, Answer) else None for found in outcome.answers_R]

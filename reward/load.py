@@ -72,15 +72,21 @@ def load_reward(spec: str | Mapping[str, Any]) -> Callable[..., Any]:
         spec: the name, or `{"name": ..., "kwargs": {parameter: value}}`.
 
     Raises:
-        ValueError: unknown name, missing attribute, or a parameter that the reward does not have.
+        ValueError: unknown name, missing attribute, a parameter that the reward does not have, or code that exits.
         FileNotFoundError: the file of a `file.py:name` is not there.
     """
     if isinstance(spec, str):
-        return _build(spec, {})
+        spec = {"name": spec}
     unknown = set(spec) - {"name", "kwargs"}
     if unknown or not isinstance(spec.get("name"), str):
         raise ValueError(f"a reward is a name or {{name: ..., kwargs: {{...}}}}, found {dict(spec)}")
-    return _build(spec["name"], dict(spec.get("kwargs") or {}))
+    try:
+        return _build(spec["name"], dict(spec.get("kwargs") or {}))
+    except SystemExit as error:  # the run would end as if all were well
+        raise ValueError(
+            f"reward {spec['name']!r} called sys.exit({error.code!r}) while it was loaded: what a script does "
+            "goes below `if __name__ == '__main__':`"
+        ) from error
 
 
 def load_rewards(

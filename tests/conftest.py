@@ -4,6 +4,7 @@ They are set before torch and transformers are imported, since both read them on
 """
 
 import atexit
+import copy
 import fcntl
 import json
 import os
@@ -33,11 +34,14 @@ os.environ.update(
 _HF_HOME = tempfile.mkdtemp(prefix="anyo_rl_tests_")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = _HF_HOME
+_ROOT = Path(__file__).resolve().parents[1]
 
 import polars as pl  # noqa: E402
 import torch  # noqa: E402
+import trl  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog  # noqa: E402
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer  # noqa: E402
@@ -47,6 +51,16 @@ torch.set_num_threads(1)
 # Deadlines would measure how busy the machine is.
 settings.register_profile("anyo_rl", deadline=None, database=None)
 settings.load_profile("anyo_rl")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that tests start find this project, and no vLLM but where `vllm_environment` is asked for.
+
+    Those that xdist starts are to run tests of vLLM, and set this for themselves.
+    """
+    if config.getoption("dist", "no") == "no":
+        path = [str(_ROOT / "tests" / "without_vllm"), str(_ROOT), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -75,7 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any):
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The folder that holds pyproject.toml."""
-    return Path(__file__).resolve().parents[1]
+    return _ROOT
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +152,41 @@ def small_teacher(small_tokens: Tokens):
     return model.eval()
 
 
+# How Qwen's tokenizers cut a text before they merge: a full stop takes the line break after it along.
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer() -> PreTrainedTokenizerFast:
+    """A small tokenizer that cuts texts as Qwen3's does, with its control tokens, its tags and its chat template."""
+    words = [*(f"{title}.\n\n{title}\n\n{title}.\n" for title in SMALL_TITLES), "assistant", "system", "user"] * 3
+    tokenizer = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.add_special_tokens([AddedToken(name) for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in ("<think>", "</think>")])
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="left"
+    )
+    found.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+    return found
+
+
+@pytest.fixture(scope="session")
+def qwen3_2507_tokenizer(qwen3_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same with the chat template of Qwen3-Thinking-2507, whose generation prompt opens the thought."""
+    found = copy.deepcopy(qwen3_tokenizer)
+    before, end, _ = found.chat_template.rpartition("{%- if add_generation_prompt %}")
+    found.chat_template = f"{before}{end}\n    {{{{- '<|im_start|>assistant\\n<think>\\n' }}}}\n{{%- endif %}}"
+    return found
+
+
 @pytest.fixture(scope="session")
 def smollm2_tokens() -> Tokens:
     """SmolLM2's tokenizer, with a spare control token as its marker; skipped where ANYO_RL_SMOLLM2 is not set."""
@@ -159,8 +208,9 @@ class VllmEngine(NamedTuple):
 
 @pytest.fixture(scope="session")
 def vllm_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables under which vLLM starts fast on a CPU."""
+    """Environment variables under which vLLM is found, and starts fast on a CPU."""
     return {
+        "PYTHONPATH": str(_ROOT),
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_CI_ENV": "1",
@@ -243,11 +293,14 @@ class Handler(BaseHTTPRequestHandler):
         texts = fake.say(prompt, body.get("seed")) + (f" and of {echo}" if fake.echoes else "")
         choice = {"text": texts} if "completions" in self.path and "chat" not in self.path else {}
         choice = choice or {"message": {"role": "assistant", "content": texts}}
-        whole = json.dumps({"choices": [{**choice, "finish_reason": "stop"}], "usage": fake.usage}).encode()
+        choices = [{**choice, "finish_reason": fake.finish_reason}]
+        whole = json.dumps({"choices": choices, "usage": fake.usage}).encode()
         if kind == "ok":
             self.send(200, whole, headers)
             with fake.lock:
                 fake.answered.append((key, self.client_address))
+        elif isinstance(kind, bytes):
+            self.send(200, kind, headers)
         elif isinstance(kind, int):
             self.send(kind, json.dumps({"error": {"message": message, "code": fake.code}}).encode(), headers)
         elif kind == "reset":
@@ -301,7 +354,8 @@ class FakeServer:
     Attributes that tests set and read:
 
     say: (prompt, seed) to the text of an answer; the prompt is that of the last message.
-    plan: (key, number of the attempt from 0) to the kind of reply, or (kind, headers); key is (prompt, seed).
+    plan: (key, number of the attempt from 0) to the kind of reply, or (kind, headers); key is (prompt, seed);
+        bytes are a body.
     answered: (key, client's address) of answers that were sent to their end.
     tries: how often each key came. times: `clock` at each request. bodies: (path, headers, body) of each.
     """
@@ -312,7 +366,7 @@ class FakeServer:
         self.plan = lambda key, number: "ok"
         self.gate = lambda key: None
         self.clock = lambda: 0.0
-        self.usage, self.code, self.echoes = USAGE, None, False
+        self.usage, self.code, self.echoes, self.finish_reason = USAGE, None, False, "stop"
         self.answered, self.tries, self.times, self.bodies = [], Counter(), [], []
         self.http = QuietServer(("127.0.0.1", 0), Handler)
         self.http.fake = self

@@ -63,11 +63,9 @@ def launch(flags: list[str], script: str, folder: Path, script_flags: list[str])
     path = folder / "script.py"
     path.write_text(script)
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(path), str(folder), *script_flags]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -73,14 +73,17 @@ def test_activations_head_and_caches_by_hand():
 
 
 def test_total_is_the_state_and_the_larger_phase():
-    job = Job(prompt=4, completion=4, batch=1, sampled=2, nodes=3)
+    job = Job(prompt=4, completion=4, batch=1, sampled=2, nodes=3, sampling_tokens=11)
     found = plan.memory(TINY, job, "zero3", 2, gpu_bytes=0)
     assert found["sampling cache"] == plan.cache_bytes(TINY, 16) + 4 * 2 * 7
     assert found["ranking cache"] == plan.cache_bytes(TINY, 22)
+    assert found["validation cache"] == plan.cache_bytes(TINY, 11)
     assert found["gathered"] == 648
     state = found["weights"] + found["gradients"] + found["optimizer"] + found["buffers"]
     update = found["activations"] + found["logits"]
     assert found["total"] == state + max(update, 648 + found["ranking cache"])
+    longer = plan.memory(TINY, replace(job, sampling_tokens=100), "zero3", 2, gpu_bytes=0)
+    assert longer["total"] == state + 648 + plan.cache_bytes(TINY, 100)
     shared = plan.memory(TINY, replace(job, vllm_share=0.3), "ddp", 2, gpu_bytes=1000)
     assert (shared["vllm"], shared["sampling cache"], shared["gathered"]) == (300, 0, 0)
 
@@ -155,6 +158,5 @@ def test_what_cannot_be_planned_is_refused(monkeypatch, capsys, flags, message):
 def test_the_formula_is_near_what_steps_on_the_cpu_take(repo_root):
     size = ("--hidden", "512", "--layers", "6", "--vocab", "20000", "--tokens", "512", "--checkpointing", "true")
     command = [sys.executable, "benchmarks/plan_memory.py", *size]
-    env = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -1,5 +1,8 @@
 import json
+import signal
+import subprocess
 import sys
+import time
 
 import polars as pl
 import pytest
@@ -16,7 +19,7 @@ import polars as pl
 parser = argparse.ArgumentParser()
 parser.add_argument("--api_key"); parser.add_argument("--start")
 parser.add_argument("--seed", type=int); parser.add_argument("--output_dir"); parser.add_argument("--fail", type=int)
-args = parser.parse_args()
+args, _ = parser.parse_known_args()
 out = pathlib.Path(args.output_dir); out.mkdir(parents=True, exist_ok=True)
 print("hello from seed", args.seed, args.start)
 with open(out / "runs.txt", "a") as stream: stream.write("x")
@@ -108,12 +111,53 @@ def test_a_failing_seed_is_named_and_the_others_kept(run, capsys):
     assert json.loads((run.folder / "repeat.json").read_text())["seeds"] == [0, 1, 2]
 
 
+def test_a_repeat_that_is_told_to_stop_tells_its_seed(tmp_path):
+    """A launch has children of its own: all of them are told, and repeat waits until they have saved."""
+    child = "import pathlib, signal, sys, time; here = pathlib.Path(sys.argv[1]); "
+    child += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), (here / 'saved').touch(), sys.exit(0))); "
+    child += "(here / 'started').touch(); time.sleep(60)"
+    script = tmp_path / "launch.py"
+    script.write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}, {str(tmp_path)!r}])\n"
+    )
+    command = [sys.executable, "-m", "anyo_rl.repeat", "--seeds", "0", "1", "--", sys.executable, str(script)]
+    process = subprocess.Popen([*command, "--output_dir", str(tmp_path / "runs")], stdout=subprocess.DEVNULL)
+    wait_until(lambda: (tmp_path / "started").exists())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "runs" / "seed-1").exists()
+
+
+def wait_until(true, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_secrets_of_the_command_are_not_written_down(run):
     assert run(0, extra=["--api_key", "sentinel"]) == 0
     for file in run.folder.rglob("*"):
         assert not file.is_file() or b"sentinel" not in file.read_bytes(), file
     assert "--api_key '<redacted>'" in (run.folder / "seed-0" / "command.txt").read_text()
     assert run(0, extra=["--api_key", "another"]) == 0  # a new key makes no other command
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["-H", "Authorization: Bearer sentinel"],
+        ["--judge", '{"url": "http://localhost:1/v1", "api_key": "sentinel"}'],
+        ["--vllm_server_base_url", "http://user:sentinel@host:8000"],
+        ["--url=https://host/v1?api_key=sentinel"],
+    ],
+)
+def test_secrets_that_their_form_tells_are_not_written_down(run, extra):
+    assert run(0, extra=extra) == 0
+    for file in run.folder.rglob("*"):
+        assert not file.is_file() or b"sentinel" not in file.read_bytes(), file
+    assert "<redacted>" in (run.folder / "seed-0" / "command.txt").read_text()
 
 
 def test_all_failing_writes_no_summary(run):

@@ -1,6 +1,7 @@
 """The catalog: items with a unique, reversible token path each, for a given tokenizer.
 
-A path spells the item's title, or the codes of its semantic id (`anyo_rl.catalog.semantic_ids`).
+A path spells the item's title, or the codes of its semantic id (`anyo_rl.catalog.semantic_ids`); an item token is a
+semantic id of one code.
 """
 
 import fcntl
@@ -21,6 +22,7 @@ import tokenizers
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.catalog.tree import PrefixTree, TokenPaths, build_tree_flat, flatten
 from anyo_rl.catalog.tree_file import load_tree, save_tree
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,11 @@ class Catalog:
         return len(self.item_ids)
 
     @property
+    def by_title(self) -> bool:
+        """Whether completions name items by their titles, and not by added tokens."""
+        return self.names is self.titles
+
+    @property
     def paths(self) -> TokenPaths:
         """The token path of each item: `paths[3]` is a tuple of token ids."""
         return self.tree.paths
@@ -60,6 +67,19 @@ class Catalog:
     def find(self, name: str | None) -> str | None:
         """Id of the item that has this name, white space folded; `None` when there is none."""
         return None if name is None else self._by_name.get(" ".join(name.split()))
+
+    def added_tokens(self, item: int) -> str:
+        """The added tokens by which an item goes, in a row, as a prompt may show them; a text that is not data.
+
+        Raises:
+            UsageError: items of this catalog go by their titles.
+        """
+        if self.by_title:
+            raise UsageError(
+                "prompts are to show items by added tokens, and this teacher knows them by their titles alone: set "
+                "history_as to title, or item_tokens to item or semantic_id"
+            )
+        return "".join(self.names[item].split())
 
     def indices(self, item_ids: list[str]) -> np.ndarray:
         """Item indices of item ids.
@@ -158,10 +178,10 @@ class _NamedItems:
 def _named_items(items: pl.DataFrame, tokens: Tokens, semantic_ids: SemanticIds | None) -> _NamedItems:
     ids = items["item_id"].to_list()
     if not ids:
-        raise ValueError("the catalog has no items; expected at least one row with item_id and title")
+        raise UsageError("the catalog has no items; expected at least one row with item_id and title")
     repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
     if repeated:
-        raise ValueError(
+        raise UsageError(
             f"item_id {repeated[0]!r} occurs more than once ({len(repeated)} such ids); ids must be unique"
         )
 
@@ -183,7 +203,7 @@ def _named_items(items: pl.DataFrame, tokens: Tokens, semantic_ids: SemanticIds 
     if semantic_ids is not None:
         missing = [item_id for item_id in ids if item_id not in semantic_ids.codes]
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"item {missing[0]!r} has no semantic id ({len(missing)} of {len(ids)} items; there are ids of "
                 f"{len(semantic_ids.codes)}): take the items that the ids were made for"
             )
@@ -218,7 +238,7 @@ def _code_names(named: _NamedItems, semantic_ids: SemanticIds, paths: TokenPaths
     for item_id, name in zip(named.item_ids, names, strict=True):
         row = semantic_ids.codes[item_id]
         if "".join(row) != "".join(name.split()):
-            raise ValueError(
+            raise UsageError(
                 f"semantic id {''.join(row)!r} is read back from its tokens as {name!r}: its codes must not be "
                 f"special tokens, nor changed by the tokenizer"
             )
@@ -229,7 +249,7 @@ def _check_reversible(titles: list[str], read_back: list[str]) -> None:
     changed = [(title, read) for title, read in zip(titles, read_back, strict=True) if title != read]
     if changed:
         title, read = changed[0]
-        raise ValueError(
+        raise UsageError(
             f"title {title[:80]!r} is read back from its tokens as {read[:80]!r} ({len(changed)} of {len(titles)} "
             f"titles): the tokenizer cannot spell it; take a teacher with a byte-level tokenizer, or write the titles "
             f"as the tokenizer reads them"

@@ -1,9 +1,10 @@
-"""What a teacher answers with: titles, or semantic ids, which it keeps in its folder.
+"""What a teacher answers with: titles, item tokens or semantic ids; the last two are kept in its folder.
 
 Semantic ids are made once, by the first stage that needs them: published ones are read from a column of the item
 table, others are quantised from vectors of the titles (`anyo_rl.catalog.semantic_ids`). They lie in the run folder, so
 that a run that is started again has the same, and in the folder of every teacher that was trained on them: computed
-from its new vectors they would be others, and its tokens would mean something else.
+from its new vectors they would be others, and its tokens would mean something else. Item tokens are semantic ids of
+one code, by the order of the item table.
 """
 
 import logging
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 import torch
 from accelerate import PartialState
@@ -19,26 +21,30 @@ from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
+from anyo_rl.catalog.item_vectors import VectorKind
 from anyo_rl.catalog.semantic_ids import (
     SemanticIds,
     codebook_size,
     computed_ids,
+    item_tokens,
     published_ids,
     quantise,
     read_ids,
     write_ids,
 )
 from anyo_rl.data.schema import DataError
-from anyo_rl.encoders.titles import title_vectors
+from anyo_rl.encoders.titles import ItemEncoder
 from anyo_rl.run.files import write_whole
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.codes import add_item_tokens, train_item_tokens
 from anyo_rl.teacher.load import load_teacher
-from anyo_rl.teacher.tokens import Tokens, add_codes
+from anyo_rl.teacher.tokens import add_codes
 
 logger = logging.getLogger(__name__)
 
 SEMANTIC_IDS = "semantic_ids.json"
+Kind = Literal["title", "item", "semantic_id"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,19 @@ class ItemTokens:
     """What teachers answer with.
 
     Attributes:
-        kind: `title`, or `semantic_id`: codes, an added token each.
+        kind: `title`; `item`, an added token for each item; or `semantic_id`: codes, an added token each.
         column: of the item table, with published semantic ids; computed from titles if `None`.
+        vectors: what their vectors start from; semantic ids are computed of the same, of titles' for `mean`.
+        encoder: what embeds titles for that.
         n_levels: codes of a computed semantic id.
         n_codes: codes of a level, a power of two; if `None` 256, or fewer below 2,048 items.
         seed: of the codebooks.
     """
 
-    kind: Literal["title", "semantic_id"] = "title"
+    kind: Kind = "title"
     column: str | None = None
+    vectors: VectorKind = "mean"
+    encoder: ItemEncoder = "teacher"
     n_levels: int = 3
     n_codes: int | None = None
     seed: int = 0
@@ -65,9 +75,9 @@ def semantic_ids(
     items: pl.DataFrame,
     wanted: ItemTokens,
     teacher: Path | str | None,
-    load: Callable[[], tuple[PreTrainedModel, Tokens]],
+    vectors: Callable[[], np.ndarray],
 ) -> SemanticIds | None:
-    """The semantic ids that a teacher answers with; `None` where it answers with titles.
+    """The semantic ids that a teacher answers with, item tokens among them; `None` where it answers with titles.
 
     All processes call this; the main one computes the ids where there are none.
 
@@ -76,37 +86,51 @@ def semantic_ids(
         items: the item table.
         wanted: what is asked for.
         teacher: the teacher's folder or name; `None` for one made from scratch.
-        load: gives the teacher, for the vectors of titles. Not called where ids are there or in a column.
+        vectors: gives (N, D) vectors of the items, in the main process alone. Not called where ids are there or in a
+            column.
 
     Raises:
         DataError: the ids cannot be made, the teacher was trained on others, or it answers with something else.
     """
     column = wanted.column
-    own = Path(teacher) / SEMANTIC_IDS if teacher is not None else None
-    if own is not None and not own.is_file():
-        own = None
-    if wanted.kind == "title":
-        if own is not None:
-            raise DataError(f"the teacher {teacher} answers with semantic ids ({own}): set item_tokens to semantic_id")
-        if column:
-            raise DataError(
-                f"semantic_id_column is {column!r} but item_tokens is title: set item_tokens to semantic_id"
-            )
-        return None
+    own = own_ids(teacher)
     try:
-        ids = _made(folder, items, wanted, load) if own is None else read_ids(own)
-        if own is not None and column:
+        if wanted.kind == "title" and wanted.vectors != "mean":
+            raise UsageError(
+                f"item_vectors is {wanted.vectors} and item_tokens is title: there is no added token that could start "
+                f"from them; leave item_vectors out, or set item_tokens to item or semantic_id"
+            )
+        if column and wanted.kind != "semantic_id":
+            raise UsageError(
+                f"semantic_id_column is {column!r} but item_tokens is {wanted.kind}: set item_tokens to semantic_id"
+            )
+        if own is None:
+            return None if wanted.kind == "title" else _made(folder, items, wanted, vectors)
+        ids = read_ids(own)
+        if wanted.kind != ids.kind and not column:
+            names = {"item": "item tokens", "semantic_id": "semantic ids"}
+            raise UsageError(
+                f"the teacher {teacher} answers with {names[ids.kind]} ({own}) and item_tokens is {wanted.kind}: set "
+                f"item_tokens to {ids.kind}"
+            )
+        if column:
             _check_column(items, ids, column, own)
     except (ValueError, ImportError) as error:
         raise DataError(str(error)) from error
     return ids
 
 
+def own_ids(teacher: Path | str | None) -> Path | None:
+    """The file of the semantic ids that a teacher was trained on; `None` where it was trained on none."""
+    file = None if teacher is None else Path(teacher) / SEMANTIC_IDS
+    return file if file is not None and file.is_file() else None
+
+
 def load_answering(
     model_args: ModelConfig, ids: SemanticIds | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a teacher and its tokenizer, with the codes of semantic ids added where it was not trained on them."""
-    if ids is None or (Path(model_args.model_name_or_path) / SEMANTIC_IDS).is_file():
+    if ids is None or own_ids(model_args.model_name_or_path):
         return load_teacher(model_args)
     with whole_weights():  # rows cannot be added to weights that are shared out
         model, tokenizer = load_teacher(model_args)
@@ -138,28 +162,26 @@ def _check_column(items: pl.DataFrame, ids: SemanticIds, column: str, file: Path
     published = published_ids(items, column).codes
     other = [item_id for item_id, codes in published.items() if ids.codes.get(item_id) != codes]
     if other:
-        raise ValueError(
+        raise UsageError(
             f"item {other[0]!r} is {''.join(published[other[0]])} by column {column!r} and "
             f"{''.join(ids.codes.get(other[0], ('unknown',)))} in {file}, which the teacher was trained on "
             f"({len(other)} of {len(published)} items): leave semantic_id_column out, or take another teacher"
         )
 
 
-def _made(
-    folder: Path, items: pl.DataFrame, wanted: ItemTokens, load: Callable[[], tuple[PreTrainedModel, Tokens]]
-) -> SemanticIds:
-    """Published or computed ids, by way of the run folder."""
+def _made(folder: Path, items: pl.DataFrame, wanted: ItemTokens, vectors: Callable[[], np.ndarray]) -> SemanticIds:
+    """Item tokens, published ids, or computed ones by way of the run folder."""
+    if wanted.kind == "item":
+        return item_tokens(items["item_id"].to_list())
     if wanted.column:
         return published_ids(items, wanted.column)
     file = folder / SEMANTIC_IDS
     if PartialState().is_main_process and not file.is_file():
-        with whole_weights():
-            model, tokens = load()
         n_codes = wanted.n_codes or codebook_size(len(items))
-        vectors_N_D = title_vectors(model, tokens, items["title"].to_list())
-        codes_N_L = quantise(vectors_N_D, n_levels=wanted.n_levels, n_codes=n_codes, seed=wanted.seed)
+        codes_N_L = quantise(vectors(), n_levels=wanted.n_levels, n_codes=n_codes, seed=wanted.seed)
         ids = computed_ids(items["item_id"].to_list(), codes_N_L)
-        logger.info("semantic ids: %d levels of %d codes from title vectors", codes_N_L.shape[1], n_codes)
+        source = "title" if wanted.vectors in ("mean", "text") else wanted.vectors
+        logger.info("semantic ids: %d levels of %d codes from %s vectors", codes_N_L.shape[1], n_codes, source)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, write_ids(ids))
     if torch.distributed.is_initialized():  # not after training, when the main process goes on alone

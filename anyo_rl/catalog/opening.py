@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import Catalog, open_catalog
-from anyo_rl.catalog.item_tokens import ItemTokens, load_answering, semantic_ids
+from anyo_rl.catalog.item_tokens import ItemTokens, load_answering, own_ids, semantic_ids
+from anyo_rl.catalog.item_vectors import ITEM_VECTORS, code_vectors, item_vectors, kept_vectors
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.memory import free_memory
+from anyo_rl.run.settings import UsageError
+from anyo_rl.teacher.codes import start_item_tokens
 from anyo_rl.teacher.load import load_tokenizer
-from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.teacher.tokens import Tokens, add_codes
 
 CATALOG = "catalog"  # the folder of a run in which the trees of its catalogs lie, for all processes of a machine
 
@@ -56,6 +61,7 @@ class Opening:
         make: makes a teacher from scratch, where there is no path to load one from; it is given the codes that it has
             to know.
         item_tokens: what teachers answer with.
+        sequences: gives the items of each training user by row of the item table, for collaborative vectors.
         marker_token: the added token that serves as the marker; `->` or `</think>` if `None`.
         chat_template_kwargs: what chat templates are told.
     """
@@ -65,6 +71,7 @@ class Opening:
     model_args: ModelConfig
     make: Callable[[Sequence[str]], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
     item_tokens: ItemTokens = field(default_factory=ItemTokens)
+    sequences: Callable[[], Sequence[Sequence[int]]] = list
     marker_token: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
 
@@ -104,19 +111,61 @@ class Opening:
     def weights(
         self, path: Path | str | None, ids: SemanticIds | None
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Weights and tokenizer alone; they know the codes of semantic ids."""
+        """Weights and tokenizer alone; they know the codes of semantic ids, which start as the run was told."""
+        model, tokenizer = self._plain_weights(path, ids)
+        if ids is not None and self._needs_vectors(path):
+            vectors_N_D = np.load(self.folder / ITEM_VECTORS, mmap_mode="r", allow_pickle=False)
+            wanted = self.item_tokens
+            start_item_tokens(
+                model,
+                add_codes(tokenizer, ids.tokens()),
+                code_vectors(ids, self.items["item_id"].to_list(), vectors_N_D),
+                own_space=wanted.encoder == "teacher" and wanted.vectors != "collaborative",
+                seed=wanted.seed,
+            )
+        return model, tokenizer
+
+    def _plain_weights(
+        self, path: Path | str | None, ids: SemanticIds | None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The same, new codes at the mean of the teacher's vectors."""
         if path is None:
             return self.make(ids.tokens() if ids else [])
         return load_answering(self.of_path(path), ids)
 
+    def _needs_vectors(self, path: Path | str | None) -> bool:
+        """Whether the added tokens of the teacher at a path are new, and start from vectors of items."""
+        return self.item_tokens.vectors != "mean" and own_ids(path) is None
+
     def ids(self, path: Path | str | None) -> SemanticIds | None:
-        """The semantic ids of the teacher at a path; see `anyo_rl.catalog.item_tokens.semantic_ids`."""
+        """The semantic ids of the teacher at a path, and the vectors that new ones start from, in the run folder.
+
+        All processes call this; see `anyo_rl.catalog.item_tokens.semantic_ids`.
+        """
+        ids = semantic_ids(self.folder, self.items, self.item_tokens, path, lambda: self._vectors(path, None))
+        if ids is not None and self._needs_vectors(path):
+            if PartialState().is_main_process:
+                self._vectors(path, ids)
+            if torch.distributed.is_initialized():  # not after training, when the main process goes on alone
+                PartialState().wait_for_everyone()
+        return ids
+
+    def _vectors(self, path: Path | str | None, ids: SemanticIds | None) -> np.ndarray:
+        """(N, D) vectors of the items, made if they are not there."""
 
         def load() -> tuple[PreTrainedModel, Tokens]:
-            model, tokenizer = self.weights(path, None)
+            with whole_weights():
+                model, tokenizer = self._plain_weights(path, ids)
             return model, self.tokens(tokenizer)
 
-        return semantic_ids(self.folder, self.items, self.item_tokens, path, load)
+        wanted, titles = self.item_tokens, self.items["title"].to_list()
+        try:
+            return kept_vectors(
+                self.folder / ITEM_VECTORS,
+                lambda: item_vectors(wanted.vectors, titles, wanted.encoder, load, self.sequences()),
+            )
+        except ImportError as error:
+            raise UsageError(str(error)) from error
 
     def of_path(self, path: Path | str | None) -> ModelConfig:
         """How the teacher at a path is loaded."""

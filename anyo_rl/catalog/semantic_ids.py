@@ -9,25 +9,29 @@ and not of a trained autoencoder (RQ-VAE); and only items that do share their co
 experiments give one to every item: a code that is always 0 would be trained for nothing.
 
 A code is written `<a_12>`: a letter for the level, then the centroid. `anyo_rl.teacher.tokens` makes it one token.
+
+An *item token* is a semantic id of one code that no other item has: `<i_12>` for the item in row 12 of the item table.
 """
 
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from anyo_rl.run.settings import UsageError
+from anyo_rl.teacher.tokens import CODE
+
 logger = logging.getLogger(__name__)
 
-CODE = re.compile(r"<([a-z])_([0-9]+)>")
 MOST_CODES = 256
 MOST_LEVELS = 8
+MOST_ITEM_TOKENS = 100_000  # each takes a row of the vocabulary, and of every softmax over it
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class SemanticIds:
 
     codes: Mapping[str, tuple[str, ...]]
     n_collisions: int
+
+    @property
+    def kind(self) -> Literal["item", "semantic_id"]:
+        """`item` where each item has one code, which is then its own."""
+        return "item" if all(len(codes) == 1 for codes in self.codes.values()) else "semantic_id"
 
     def tokens(self) -> list[str]:
         """Every code that occurs, by level and number."""
@@ -66,17 +75,17 @@ def quantise(vectors_N_D: np.ndarray, *, n_levels: int = 3, n_codes: int = 256, 
     """
     vectors_N_D = np.ascontiguousarray(vectors_N_D, dtype=np.float32)
     if vectors_N_D.ndim != 2 or 0 in vectors_N_D.shape:
-        raise ValueError(f"item vectors have shape {vectors_N_D.shape}; expected (N, D), neither of them 0")
+        raise UsageError(f"item vectors have shape {vectors_N_D.shape}; expected (N, D), neither of them 0")
     if not np.isfinite(vectors_N_D).all():
         row = int((~np.isfinite(vectors_N_D).all(1)).argmax())
-        raise ValueError(f"the vector in row {row} holds NaN or infinity: embed that item again")
+        raise UsageError(f"the vector in row {row} holds NaN or infinity: embed that item again")
     n_items, width = vectors_N_D.shape
     if not 1 <= n_levels <= MOST_LEVELS:
-        raise ValueError(f"n_levels is {n_levels}: expected 1 to {MOST_LEVELS}")
+        raise UsageError(f"n_levels is {n_levels}: expected 1 to {MOST_LEVELS}")
     if n_codes < 2 or n_codes & (n_codes - 1):
-        raise ValueError(f"n_codes is {n_codes}: expected a power of two, 2 or more")
+        raise UsageError(f"n_codes is {n_codes}: expected a power of two, 2 or more")
     if n_codes > n_items:
-        raise ValueError(f"n_codes is {n_codes}, more than the {n_items} items: lower it")
+        raise UsageError(f"n_codes is {n_codes}, more than the {n_items} items: lower it")
     faiss = _faiss()
     n_bits = n_codes.bit_length() - 1
     quantizer = faiss.ResidualQuantizer(width, n_levels, n_bits)
@@ -114,6 +123,23 @@ def computed_ids(item_ids: Sequence[str], codes_N_L: np.ndarray) -> SemanticIds:
     return _numbered(item_ids, rows)
 
 
+def item_tokens(item_ids: Sequence[str]) -> SemanticIds:
+    """One code for each item, in the order of the item table.
+
+    Args:
+        item_ids: N ids, no two the same.
+
+    Raises:
+        UsageError: there are too many to be tokens of a vocabulary.
+    """
+    if len(item_ids) > MOST_ITEM_TOKENS:
+        raise UsageError(
+            f"item_tokens is item and the catalog has {len(item_ids):,} items, which would be as many added tokens; "
+            f"expected {MOST_ITEM_TOKENS:,} at most: set item_tokens to semantic_id, or raise k_core"
+        )
+    return SemanticIds({item_id: (f"<i_{row}>",) for row, item_id in enumerate(item_ids)}, 0)
+
+
 def published_ids(items: pl.DataFrame, column: str) -> SemanticIds:
     """Semantic ids that the item table brings, as `<a_12><b_3><c_45>` in a column.
 
@@ -125,7 +151,7 @@ def published_ids(items: pl.DataFrame, column: str) -> SemanticIds:
         ValueError: there is no such column, or an item has no id there, or one that is not written like this.
     """
     if column not in items.columns:
-        raise ValueError(f"the item table has no column {column!r}: set semantic_id_column to one of {items.columns}")
+        raise UsageError(f"the item table has no column {column!r}: set semantic_id_column to one of {items.columns}")
     ids = items["item_id"].to_list()
     return _numbered(ids, parse_ids(dict(zip(ids, items[column].to_list(), strict=True)), f"column {column!r}"))
 
@@ -149,7 +175,7 @@ def parse_ids(texts: Mapping[str, object], place: str) -> list[tuple[str, ...]]:
             bad.append((item_id, text))
     if bad:
         item_id, text = bad[0]
-        raise ValueError(
+        raise UsageError(
             f"{place}: item {item_id!r} has the semantic id {text!r} ({len(bad)} such of {len(texts)} items); "
             f"expected codes in a row, each a letter and a number, as in <a_12><b_3><c_45>"
         )
@@ -164,7 +190,7 @@ def _numbered(item_ids: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Seman
         # A letter that no id uses, so that no numbered id is another item's.
         letter = chr(max(ord(code[1]) for row in counts for code in row) + 1)
         if letter > "z":
-            raise ValueError(
+            raise UsageError(
                 f"{n_collisions} items have the codes of another one, and no letter is left after <z_…> to number them"
             )
         seen: Counter[tuple[str, ...]] = Counter()
@@ -199,7 +225,7 @@ def read_ids(file: Path) -> SemanticIds:
         found = json.loads(file.read_text(encoding="utf-8"))
         texts, n_collisions = dict(found["codes"]), int(found["n_collisions"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: expected n_collisions, and codes by item id, as JSON ({error!r})") from error
+        raise UsageError(f"{file}: expected n_collisions, and codes by item id, as JSON ({error!r})") from error
     return SemanticIds(dict(zip(texts, parse_ids(texts, str(file)), strict=True)), n_collisions)
 
 

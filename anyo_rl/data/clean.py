@@ -8,11 +8,12 @@ Report keys, each a number of events unless said otherwise:
 | `users`, `items` | users and items kept (items: all of the item file) |
 | `null_key` | dropped: user, item or timestamp empty, NaN, or written as NA, None or null |
 | `unknown_item` | dropped: the item is not in the item file |
-| `duplicate_events` | dropped: the same user, item and timestamp again (the first is kept) |
+| `duplicate_events` | dropped: the same user, item and exact time again (the first is kept) |
 | `unsorted_events` | moved: stood after a later event of the same user |
-| `milliseconds` | 1 if the timestamps were finer than seconds and were converted |
+| `milliseconds` | 1 if the unit of the timestamps is finer than a second: they are converted, and lose nothing |
 | `single_event_users` | users with one event: kept (they count for popularity), but give no example with a history |
 | `null_item_id`, `duplicate_items` | rows of the item file dropped (the first of a duplicate is kept) |
+| `list_titles` | items with a list or an object in place of a title: its texts are joined by commas |
 | `empty_titles` | items without a title: the id stands in |
 | `cleaned_titles` | items whose title changed: markup, line breaks, control characters, the marker |
 | `truncated_titles` | items whose title was cut to `max_title_chars` |
@@ -22,20 +23,32 @@ Report keys, each a number of events unless said otherwise:
 | `latin1_files`, `timestamps_from_row_order` | from the reader: files read as latin-1, rows without a timestamp |
 """
 
+import ast
 import functools
+import json
+from contextlib import suppress
+from typing import Any
 
 import polars as pl
 
-from anyo_rl.data.schema import HISTORY, ITEM_ID, RATING, TARGET_ID, TIMESTAMP, TITLE, USER_ID, DataError, Interactions
-from anyo_rl.data.tables import Source, collect, column_names, reading
+from anyo_rl.data.schema import (
+    FRACTION,
+    HISTORY,
+    ITEM_ID,
+    RATING,
+    TARGET_ID,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    DataError,
+    Interactions,
+)
+from anyo_rl.data.tables import NULLS, Source, collect, column_names, reading
 from anyo_rl.data.text import MAX_TITLE_CHARS, clean_text, truncate_text
+from anyo_rl.data.times import moment, read_time, to_seconds
 
-# How tables write that there is nothing, in ids and numbers alike.
-_NULLS = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "<NA>")
 _LARGEST_EXACT_FLOAT = 2**53
-_ID_HINT = "text or a whole number"
-# 1e11 seconds is the year 5138, 1e11 milliseconds 1973: between the units there is no doubt. Each step is 1000.
-_FINEST_SECONDS = 1e11
+_ID_HINT = "text or a whole number, without tabs or line breaks"
 _REPORT_KEYS = (
     "events_read",
     "events",
@@ -49,6 +62,7 @@ _REPORT_KEYS = (
     "single_event_users",
     "null_item_id",
     "duplicate_items",
+    "list_titles",
     "empty_titles",
     "cleaned_titles",
     "truncated_titles",
@@ -78,44 +92,56 @@ def clean_source(source: Source, name: str, max_title_chars: int = MAX_TITLE_CHA
 
 
 def _id(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
-    """The id as text (null for an empty one), and whether it is a number that cannot be one: 1.5, or 1e20."""
+    """The id as text (null for an empty one), and whether it cannot be one: 1.5, 1e20, or several lines."""
     column = pl.col(name)
     bad = pl.lit(False)
     if dtype.is_float():  # a data frame with a missing id turns the others into floats
         bad = column.is_not_nan() & ((column != column.floor()) | (column.abs() > _LARGEST_EXACT_FLOAT))
         column = column.cast(pl.Int64, strict=False)
     column = column.cast(pl.String).str.strip_chars()
-    return pl.when(column.is_in(_NULLS)).then(None).otherwise(column).alias(name), bad.fill_null(False)
+    # A quote that is not closed swallows what follows, up to the next one.
+    bad = bad.fill_null(False) | column.str.contains(r"[\t\r\n]").fill_null(False)
+    return pl.when(column.is_in(NULLS)).then(None).otherwise(column).alias(name), bad
 
 
 def _number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     """The parsed number (null for NaN), and whether it could not be parsed."""
     column = pl.col(name)
-    if dtype.is_temporal():
-        return (column.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Float64)).alias(name), pl.lit(False)
     missing = column.is_null()
     if dtype == pl.String:
         column = column.str.strip_chars()
-        missing = column.is_null() | column.is_in(_NULLS)
+        missing = column.is_null() | column.is_in(NULLS)
     number = column.cast(pl.Float64, strict=False)
     bad = (number.is_null() | number.is_infinite()) & missing.not_()
     return pl.when(missing | number.is_nan()).then(None).otherwise(number).alias(name), bad.fill_null(True)
 
 
-def _parse(table: pl.LazyFrame, source: Source, numbers: tuple[str, ...], ids: tuple[str, ...]) -> pl.DataFrame:
+def _parse(table: pl.LazyFrame, source: Source, ids: tuple[str, ...]) -> pl.DataFrame:
+    """Ids, time (`timestamp` and `fraction`, see `read_time`) and perhaps the rating; other columns as they are."""
     with reading(source.path):
         schema = table.collect_schema()
-    parsed = {name: _id(name, schema[name]) for name in ids} | {name: _number(name, schema[name]) for name in numbers}
-    rest = [name for name in schema.names() if name not in (*ids, *numbers)]
+    for name in (*ids, TIMESTAMP, RATING):
+        if name in schema and not (_is_text_like(schema[name]) or schema[name] == pl.Binary):
+            raise DataError(
+                f"{source.path}: the column for {name} is {schema[name]}, expected text or numbers: convert the column"
+            )
+    parsed = {name: _id(name, schema[name]) for name in ids}
+    if RATING in schema:
+        parsed[RATING] = _number(RATING, schema[RATING])
+    time = read_time(TIMESTAMP, schema[TIMESTAMP])
+    wrong = {name: bad for name, (_, bad) in parsed.items()} | {TIMESTAMP: time.bad}
+    rest = [name for name in schema.names() if name not in wrong]
     frame = collect(
         table.select(
             *(value for value, _ in parsed.values()),
-            *(bad.alias(f"bad {name}") for name, (_, bad) in parsed.items()),
+            time.whole,
+            time.part,
+            *(bad.alias(f"bad {name}") for name, bad in wrong.items()),
             *rest,
         ),
         source.path,
     )
-    for name, (_, bad) in parsed.items():
+    for name, bad in wrong.items():
         if n_bad := int(frame[f"bad {name}"].sum()):
             value = collect(table.filter(bad).select(name).head(1), source.path).item()
             hint = _ID_HINT if name in ids else "a number"
@@ -124,13 +150,13 @@ def _parse(table: pl.LazyFrame, source: Source, numbers: tuple[str, ...], ids: t
                 f"{source.path}: found {value!r} as {name} ({n_bad} of {len(frame)} rows), expected {hint}: convert "
                 "the column, or remove the rows"
             )
-    return frame.drop(f"bad {name}" for name in parsed)
+    return frame.drop(f"bad {name}" for name in wrong)
 
 
 def _clean_events(source: Source, items: pl.DataFrame, report: dict[str, int]) -> pl.DataFrame:
     events = source.events
     rated = RATING in column_names(events, source.path)
-    frame = _parse(events, source, (TIMESTAMP, RATING) if rated else (TIMESTAMP,), (USER_ID, ITEM_ID))
+    frame = _parse(events, source, (USER_ID, ITEM_ID))
     report["events_read"] = len(frame)
     if frame.is_empty():
         raise DataError(f"{source.path}: found no events, expected at least one row below the header: check the file")
@@ -145,11 +171,12 @@ def _clean_events(source: Source, items: pl.DataFrame, report: dict[str, int]) -
     # Integers in place of text from here: 20 million rows sort and compare in seconds.
     users = kept[USER_ID].unique().sort()
     examples = kept[ITEM_ID].head(3).to_list()
-    frame = kept.with_columns(
+    frame = kept.drop(FRACTION).with_columns(
         pl.col(USER_ID).cast(pl.Enum(users)),
         pl.col(ITEM_ID).cast(pl.Enum(items[ITEM_ID]), strict=False),
-        to_seconds(kept[TIMESTAMP], source, report),
+        *to_seconds(kept.select(TIMESTAMP, FRACTION), source.path, report),
     )
+    time = moment(frame)
     kept = frame.drop_nulls(ITEM_ID)
     report["unknown_item"] = len(frame) - len(kept)
     if kept.is_empty():
@@ -158,46 +185,25 @@ def _clean_events(source: Source, items: pl.DataFrame, report: dict[str, int]) -
             f"{items[ITEM_ID].head(3).to_list()}: check that both files name items the same way"
         )
     row = "row"
-    frame = kept.with_row_index(row).sort(USER_ID, TIMESTAMP, row)
+    frame = kept.with_row_index(row).sort(USER_ID, *time, row)
     same_user = pl.col(USER_ID) == pl.col(USER_ID).shift(1)
     report["unsorted_events"] = int(frame.select((same_user & (pl.col(row) < pl.col(row).shift(1))).sum()).item())
     # A duplicate stands in a run of the same user and time; only those runs need comparing.
-    same_moment = same_user & (pl.col(TIMESTAMP) == pl.col(TIMESTAMP).shift(1))
+    same_moment = pl.all_horizontal(same_user, *(pl.col(name) == pl.col(name).shift(1) for name in time))
     tied = (same_moment | same_moment.shift(-1)).fill_null(False)
     ties = frame.filter(tied)
-    repeats = ties.filter(pl.struct(pl.col(USER_ID, ITEM_ID).to_physical(), TIMESTAMP).is_first_distinct().not_())[row]
+    repeats = ties.filter(pl.struct(pl.col(USER_ID, ITEM_ID).to_physical(), *time).is_first_distinct().not_())[row]
     if len(repeats):
         frame = frame.filter(pl.col(row).is_in(repeats.implode()).not_())
     report["duplicate_events"] = len(repeats)
     report["single_event_users"] = int((frame[USER_ID].value_counts()["count"] == 1).sum())
-    return frame.select(pl.col(USER_ID, ITEM_ID).cast(pl.String), TIMESTAMP, *([RATING] if rated else []))
-
-
-def to_seconds(timestamps: pl.Series, source: Source, report: dict[str, int]) -> pl.Series:
-    """Timestamps as whole seconds (Int64); milli-, micro- and nanoseconds are known by their size.
-
-    Raises:
-        DataError: if some values are of another unit than the median's.
-    """
-    if timestamps.is_empty():
-        return timestamps.cast(pl.Int64)
-    divisor, median = 1.0, float(timestamps.median())  # type: ignore[arg-type]
-    while median / divisor >= _FINEST_SECONDS:
-        divisor *= 1000
-    report["milliseconds"] = int(divisor > 1)
-    high, low = float(timestamps.max()), float(timestamps.min())  # type: ignore[arg-type]
-    # A second-sized value among milliseconds (1e9 is 2001) would be a day in January 1970.
-    if high / divisor >= _FINEST_SECONDS or (divisor > 1 and 0 < low < _FINEST_SECONDS * divisor / 1000):
-        raise DataError(
-            f"{source.path}: found timestamps of mixed units, from {low:.0f} to {high:.0f}, expected all in seconds "
-            "or all in milliseconds since 1970: convert them to one unit"
-        )
-    return (timestamps / divisor).floor().cast(pl.Int64)
+    return frame.select(pl.col(USER_ID, ITEM_ID).cast(pl.String), *time, *([RATING] if rated else []))
 
 
 def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.DataFrame:
     raw, path = source.items, source.items_path
-    for name in (ITEM_ID, TITLE):
+    nested = raw.schema[TITLE].is_nested()
+    for name in (ITEM_ID,) if nested else (ITEM_ID, TITLE):
         if not _is_text_like(raw.schema[name]):
             raise DataError(f"{path}: the column for {name} is {raw.schema[name]}, expected text: convert the column")
     item_id, bad = _id(ITEM_ID, raw.schema[ITEM_ID])
@@ -207,15 +213,18 @@ def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.D
             f"{path}: found {wrong[ITEM_ID][0]!r} as {ITEM_ID} ({len(wrong)} of {len(raw)} rows), expected "
             f"{_ID_HINT}: convert the column, or remove the rows"
         )
-    items = raw.with_columns(item_id, pl.col(TITLE).cast(pl.String).fill_null(""))
+    title = pl.col(TITLE) if nested else pl.col(TITLE).cast(pl.String)
+    items = raw.with_columns(item_id, title)
     kept = items.drop_nulls(ITEM_ID)
     report["null_item_id"] = len(items) - len(kept)
     items = kept.unique(ITEM_ID, keep="first", maintain_order=True)
     report["duplicate_items"] = len(kept) - len(items)
     if items.is_empty():
         raise DataError(f"{path}: found no items in the item file, expected at least one with an id")
-    full = [clean_text(title, max_chars=None) for title in items[TITLE].to_list()]
-    folded = items[TITLE].str.strip_chars().to_list()
+    joined = [_joined(title) for title in items[TITLE].to_list()]
+    report["list_titles"] = sum(is_list for _, is_list in joined)
+    folded = [title.strip() for title, _ in joined]
+    full = [clean_text(title, max_chars=None) for title in folded]
     titles = [truncate_text(title, max_chars) for title in full]
     report["cleaned_titles"] = sum(old != new for old, new in zip(folded, full, strict=True))
     report["truncated_titles"] = sum(old != new for old, new in zip(full, titles, strict=True))
@@ -228,6 +237,27 @@ def _clean_items(source: Source, max_chars: int, report: dict[str, int]) -> pl.D
     attributes = [_clean_attribute(items[name]) for name in items.columns if name not in (ITEM_ID, TITLE)]
     columns = [items[ITEM_ID], pl.Series(TITLE, titles, dtype=pl.String)]
     return pl.DataFrame(columns + [attribute for attribute in attributes if attribute is not None])
+
+
+def _joined(title: Any) -> tuple[str, bool]:
+    """A title as text, and whether it was a list or an object, as such or written as JSON or Python writes it."""
+    value = title
+    if isinstance(title, str) and title.strip()[:1] in ("[", "{"):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = json.loads(title)
+        if value is title:
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                value = ast.literal_eval(title.strip())
+    if isinstance(value, list | dict):
+        return ", ".join(_texts(value)), True
+    return title or "", False
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts and numbers in nested lists and objects, in their order."""
+    if isinstance(value, list | dict):
+        return [text for entry in (value.values() if isinstance(value, dict) else value) for text in _texts(entry)]
+    return [str(value)] if isinstance(value, str | int | float) else []
 
 
 def _clean_attribute(values: pl.Series) -> pl.Series | None:
@@ -252,7 +282,7 @@ def _is_text_like(dtype: pl.DataType) -> bool:
 def _clean_given(source: Source, items: pl.DataFrame, report: dict[str, int]) -> pl.DataFrame:
     assert source.given is not None
     raw = source.given
-    given = _parse(raw.lazy(), source, (TIMESTAMP,), (USER_ID, TARGET_ID))
+    given = _parse(raw.lazy(), source, (USER_ID, TARGET_ID))
     known = pl.col(TARGET_ID).is_in(items[ITEM_ID].implode())
     given = given.drop_nulls([USER_ID, TARGET_ID, TIMESTAMP]).filter(known)
     if given.is_empty():
@@ -260,9 +290,9 @@ def _clean_given(source: Source, items: pl.DataFrame, report: dict[str, int]) ->
     report["given_rows"], report["given_dropped"] = len(given), len(raw) - len(given)
     before = int(given[HISTORY].list.len().sum())
     element = pl.element()
-    given = given.with_columns(
+    given = given.drop(FRACTION).with_columns(
         pl.col(HISTORY).list.eval(element.filter(element.is_in(items[ITEM_ID].implode()))),
-        to_seconds(given[TIMESTAMP], source, dict(report)),
+        *to_seconds(given.select(TIMESTAMP, FRACTION), source.path, dict(report)),
     )
     report["given_history_dropped"] = before - int(given[HISTORY].list.len().sum())
     return given

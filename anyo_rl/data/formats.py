@@ -9,15 +9,19 @@ import polars as pl
 from anyo_rl.data.movielens import film_title
 from anyo_rl.data.schema import HISTORY, ITEM_ID, SPLIT, SPLITS, TARGET_ID, TIMESTAMP, TITLE, USER_ID, DataError
 from anyo_rl.data.tables import (
-    PARQUET_SUFFIXES,
+    JSON_SUFFIXES,
+    NULLS,
+    PlainTable,
     Source,
     collect,
     column_names,
     pick_events,
     pick_items,
-    reading,
+    scan_json_lines,
     scan_text_table,
+    suffix,
 )
+from anyo_rl.data.times import read_time
 
 # Long free text: nothing here reads it, and it would dominate the memory of an item table.
 _DROPPED_ATTRIBUTES = ("description", "features", "details", "images", "videos", "reviews")
@@ -31,6 +35,7 @@ _AMAZON_ITEM_SCHEMA: dict[str, pl.DataType] = {
     "main_category": pl.String(),
     "categories": pl.List(pl.String()),
 }
+_FRACTION = r"^-?\d*\.\d+([eE][+-]?\d+)?$|^-?\d+[eE]\+\d+$"
 _GIVEN_COLUMNS = (USER_ID, "history_item_id", ITEM_ID)
 
 
@@ -50,7 +55,12 @@ def read_recbole(
     inter: Path, item: Path, columns: Mapping[str, str] | None = None, item_columns: Mapping[str, str] | None = None
 ) -> Source:
     """RecBole's `.inter` and `.item` (or another item file); a film's year joins its title, genres become a list."""
-    return Source(pick_events(_scan_recbole(inter), inter, columns), read_items(item, item_columns), inter, item)
+    return Source(
+        pick_events(_scan_recbole(inter), inter, columns),
+        read_items(item, PlainTable(item_columns=item_columns)),
+        inter,
+        item,
+    )
 
 
 def read_recbole_items(path: Path) -> pl.DataFrame:
@@ -75,53 +85,28 @@ def read_recbole_items(path: Path) -> pl.DataFrame:
 def read_amazon(ratings: Path, meta: Path, columns: Mapping[str, str] | None = None) -> Source:
     """Amazon Reviews 2023: `user_id,parent_asin,rating,timestamp` and `meta_*.jsonl` (either may be .gz)."""
     events = pick_events(scan_text_table(ratings, ","), ratings, columns, {ITEM_ID: "parent_asin"})
-    with reading(meta):
-        table = pl.scan_ndjson(meta, schema=_AMAZON_ITEM_SCHEMA).collect()
-    table = table.rename({"store": "brand"})
+    table = collect(scan_json_lines(meta, _AMAZON_ITEM_SCHEMA), meta).rename({"store": "brand"})
     return Source(events, pick_items(table, meta, None, ["parent_asin"], [TITLE]), ratings, meta)
 
 
-def read_plain(
-    path: Path,
-    items_path: Path | None,
-    columns: Mapping[str, str] | None = None,
-    item_columns: Mapping[str, str] | None = None,
-    separator: str | None = None,
-) -> Source:
+def read_plain(path: Path, items_path: Path | None, table: PlainTable) -> Source:
     """A csv, tsv or parquet log with named columns, and an item file (csv, tsv, parquet, jsonl or RecBole's .item)."""
-    events = pick_events(_scan_plain(path, separator), path, columns)
+    events = pick_events(table.scan(path), path, table.columns)
     if items_path is None:
         raise DataError(
             f"{path}: found no item file beside it, expected items.csv, items.tsv, items.parquet or items.jsonl with "
             "item_id and title: pass items_path="
         )
-    return Source(events, read_items(items_path, item_columns, separator), path, items_path)
+    return Source(events, read_items(items_path, table), path, items_path)
 
 
-def read_items(path: Path, columns: Mapping[str, str] | None = None, separator: str | None = None) -> pl.DataFrame:
+def read_items(path: Path, table: PlainTable) -> pl.DataFrame:
     """An item file: csv, tsv, parquet, jsonl or RecBole's .item; ids and titles under our names."""
     if path.suffix == ".item":
         return read_recbole_items(path)
-    with reading(path):
-        if _suffix(path) in (".jsonl", ".ndjson"):
-            table = pl.scan_ndjson(path, infer_schema_length=None).collect()
-        else:
-            table = collect(_scan_plain(path, separator), path)
+    items = collect(scan_json_lines(path) if suffix(path) in JSON_SUFFIXES else table.scan(path), path)
     ids = [ITEM_ID, "parent_asin", "movieId", "asin", "iid"]
-    return pick_items(table, path, columns, ids, _TITLE_NAMES).drop(_DROPPED_ATTRIBUTES, strict=False)
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-
-
-def _scan_plain(path: Path, separator: str | None) -> pl.LazyFrame:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file: check the path")
-    if _suffix(path) in PARQUET_SUFFIXES:
-        with reading(path):
-            return pl.scan_parquet(path)
-    return scan_text_table(path, separator or ("\t" if _suffix(path) == ".tsv" else ","))
+    return pick_items(items, path, table.item_columns, ids, _TITLE_NAMES).drop(_DROPPED_ATTRIBUTES, strict=False)
 
 
 def read_minionerec(
@@ -130,9 +115,9 @@ def read_minionerec(
     """MiniOneRec's csv files with pre-made histories.
 
     Events come from a RecBole `.inter` beside them; else from the rows: each row's target at its timestamp, and the
-    history of a user's first row at the timestamp of that row (the files do not say when it happened). Where
+    history of a user's earliest row at the timestamp of that row (the files do not say when it happened). Where
     there is no timestamp, the row's number in train, validation, test order stands for it. Items come from a
-    `.item` file, else from the titles in the csv files.
+    `.item` file, else from the titles in the csv files. An id written as a float is the whole number that it is.
 
     Args:
         paths: split name to csv file.
@@ -155,21 +140,38 @@ def read_minionerec(
     if TIMESTAMP not in rows.columns:
         notes["timestamps_from_row_order"] = len(rows)
         rows = rows.with_columns(pl.int_range(pl.len()).cast(pl.String).alias(TIMESTAMP))
-    rows = rows.with_columns(_parse_list(pl.col("history_item_id")).alias(HISTORY))
-    items = read_items(item) if item else _items_from_rows(rows, path)
+    rows = rows.with_columns(_parse_list("history_item_id").alias(HISTORY), _whole(pl.col(USER_ID, ITEM_ID)))
+    fractions = rows.filter(
+        pl.concat_list(HISTORY, ITEM_ID).list.eval(pl.element().str.contains(_FRACTION)).list.any()
+    )
+    if len(fractions):
+        shown = fractions.select("history_item_id", ITEM_ID).row(0)
+        raise DataError(
+            f"{path}: found a fraction among the ids {shown[0]!r}, {shown[1]!r} ({len(fractions)} of {len(rows)} "
+            "rows), expected text or whole numbers: convert history_item_id and item_id, or remove the rows"
+        )
+    items = read_items(item, PlainTable()) if item else _items_from_rows(rows, path)
     given = rows.select(USER_ID, HISTORY, pl.col(ITEM_ID).alias(TARGET_ID), TIMESTAMP, SPLIT)
     if inter:
         return Source(pick_events(_scan_recbole(inter), inter, columns), items, inter, item or path, notes, given)
-    firsts = rows.unique(USER_ID, keep="first", maintain_order=True).select(USER_ID, pl.col(HISTORY), TIMESTAMP)
+    time = read_time(TIMESTAMP, rows.schema[TIMESTAMP])
+    by_time = rows.sort(time.whole, time.part, nulls_last=True, maintain_order=True)
+    firsts = by_time.unique(USER_ID, keep="first", maintain_order=True).select(USER_ID, pl.col(HISTORY), TIMESTAMP)
     firsts = firsts.explode(HISTORY).drop_nulls(HISTORY).rename({HISTORY: ITEM_ID}).select(USER_ID, ITEM_ID, TIMESTAMP)
     events = pl.concat([firsts, rows.select(USER_ID, ITEM_ID, TIMESTAMP)])
     return Source(events.lazy(), items, path, item or path, notes, given)
 
 
-def _parse_list(text: pl.Expr) -> pl.Expr:
-    """`[1, 2]` or `['a', 'b']`, of ids, into a list of str."""
-    element = pl.element().str.strip_chars(" '\"")
-    return text.fill_null("").str.strip_chars(" []").str.split(",").list.eval(element.filter(element != ""))
+def _parse_list(column: str) -> pl.Expr:
+    """`[1, 2]`, `[1.0, 2.0]`, `['a', 'b']` or numpy's `[1 2]`, of ids, into a list of str; what is missing goes."""
+    element = _whole(pl.element().str.strip_chars("'\"").str.strip_chars())
+    ids = pl.col(column).fill_null("").str.extract_all(r"""'[^']*'|"[^"]*"|[^\s,'"\[\]]+""")
+    return ids.list.eval(element.filter(element.is_in(NULLS).not_()))
+
+
+def _whole(ids: pl.Expr) -> pl.Expr:
+    """Ids of which floats that are whole numbers are written as these: `1.0`, as a data frame with gaps has it."""
+    return ids.str.replace(r"^(-?\d+)\.0*$", "$1")
 
 
 def _items_from_rows(rows: pl.DataFrame, path: Path) -> pl.DataFrame:

@@ -1,7 +1,6 @@
 """One door for every log: a name or a path in, validated `Interactions` out."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from anyo_rl.data.download import ML_100K_MD5, ML_100K_URL, download_archive
 from anyo_rl.data.formats import read_amazon, read_minionerec, read_plain, read_recbole
 from anyo_rl.data.movielens import read_ratings_csv, read_ratings_dat, read_u_data
 from anyo_rl.data.schema import TEST, TRAIN, VALIDATION, DataError, Interactions
-from anyo_rl.data.tables import Source, first_line, only
+from anyo_rl.data.tables import PlainTable, Source, first_line, only
 from anyo_rl.data.text import MAX_TITLE_CHARS
 
 ML_100K = "ml-100k"
@@ -32,21 +31,6 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class PlainTable:
-    """How a plain log and its item file are laid out.
-
-    Attributes:
-        columns: our column names (`user_id`, `item_id`, `timestamp`, `rating`) to the log's.
-        item_columns: our item columns (`item_id`, `title`) to the item file's.
-        separator: between the fields of text; `None` for a comma (a tab in .tsv).
-    """
-
-    columns: Mapping[str, str] | None = None
-    item_columns: Mapping[str, str] | None = None
-    separator: str | None = None
-
-
-@dataclass(frozen=True)
 class Archive:
     """A zip file that a data set can be downloaded as."""
 
@@ -59,7 +43,7 @@ def load_interactions(
     *,
     data_dir: str | Path | None = None,
     items_path: str | Path | None = None,
-    table: PlainTable = PlainTable(),
+    table: PlainTable | None = None,
     max_title_chars: int = MAX_TITLE_CHARS,
     archive: Archive = Archive(),
 ) -> Interactions:
@@ -74,7 +58,7 @@ def load_interactions(
             data folder, or a path to a folder or file (write `./office` for a folder of that name here).
         data_dir: the data folder; None for the environment's ANYO_RL_DATA, else ~/.cache/anyo_rl.
         items_path: the item file; None to look beside the log.
-        table: the layout of a plain table.
+        table: the layout of a plain table; None for the usual one.
         max_title_chars: longer titles are cut at a word boundary.
         archive: where `ml-100k` comes from.
 
@@ -85,8 +69,7 @@ def load_interactions(
     items = None if items_path is None else Path(items_path).expanduser()
     if items is not None and not items.is_file():
         raise DataError(f"{items}: no such item file: check items_path")
-    found = _read(path, table.columns, items, table.item_columns, table.separator)
-    return clean_source(found, _name(path), max_title_chars)
+    return clean_source(_read(path, items, table or PlainTable()), _name(path), max_title_chars)
 
 
 def _name(path: Path) -> str:
@@ -111,13 +94,7 @@ def _find(source: str, data_dir: str | Path | None, archive: Archive) -> Path:
     raise DataError(f"{source!r}: no such file or folder: check the path")
 
 
-def _read(
-    path: Path,
-    columns: Mapping[str, str] | None,
-    items: Path | None,
-    item_columns: Mapping[str, str] | None,
-    separator: str | None,
-) -> Source:
+def _read(path: Path, items: Path | None, table: PlainTable) -> Source:
     folder = path if path.is_dir() else path.parent
     wanted = None if path.is_dir() else path.name
 
@@ -129,18 +106,18 @@ def _read(
         return read_ratings_dat(folder / "ratings.dat", items or folder / "movies.dat")
     if has("u.data"):
         return read_u_data(folder / "u.data", items or folder / "u.item")
-    plain = bool(columns or item_columns or separator)
+    plain = bool(table.columns or table.item_columns or table.separator)
     movies = items or folder / "movies.csv"
     if has("ratings.csv") and movies.is_file() and not plain and "movieId" in first_line(folder / "ratings.csv"):
         return read_ratings_csv(folder / "ratings.csv", movies)
     if wanted is None and (given := _given_files(folder)):
         inter, item = _optional(folder, ".inter"), items or _optional(folder, ".item")
-        return read_minionerec(given, inter, item, columns)
+        return read_minionerec(given, inter, item, table.columns)
     inters = sorted(folder.glob("*.inter")) if wanted is None else [path] if path.suffix == ".inter" else []
     if inters:
         inter = only(inters, folder, "log", lambda p: p.stem == folder.name)
         item = items or only(sorted(folder.glob("*.item")), folder, "item file", lambda p: p.stem == inter.stem)
-        return read_recbole(inter, item, columns, item_columns)
+        return read_recbole(inter, item, table.columns, table.item_columns)
     metas = (
         [items] if items else [p for p in sorted(folder.glob("meta_*")) if p.name.endswith((".jsonl", ".jsonl.gz"))]
     )
@@ -151,8 +128,8 @@ def _read(
     log = only(logs, folder, "log", lambda p: _name(p) in ("interactions", "ratings", folder.name))
     if log.name.endswith((".csv", ".csv.gz")) and "parent_asin" in first_line(log) and not plain and metas:
         stem = _name(log)
-        return read_amazon(log, only(metas, folder, "item file", lambda p: _name(p) == f"meta_{stem}"), columns)
-    return read_plain(log, items or _item_file(folder), columns, item_columns, separator)
+        return read_amazon(log, only(metas, folder, "item file", lambda p: _name(p) == f"meta_{stem}"), table.columns)
+    return read_plain(log, items or _item_file(folder), table)
 
 
 def _given_files(folder: Path) -> dict[str, Path]:

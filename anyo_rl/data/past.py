@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -16,24 +15,28 @@ class Past:
 
     Attributes:
         items: item ids, user by user, oldest first.
-        start: user id → place of the user's first one.
+        users: the users, sorted.
+        starts: (U,) place of each user's first item.
     """
 
     items: pl.Series
-    start: dict[str, int]
+    users: pl.Series
+    starts: np.ndarray
 
     @classmethod
     def of_log(cls, interactions: Interactions) -> "Past":
         """The events of a log."""
-        frame = interactions.frame.select(USER_ID, ITEM_ID).with_row_index("row")
-        first = frame.group_by(USER_ID, maintain_order=True).first()
-        return cls(frame[ITEM_ID], dict(first.select(USER_ID, "row").iter_rows()))
+        users, starts = _first_rows(interactions.frame)
+        return cls(interactions.frame[ITEM_ID], users, starts)
+
+    def start(self, users: pl.Series) -> np.ndarray:
+        """The places of users' first items."""
+        return self.starts[self.users.search_sorted(users).to_numpy()]
 
     def before(self, example_id: str) -> list[str]:
         """The items of all events before the example's target, oldest first."""
         user, position = split_example_id(example_id)
-        start = self.start[user]
-        return self.items[start : start + position].to_list()
+        return self.items.slice(int(self.starts[self.users.search_sorted(user)]), position).to_list()
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,42 @@ class GivenPast:
 
     Attributes:
         rows: the pre-made examples, all of them.
+        order: their row numbers, user by user.
+        users: the users, sorted.
+        starts: (U,) place of each user's first row in the order.
     """
 
     rows: pl.DataFrame
+    order: np.ndarray
+    users: pl.Series
+    starts: np.ndarray
 
-    @cached_property
-    def _of_user(self) -> dict[str, list[tuple[list[str], str]]]:
-        found: dict[str, list[tuple[list[str], str]]] = {}
-        for user, history, target in self.rows.select(USER_ID, HISTORY, TARGET_ID).iter_rows():
-            found.setdefault(user, []).append((history, target))
-        return found
+    @classmethod
+    def of_rows(cls, rows: pl.DataFrame) -> "GivenPast":
+        """The pre-made examples in their published order."""
+        of_user = rows.select(USER_ID).with_row_index("number").sort(USER_ID, maintain_order=True)
+        return cls(rows.select(HISTORY, TARGET_ID), of_user["number"].to_numpy(), *_first_rows(of_user))
 
     def before(self, example_id: str) -> list[str]:
         """The items known to come before the example's target, each once, in the order of their first telling."""
         user, position = split_example_id(example_id)
-        *earlier, (history, _) = self._of_user[user][: position + 1]
+        start = int(self.starts[self.users.search_sorted(user)])
+        *earlier, (history, _) = [self.rows.row(int(number)) for number in self.order[start : start + position + 1]]
         told = [item for past, target in earlier for item in (*past, target)]
         return list(dict.fromkeys([*told, *history]))
+
+
+def _first_rows(frame: pl.DataFrame) -> tuple[pl.Series, np.ndarray]:
+    """The users of a frame, sorted, and the first row of each."""
+    first = frame.select(USER_ID).with_row_index("row").group_by(USER_ID).agg(pl.col("row").min()).sort(USER_ID)
+    return first[USER_ID], first["row"].to_numpy()
 
 
 def past_of(interactions: Interactions, split: str) -> Past | GivenPast:
     """The past of users: from the log, or with split `given` from the pre-made examples."""
     if split == "given":
         assert interactions.given is not None, "examples were made of them"
-        return GivenPast(interactions.given)
+        return GivenPast.of_rows(interactions.given)
     return Past.of_log(interactions)
 
 
@@ -84,5 +99,4 @@ def repeats(examples: pl.DataFrame, interactions: Interactions, past: Past | Giv
         return np.array([target in past.before(example) for example, target in pairs], dtype=bool)
     first = interactions.frame.select(pl.struct(USER_ID, ITEM_ID).is_first_distinct()).to_series().to_numpy()
     position = examples[EXAMPLE_ID].str.extract(r":(\d+)$").cast(pl.Int64).to_numpy()
-    starts = np.array([past.start[user] for user in examples[USER_ID].to_list()], dtype=np.int64)
-    return ~first[starts + position]
+    return ~first[past.start(examples[USER_ID]) + position]

@@ -7,6 +7,7 @@ import polars as pl
 
 from anyo_rl.data.completion import parse
 from anyo_rl.data.schema import DataError
+from anyo_rl.run.files import scan_table
 
 PATHS_FILE = "paths.parquet"
 DATASET_FILE = "train.parquet"
@@ -31,7 +32,7 @@ def read_rationales(path: Path, targets: dict[str, str]) -> Rationales:
             f"{PATHS_FILE}, or its data set"
         )
     try:
-        frame = pl.read_parquet(file)
+        frame = scan_table(file).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{file} can't be read as parquet: {error}") from None
     if {"example_id", "steps", "rewards"} <= set(frame.columns):

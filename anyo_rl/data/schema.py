@@ -9,6 +9,7 @@ import polars as pl
 USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
+FRACTION = "fraction"
 RATING = "rating"
 TITLE = "title"
 
@@ -69,13 +70,14 @@ class Interactions:
     """A cleaned interaction log.
 
     Attributes:
-        frame: `user_id` str, `item_id` str, `timestamp` Int64 (seconds) and, where the log has one, `rating` Float32;
-            sorted by user, then time, then the order in the file.
+        frame: `user_id` str, `item_id` str, `timestamp` Int64 (whole seconds) and, where the log has them, `fraction`
+            Float64 (what the time has above its whole seconds, 0 to 1) and `rating` Float32; sorted by user, then
+            exact time, then the order in the file.
         items: `item_id` str (unique), `title` str (clean, not empty), and attribute columns (str or list[str]).
         report: what cleaning found; the keys are described in `anyo_rl.data.clean`.
         name: the data set's name.
-        given: pre-made examples (`user_id`, `history`, `target_id`, `timestamp`, `split`) where the source has them,
-            for `make_examples(method="given")`; else None.
+        given: pre-made examples (`user_id`, `history`, `target_id`, `timestamp`, perhaps `fraction`, `split`) where
+            the source has them, for `make_examples(method="given")`; else None.
     """
 
     frame: pl.DataFrame

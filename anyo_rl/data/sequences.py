@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
-from anyo_rl.data.schema import VALIDATION
+from anyo_rl.data.schema import EXAMPLE_ID, TARGET_ID, TRAIN, USER_ID, VALIDATION
 from anyo_rl.data.splits import train_events
 from anyo_rl.data.task import Task
 
@@ -75,12 +76,63 @@ def train_sequences(task: Task, index: Mapping[str, int]) -> list[list[int]]:
         task: the data.
         index: item id to position in the catalog (`Catalog.index`).
     """
+    return list(sequences_by_user(task, index).values())
+
+
+def sequences_by_user(task: Task, index: Mapping[str, int]) -> dict[str, list[int]]:
+    """The same, by the id of the user.
+
+    Args:
+        task: the data.
+        index: item id to position in the catalog (`Catalog.index`).
+    """
     args = task.args
     if args.split == "given":
         last = task.split("train").group_by("user_id", maintain_order=True).last()
-        rows = [[*history, target] for history, target in last.select("history", "target_id").iter_rows()]
+        rows = [
+            (user, [*history, target]) for user, history, target in last[["user_id", "history", "target_id"]].rows()
+        ]
     else:
         mask = train_events(task.interactions, args.split, task.ratios, args.split_seed)
         events = task.interactions.frame.filter(pl.Series(mask)).group_by("user_id", maintain_order=True)
-        rows = events.agg("item_id")["item_id"].to_list()
-    return [[index[item] for item in items] for items in rows]
+        rows = events.agg("item_id").rows()
+    return {user: [index[item] for item in items] for user, items in rows}
+
+
+def training_positions(task: Task, index: Mapping[str, int], last: int | None = None) -> pl.DataFrame:
+    """Where the targets of training examples stand in the training sequences of their users.
+
+    Of pre-made examples (`given`), whose sequence is the history and target of the last one, those are counted from
+    its end; examples whose target does not stand there (older than the sequence, or published in another order) are
+    left out, and so are targets without history.
+
+    Args:
+        task: the data.
+        index: item id to position in the catalog (`Catalog.index`).
+        last: at most so many of each user, the latest; all if `None`.
+
+    Returns:
+        A row for each, by user and position: `example_id`; `place`, its row in `task.examples`; `user`, Int32, the
+        number of its user in `sequences_by_user`; `position`, Int32, of its target in that sequence, 1 or more.
+    """
+    sequences = sequences_by_user(task, index)
+    lengths = pl.DataFrame(
+        {USER_ID: list(sequences), "length": [len(sequence) for sequence in sequences.values()]},
+        schema={USER_ID: pl.String, "length": pl.Int64},
+    ).with_row_index("user")
+    places = task.places(TRAIN)
+    rows = task.examples[places].select(EXAMPLE_ID, USER_ID, TARGET_ID).with_columns(pl.Series("place", places))
+    rows = rows.join(lengths, on=USER_ID, how="left", maintain_order="left")
+    if task.args.split == "given":
+        later = pl.len().over(USER_ID) - 1 - pl.int_range(pl.len()).over(USER_ID)
+        rows = rows.with_columns((pl.col("length") - 1 - later.cast(pl.Int64)).alias("position"))
+    else:
+        rows = rows.with_columns(pl.col(EXAMPLE_ID).str.extract(r":(\d+)$").cast(pl.Int64).alias("position"))
+    rows = rows.filter(pl.col("position").is_between(1, pl.col("length") - 1))
+    items = np.fromiter((item for sequence in sequences.values() for item in sequence), dtype=np.int64)
+    starts = np.cumsum(lengths["length"].to_numpy()) - lengths["length"].to_numpy()
+    there = items[starts[rows["user"].to_numpy()] + rows["position"].to_numpy()]
+    targets = np.array([index[item] for item in rows[TARGET_ID].to_list()], dtype=np.int64)
+    rows = rows.filter(pl.Series(there == targets))
+    rows = rows.select(EXAMPLE_ID, "place", pl.col("user", "position").cast(pl.Int32)).sort("user", "position")
+    return rows if last is None else rows.group_by("user", maintain_order=True).tail(last)

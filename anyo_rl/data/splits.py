@@ -28,6 +28,7 @@ from anyo_rl.data.schema import (
     DataError,
     Interactions,
 )
+from anyo_rl.data.times import moment
 
 Method = Literal["leave_one_out", "global_time", "users", "given"]
 _TRAIN, _VALIDATION, _TEST = range(3)
@@ -181,7 +182,7 @@ def _parts(
         left = (starts + lengths)[users] - np.arange(len(frame)) - 1
         return np.select([left == 0, left == 1], [_TEST, _VALIDATION], _TRAIN)
     if method == "global_time":
-        return _time_parts(frame[TIMESTAMP], ratios)
+        return _time_parts(frame, ratios)
     if method == "users":
         return _user_parts(len(starts), ratios, seed)[users]
     raise ValueError(f"method is {method!r}: expected 'leave_one_out', 'global_time' or 'users' (or 'given' examples)")
@@ -206,8 +207,9 @@ def _histories(items: pl.Series, rows: np.ndarray, starts: np.ndarray, max_histo
     return pl.Series(HISTORY, pl.from_arrow(lists), dtype=pl.List(pl.String))
 
 
-def _time_parts(timestamps: pl.Series, ratios: tuple[float, float, float]) -> np.ndarray:
-    times = timestamps.to_numpy()
+def _time_parts(frame: pl.DataFrame, ratios: tuple[float, float, float]) -> np.ndarray:
+    exact = moment(frame)
+    times = frame.select(exact[0] if len(exact) == 1 else pl.struct(exact).rank("dense")).to_series().to_numpy()
     ordered = np.sort(times)
     shares = np.cumsum(ratios)[:2] / sum(ratios)
     # The last event of each part; a tie with it belongs to the same part.
@@ -247,6 +249,8 @@ def _given_examples(interactions: Interactions, keep: int | None) -> pl.DataFram
         pl.col(USER_ID).is_in(train[USER_ID].unique().implode()).not_().alias(COLD_USER),
     )
     if keep is not None:
-        later = pl.int_range(pl.len(), 0, -1).over(USER_ID, SPLIT)
-        given = given.filter((pl.col(SPLIT) != TRAIN) | (later <= keep))
+        row = "row"
+        newest_first = given.with_row_index(row).sort(*moment(given), row, descending=True)
+        later = pl.int_range(pl.len()).over(USER_ID, SPLIT)
+        given = given[newest_first.filter((pl.col(SPLIT) != TRAIN) | (later < keep))[row].sort()]
     return given.select(list(EXAMPLES_SCHEMA))

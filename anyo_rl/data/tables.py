@@ -1,19 +1,70 @@
 """Reading text tables without a traceback from inside the reader: every failure is one `DataError`."""
 
+import codecs
+import glob
 import gzip
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import polars as pl
 
 from anyo_rl.data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DataError
+from anyo_rl.run.files import scan_table
 
 REQUIRED = (USER_ID, ITEM_ID, TIMESTAMP)
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar", "::": "'::'"}
+# How tables write that there is nothing, in ids and numbers alike.
+NULLS = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "<NA>")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class PlainTable:
+    """How a plain log and its item file are laid out.
+
+    Attributes:
+        columns: our column names (`user_id`, `item_id`, `timestamp`, `rating`) to the log's.
+        item_columns: our item columns (`item_id`, `title`) to the item file's.
+        separator: between the fields of text, one character; `None` for a comma (a tab in .tsv).
+        quoted: whether fields may stand in double quotes; `None` for yes, but not between tabs: there a quote is a
+            character as any other, an inch or the start of a title.
+
+    Raises:
+        DataError: if the separator is not one character, or one that lines or quotes are made of.
+    """
+
+    columns: Mapping[str, str] | None = None
+    item_columns: Mapping[str, str] | None = None
+    separator: str | None = None
+    quoted: bool | None = None
+
+    def __post_init__(self) -> None:
+        separator = self.separator
+        if separator is not None and (len(separator.encode()) != 1 or separator in '"\r\n'):
+            raise DataError(
+                f"separator is {separator!r}: expected one ASCII character, as ';', that is no quote and no line "
+                "break: rewrite the file with such a one, e.g. `sed 's/::/\\t/g'` (MovieLens's ratings.dat is read "
+                "by its name)"
+            )
+
+    def scan(self, path: Path) -> pl.LazyFrame:
+        """Scan a csv, tsv or parquet file lazily; text has every column as text.
+
+        Raises:
+            DataError: if the file is missing, empty or has another separator.
+        """
+        if not path.is_file():
+            raise DataError(f"{path}: no such file: check the path")
+        if suffix(path) in PARQUET_SUFFIXES:
+            with reading(path):
+                return scan_table(path)
+        separator = self.separator or ("\t" if suffix(path) == ".tsv" else ",")
+        return scan_text_table(path, separator, quoted=separator != "\t" if self.quoted is None else self.quoted)
 
 
 @dataclass(frozen=True)
@@ -48,10 +99,18 @@ def reading(path: Path) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         if "utf-8" in reason or "utf8" in reason:
             raise DataError(f"{path}: is not UTF-8 ({reason}): convert it, e.g. `iconv -f latin1 -t utf-8`") from None
-        raise DataError(
-            f"{path}: cannot be read ({reason}): expected a table with the same number of fields on each line; mend "
-            "or remove the lines that differ"
-        ) from None
+        kind = suffix(path)
+        expected = "a table with the same number of fields on each line; mend or remove the lines that differ"
+        if kind in JSON_SUFFIXES:
+            expected = "one JSON object on each line; mend or remove the lines that are none"
+        elif kind in PARQUET_SUFFIXES:
+            expected = "a whole parquet file; write it again, or give it the suffix of what it is"
+        raise DataError(f"{path}: cannot be read ({reason}): expected {expected}") from None
+
+
+def suffix(path: Path) -> str:
+    """The suffix that tells the format: `.csv` of `log.csv.gz`."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def open_text(path: Path) -> bytes:
@@ -68,11 +127,21 @@ def first_line(path: Path) -> str:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file: check the path")
-    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with reading(path), _opened(path) as file:
         line = file.readline(1_000_000)
-    if not line.strip():
-        raise DataError(f"{path}: the file is empty: expected a table of interactions or items")
+    _check_start(path, line.strip())
     return line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _check_start(path: Path, start: bytes) -> None:
+    if not start:
+        raise DataError(f"{path}: the file is empty: expected a table of interactions or items")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16, expected UTF-8: convert it, e.g. `iconv -f utf-16 -t utf-8`")
 
 
 def scan_text_table(
@@ -111,7 +180,28 @@ def scan_text_table(
             new_columns=list(names) if names is not None else None,
             infer_schema=False,
             quote_char='"' if quoted else None,
+            glob=False,
         )
+
+
+def scan_json_lines(path: Path, schema: Mapping[str, pl.DataType] | None = None) -> pl.LazyFrame:
+    """Scan a file of one JSON object a line lazily, with or without a byte-order mark.
+
+    Args:
+        path: the file, perhaps .gz.
+        schema: the columns to read and their types; None for all, as the whole file tells.
+
+    Raises:
+        DataError: if the file is empty, or is not UTF-8.
+    """
+    with reading(path):
+        with _opened(path) as file:
+            start = file.read(len(codecs.BOM_UTF8))
+        _check_start(path, start)
+        # This reader takes every path for a pattern, and no byte-order mark.
+        marked = start == codecs.BOM_UTF8
+        source = open_text(path).removeprefix(codecs.BOM_UTF8) if marked else glob.escape(str(path))
+        return pl.scan_ndjson(source, schema=schema, infer_schema_length=None)
 
 
 def read_latin1_lines(path: Path) -> tuple[list[str], bool]:

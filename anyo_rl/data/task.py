@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +15,26 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from anyo_rl.data.attributes import attribute_steps, item_attributes
-from anyo_rl.data.load import PlainTable, load_interactions
+from anyo_rl.data.fingerprint import fingerprint
+from anyo_rl.data.load import load_interactions
 from anyo_rl.data.past import GivenPast, Past, past_of, repeats
 from anyo_rl.data.rationales import read_rationales
-from anyo_rl.data.schema import SPLITS, DataError, Interactions, split_example_id
+from anyo_rl.data.schema import EXAMPLES_SCHEMA, SPLITS, DataError, Example, Interactions, split_example_id
 from anyo_rl.data.splits import k_core as keep_k_core
 from anyo_rl.data.splits import make_examples
+from anyo_rl.data.tables import PlainTable
 from anyo_rl.data.toy.orders import OrderWorld, make_order_world, order_config
 from anyo_rl.data.toy.routines import LONGEST_LAP
 from anyo_rl.data.toy.world import ToyConfig, ToyWorld, make_toy_world
+from anyo_rl.run.files import Tables
+from anyo_rl.run.settings import Bounds
 
 TOY, ORDERS = "toy", "toy-orders"
 World = ToyWorld | OrderWorld
+HistoryAs = Literal["title", "item", "both"]
 logger = logging.getLogger(__name__)
 
 
@@ -55,28 +62,54 @@ class DataArguments:
     separator: str | None = field(
         default=None, metadata={"help": "Between the fields of a plain log; a comma if unset, a tab in .tsv."}
     )
+    quoted: bool | None = field(
+        default=None,
+        metadata={"help": "Whether fields of text may stand in double quotes. Yes if unset, but not between tabs."},
+    )
     split: Literal["users", "leave_one_out", "global_time", "given"] = field(
         default="users", metadata={"help": "How examples are held out."}
     )
     split_ratios: list[int] | None = field(
         default=None, metadata={"help": "Train : validation : test. 8 1 1 if unset; 2 1 1 on the toy world."}
     )
-    k_core: int = field(default=0, metadata={"help": "Keep users and items with at least this many events."})
+    k_core: int = field(
+        default=0,
+        metadata={"bounds": Bounds(0, 10**6), "help": "Keep users and items with at least this many events."},
+    )
     min_history: int | None = field(
         default=None,
-        metadata={"help": f"Shortest history of an example, in events. 1 if unset; {LONGEST_LAP} on the toy world."},
+        metadata={
+            "bounds": Bounds(0, 10**6),
+            "help": f"Shortest history of an example, in events. 1 if unset; {LONGEST_LAP} on the toy world.",
+        },
     )
-    max_history: int = field(default=50, metadata={"help": "Longest history of an example, in events."})
+    max_history: int = field(
+        default=50, metadata={"bounds": Bounds(1, 10**6), "help": "Longest history of an example, in events."}
+    )
     train_targets: int | None = field(
-        default=None, metadata={"help": "Most (latest) training examples of a user; all if unset."}
+        default=None,
+        metadata={"bounds": Bounds(1), "help": "Most (latest) training examples of a user; all if unset."},
     )
-    history_tokens: int = field(default=256, metadata={"help": "Token budget of a history; the newest items stay."})
+    history_tokens: int = field(
+        default=256, metadata={"bounds": Bounds(1, 10**7), "help": "Token budget of a history; the newest items stay."}
+    )
+    history_as: HistoryAs = field(
+        default="title",
+        metadata={
+            "help": "What prompts show of an item: its title; the added tokens that item_tokens gives it; or both."
+        },
+    )
     prompt_style: Literal["text", "chat"] = field(default="text", metadata={"help": "Plain text or chat messages."})
     mask_history: bool = field(default=False, metadata={"help": "Leave out of rankings what the user chose before."})
-    max_validation: int = field(default=300, metadata={"help": "Most validation examples used while training."})
-    max_test: int | None = field(default=None, metadata={"help": "Most test examples; all if unset.", "free": True})
+    max_validation: int = field(
+        default=300, metadata={"bounds": Bounds(1), "help": "Most validation examples used while training."}
+    )
+    max_test: int | None = field(
+        default=None, metadata={"bounds": Bounds(1), "help": "Most test examples; all if unset.", "free": True}
+    )
     rationale_share: float = field(
-        default=ToyConfig.rationale_share, metadata={"help": "Share of training users who have rationales."}
+        default=ToyConfig.rationale_share,
+        metadata={"bounds": Bounds(0, 1), "help": "Share of training users who have rationales."},
     )
     rationale_attributes: list[str] = field(
         default_factory=lambda: ["keywords"], metadata={"help": "Item attributes that rationales speak of."}
@@ -88,13 +121,26 @@ class DataArguments:
             "folder of make_rationales, its paths table, or its data set."
         },
     )
-    toy_users: int = field(default=ToyConfig.n_users, metadata={"help": "Users of the toy world."})
-    toy_categories: int = field(default=ToyConfig.n_categories, metadata={"help": "Categories of the toy world."})
-    toy_noise: float = field(default=ToyConfig.noise, metadata={"help": "Share of random events in the toy world."})
-    toy_dial: int = field(
-        default=2, metadata={"help": "Difficulty of toy-orders, 1 to 4: from where a direct answer wins to hopeless."}
+    toy_users: int = field(
+        default=ToyConfig.n_users, metadata={"bounds": Bounds(1, 10**7), "help": "Users of the toy world."}
     )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the toy world, of splits and of subsampling."})
+    toy_categories: int = field(
+        default=ToyConfig.n_categories, metadata={"bounds": Bounds(1, 1000), "help": "Categories of the toy world."}
+    )
+    toy_noise: float = field(
+        default=ToyConfig.noise, metadata={"bounds": Bounds(0, 1), "help": "Share of random events in the toy world."}
+    )
+    toy_dial: int = field(
+        default=2,
+        metadata={
+            "bounds": Bounds(1, 4),
+            "help": "Difficulty of toy-orders, 1 to 4: from where a direct answer wins to hopeless.",
+        },
+    )
+    split_seed: int = field(
+        default=0,
+        metadata={"bounds": Bounds(0, 2**32 - 1), "help": "Seed of the toy world, of splits and of subsampling."},
+    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +167,7 @@ class Task:
 
         Pre-made examples (split `given`) say nothing of the users who gave none.
         """
-        examples = {f"{split}_examples": len(self.split(split)) for split in SPLITS}
+        examples = {f"{split}_examples": len(self.places(split)) for split in SPLITS}
         if self.args.split != "given":
             users = self.interactions.frame["user_id"].n_unique()
             examples["users_without_example"] = users - self.examples["user_id"].n_unique()
@@ -134,11 +180,26 @@ class Task:
 
     def split(self, name: str, limit: int | None = None) -> pl.DataFrame:
         """The examples of a split; with a limit, that many drawn by the data seed, in their order."""
-        frame = self.examples.filter(pl.col("split") == name)
-        if limit is None or limit >= len(frame):
-            return frame
-        chosen = np.random.default_rng(self.args.split_seed).choice(len(frame), limit, replace=False)
-        return frame[np.sort(chosen)]
+        return self.examples[self.places(name, limit)]
+
+    def places(self, name: str, limit: int | None = None) -> np.ndarray:
+        """The row numbers of these examples, which take a hundredth of their memory."""
+        places = (self.examples["split"] == name).arg_true().to_numpy()
+        if limit is None or limit >= len(places):
+            return places
+        chosen = np.random.default_rng(self.args.split_seed).choice(len(places), limit, replace=False)
+        return places[np.sort(chosen)]
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The columns of `Example` as an Arrow table that has the memory of `examples`: quick to look a row up in."""
+        names = [field.name for field in dataclasses.fields(Example) if field.name in EXAMPLES_SCHEMA]
+        return self.examples.select(names).to_arrow(compat_level=pl.CompatLevel.newest())
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells these data from other data: see `anyo_rl.data.fingerprint`."""
+        return fingerprint(self.interactions, self.examples, self.rationales)
 
     @cached_property
     def past(self) -> Past | GivenPast:
@@ -157,32 +218,23 @@ class Task:
         return split_example_id(example_id)[1]
 
 
-def load_task(args: DataArguments) -> Task:
+def load_task(args: DataArguments, once: Callable[[Callable[[], Tables]], Tables] = lambda make: make()) -> Task:
     """Loads the data, splits it and gives a share of the training users their rationales.
 
     On the toy world these are the world's own, of the hidden intent; elsewhere they come from item attributes. With
     `rationales_path` they are those of the file, whoever the user is.
+
+    Args:
+        args: the data.
+        once: makes the tables where the processes of a machine are to have them in common
+            (`anyo_rl.run.shared.made_once`); all processes then call this together. Else each makes its own.
 
     Raises:
         DataError: the data or an argument cannot be used, or a split has no examples; says why and what to do.
     """
     args = _resolve(args)
     world = _world(args)
-    interactions = world.interactions if world is not None else _load(args)
-    if args.k_core:
-        interactions = keep_k_core(interactions, args.k_core)
-    assert args.min_history is not None, "filled in by _resolve"
-    examples = make_examples(
-        interactions,
-        args.split,
-        ratios=_ratios(args),
-        min_history=args.min_history,
-        max_history=args.max_history,
-        train_targets="all" if args.train_targets is None else args.train_targets,
-        seed=args.split_seed,
-    )
-    if args.mask_history:
-        interactions, examples = _without_repeats(interactions, examples, args)
+    interactions, examples = _of_tables(once(lambda: _tables(*_examples(args, world))))
     task = Task(interactions, examples, _rationales(interactions, examples, args, world), args, world)
     report = task.report
     n_train, n_validation, n_test = (report[f"{split}_examples"] for split in SPLITS)
@@ -197,6 +249,37 @@ def load_task(args: DataArguments) -> Task:
     found = ", ".join(f"{name} {count}" for name, count in report.items() if count)
     logger.info("%s: %s", interactions.name, found)
     return task
+
+
+def _examples(args: DataArguments, world: World | None) -> tuple[Interactions, pl.DataFrame]:
+    """The cleaned log and its examples."""
+    interactions = world.interactions if world is not None else _load(args)
+    if args.k_core:
+        interactions = keep_k_core(interactions, args.k_core)
+    assert args.min_history is not None, "filled in by _resolve"
+    examples = make_examples(
+        interactions,
+        args.split,
+        ratios=_ratios(args),
+        min_history=args.min_history,
+        max_history=args.max_history,
+        train_targets="all" if args.train_targets is None else args.train_targets,
+        seed=args.split_seed,
+    )
+    return _without_repeats(interactions, examples, args) if args.mask_history else (interactions, examples)
+
+
+def _tables(interactions: Interactions, examples: pl.DataFrame) -> Tables:
+    """All of it as tables."""
+    note = pl.DataFrame({"name": interactions.name, "report": json.dumps(interactions.report)})
+    given = {} if interactions.given is None else {"given": interactions.given}
+    return {"events": interactions.frame, "items": interactions.items, "examples": examples, "note": note, **given}
+
+
+def _of_tables(tables: Tables) -> tuple[Interactions, pl.DataFrame]:
+    ((name, report),) = tables["note"].select("name", "report").rows()
+    interactions = Interactions(tables["events"], tables["items"], json.loads(report), name, tables.get("given"))
+    return interactions, tables["examples"]
 
 
 def _without_repeats(
@@ -250,7 +333,10 @@ def _load(args: DataArguments) -> Interactions:
         data_dir=args.data_dir,
         items_path=args.items_path,
         table=PlainTable(
-            _mapping("columns", args.columns), _mapping("item_columns", args.item_columns), args.separator
+            _mapping("columns", args.columns),
+            _mapping("item_columns", args.item_columns),
+            args.separator,
+            args.quoted,
         ),
     )
 
@@ -304,27 +390,22 @@ def _resolve(args: DataArguments) -> DataArguments:
 def _rationales(
     interactions: Interactions, examples: pl.DataFrame, args: DataArguments, world: World | None
 ) -> dict[str, list[tuple[str, ...]]]:
-    train = examples.filter(pl.col("split") == "train")
+    in_train = examples.lazy().filter(pl.col("split") == "train")
     if args.rationales_path is not None:
-        targets = dict(train.select("example_id", "target_id").iter_rows())
+        targets = dict(in_train.select("example_id", "target_id").collect().iter_rows())
         found: dict[str, list[tuple[str, ...]]] = {}
         for example_id, steps in read_rationales(Path(args.rationales_path), targets):
             found.setdefault(example_id, []).append(steps)
         return found
-    rows = train.select("example_id", "user_id", "history", "target_id").iter_rows(named=True)
     if world is not None:
         return {
-            row["example_id"]: [world.rationale(row["user_id"], position)]
-            for row in rows
-            if world.has_rationale(row["user_id"])
-            and (position := split_example_id(row["example_id"])[1]) >= world.least_history
+            example_id: [world.rationale(user, position)]
+            for example_id, user in in_train.select("example_id", "user_id").collect().iter_rows()
+            if world.has_rationale(user) and (position := split_example_id(example_id)[1]) >= world.least_history
         }
-    users = np.array(train["user_id"].unique(maintain_order=True).to_list())
+    users = np.array(in_train.select(pl.col("user_id").unique(maintain_order=True)).collect()["user_id"].to_list())
     drawn = np.random.default_rng(args.split_seed).permutation(users)[: round(args.rationale_share * len(users))]
-    chosen = set(drawn.tolist())
+    chosen = in_train.filter(pl.col("user_id").is_in(drawn.tolist()))
+    rows = chosen.select("example_id", "history", "target_id").collect().iter_rows()
     attributes = item_attributes(interactions.items, args.rationale_attributes)
-    return {
-        row["example_id"]: [attribute_steps(attributes, row["history"], row["target_id"])]
-        for row in rows
-        if row["user_id"] in chosen
-    }
+    return {example_id: [attribute_steps(attributes, history, target)] for example_id, history, target in rows}

@@ -33,6 +33,8 @@ _SPECIAL_TOKENS = re.compile(
     r"<[|\uff5c][^<>]{0,64}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]",
     re.IGNORECASE,
 )
+_TAG_LIKE = re.compile(r"<(?=[^\w<>]*[^\W\d])[^<>]*>|<(?=[^\w\s<>]*[^\W\d])")
+_ANGLES = str.maketrans("<>", "‹›")
 # ASCII without & < > [ and control characters: most titles have nothing else.
 _PLAIN = re.compile(r"[ -%'-;=?-Z\\-~]*")
 _WHITESPACE = re.compile(r"\s+")
@@ -83,6 +85,19 @@ def truncate_text(text: str, max_chars: int) -> str:
     if text[max_chars - 1] != " " and " " in head:
         head = head[: head.rindex(" ")]
     return head.rstrip() + ELLIPSIS
+
+
+def escape_tags(text: str) -> str:
+    """Brackets of what looks like a tag become `‹` and `›`: nothing in it can open or close a part of a prompt.
+
+    A tag is told by its structure, since prompts and their tags are the user's own: an angle bracket after which, but
+    for signs and what can't be seen, a letter comes first. Where there are blanks it has to be closed: "<3" and
+    "pens < pencils" are text. What was escaped stays as it is.
+
+    >>> escape_tags("Mug </ history> <3")
+    'Mug ‹/ history› <3'
+    """
+    return _TAG_LIKE.sub(lambda found: found[0].translate(_ANGLES), text)
 
 
 def _is_visible(char: str) -> bool:

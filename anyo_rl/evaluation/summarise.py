@@ -15,11 +15,24 @@ import polars as pl
 
 from anyo_rl.data.sequences import train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
-from anyo_rl.evaluation.evaluator import ANSWERS, Evaluation, Frames, read_made_with
-from anyo_rl.evaluation.stages import CONTROLS, DIRECT, DIRECT_ENSEMBLE, FILLER, POST_HOC, RANK_TRAINED, SFT
-from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary
+from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, Evaluation, Frames, read_made_with
+from anyo_rl.evaluation.stages import (
+    BASELINES,
+    CONTROLS,
+    DIRECT,
+    DIRECT_ENSEMBLE,
+    EVIDENCE,
+    FILLER,
+    POST_HOC,
+    RANK_TRAINED,
+    SFT,
+    STUDENT,
+    is_student,
+)
+from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
+from anyo_rl.run.files import read_table
 from anyo_rl.run.folder import METRICS
 from anyo_rl.students.popularity import fit_popularity
 
@@ -29,7 +42,7 @@ COVERAGE = "coverage@10"
 BESIDE_SFT = (DIRECT.name, POST_HOC.name, FILLER.name)
 BESIDE_RANK_TRAINED = (
     *(SFT.name, *(stage.name for stage in CONTROLS), DIRECT.name, DIRECT_ENSEMBLE.name),
-    *("item_knn", "sasrec"),
+    *(EVIDENCE.name, "item_knn", "sasrec"),
 )
 
 
@@ -46,7 +59,9 @@ def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -
     why = not_converged(read_trainings(evaluation.run_dir / METRICS))
     stated = true = None
     if evaluation.task.world is not None:
-        truths = {stage: _true_intents(evaluation, stage) for stage, modes in frames.items() if "greedy" in modes}
+        # Answers with evidence have no paths of their own: their reasonings are the teacher's.
+        reasoned = [stage for stage in frames if evaluation.paths(stage, "greedy").is_file()]
+        truths = {stage: _true_intents(evaluation, stage) for stage in reasoned if "greedy" in frames[stage]}
         stated = {stage: Interval(share) for stage, (share, _) in truths.items()}
         true = {stage: Interval(share) for stage, (_, share) in truths.items() if share is not None}
     return Summary(
@@ -66,6 +81,21 @@ def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -
         stated_intent=stated,
         true_intent=true,
     )
+
+
+def write_seeds(folder: Path, evaluations: Mapping[int, Evaluation], ranker: str) -> Summary:
+    """Writes the numbers of each seed beside its answers and their means in the run folder, and gives the means.
+
+    Args:
+        folder: the run folder.
+        evaluations: seed → what was answered with it.
+        ranker: kind of the ranker that gave the ranks.
+    """
+    for evaluation in evaluations.values():
+        write_summary(evaluation.run_dir, summarise(evaluation, ranker))
+    summary = summarise_seeds({seed: evaluation.run_dir for seed, evaluation in evaluations.items()})
+    write_summary(folder, summary)
+    return summary
 
 
 def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
@@ -128,17 +158,17 @@ def seed_frames(folders: Mapping[int, Path]) -> Frames:
     for seed, folder in folders.items():
         files = sorted((folder / ANSWERS).glob("*.parquet"))
         for file in files:
-            frame, (stage, mode) = pl.read_parquet(file), file.stem.split(".")
+            frame, (stage, mode) = read_table(file), file.stem.split(".")
             if "user_id" not in frame.columns:
                 raise ValueError(f"{file} does not name its users: remove it, and run its seed again")
-            record = read_made_with(file)
+            record = read_made_with(file) or {}
             data.add((record.get("users"), record.get("split_seed")))
             parts.setdefault((stage, mode), []).append(frame.with_columns(pl.lit(seed).alias(SEED)))
         if not files:
             raise ValueError(f"found no answers in {folder / ANSWERS}, expected those of a finished run")
     frames: Frames = {}
     for (stage, mode), of_seeds in parts.items():
-        frame = pl.concat(of_seeds)
+        frame = pl.concat(of_seeds, how="diagonal")
         if len(data) > 1:
             frame = frame.with_columns(pl.concat_str(pl.col(SEED), "user_id", separator=" ").alias("user_id"))
         frames.setdefault(stage, {})[mode] = frame
@@ -156,28 +186,32 @@ def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
 def differences(frames: Frames, seed: int) -> dict[str, Modes]:
     """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
 
+    And evidence alone − each baseline, each student − the plain one, evidence and each baseline.
+
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
     found: dict[str, Modes] = {}
-    for a, b in [*product([SFT.name], BESIDE_SFT), *product(RANK_TRAINED, BESIDE_RANK_TRAINED)]:
+    pairs = [*product([SFT.name], BESIDE_SFT), *product(RANK_TRAINED, BESIDE_RANK_TRAINED)]
+    pairs += product([EVIDENCE.name], BASELINES)
+    pairs += product(filter(is_student, frames), [STUDENT.name, EVIDENCE.name, *BASELINES])
+    for a, b in pairs:
         for mode, frame in frames.get(a, {}).items():
             other = frames.get(b, {}).get(mode)
             if other is None:
                 other = frames.get(b, {}).get("plain")
-            if other is not None:
+            if other is not None and a != b:
                 found.setdefault(f"{a}-{b}", {})[mode] = _difference(frame, other, seed)
     return found
 
 
 def _values(frame: pl.DataFrame, n_items: int, seed: int) -> Metrics:
     values = {
-        name: bootstrap_interval(values_R, frame["user_id"], seed=seed)
-        for name, values_R in per_user_metrics(frame["rank"]).items()
+        name: bootstrap_interval(values_R, frame["user_id"], seed=seed) for name, values_R in _each(frame).items()
     }
     values[COVERAGE] = Interval(_coverage(frame, n_items), n=len(frame))
     if SEED in frame.columns:
         parts = frame.partition_by(SEED, maintain_order=True)
-        by_seed = [{**_means(per_user_metrics(part["rank"])), COVERAGE: _coverage(part, n_items)} for part in parts]
+        by_seed = [{**_means(_each(part)), COVERAGE: _coverage(part, n_items)} for part in parts]
         values[COVERAGE] = Interval(float(np.mean([each[COVERAGE] for each in by_seed])), n=len(frame))
         values = {name: _with_seeds(value, [each[name] for each in by_seed]) for name, value in values.items()}
     return values
@@ -196,6 +230,12 @@ def _difference(a: pl.DataFrame, b: pl.DataFrame, seed: int) -> Metrics:
             each = metrics_a[name] - metrics_b[name]
             values[name] = _with_seeds(value, [float(each[seeds == one].mean()) for one in np.unique(seeds)])
     return values
+
+
+def _each(frame: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Metrics of each row; of answers with evidence also whether they are the evidence's own."""
+    same = {name: frame[name].cast(pl.Float64).to_numpy() for name in AS_EVIDENCE if name in frame.columns}
+    return {**per_user_metrics(frame["rank"]), **same}
 
 
 def _with_seeds(value: Interval, by_seed: list[float]) -> Interval:
@@ -250,7 +290,7 @@ def _true_intents(evaluation: Evaluation, stage: str) -> tuple[float, float | No
     """Share of greedy reasonings that state an intent (toy world), and of these, those that state the true one."""
     world, task = evaluation.task.world, evaluation.task
     assert world is not None
-    paths = pl.read_parquet(evaluation.paths(stage, "greedy"), columns=["example_id", "user_id", "steps"])
+    paths = read_table(evaluation.paths(stage, "greedy"), ["example_id", "user_id", "steps"])
     true = [
         world.is_true(steps, user, task.position(example))
         for example, user, steps in paths.iter_rows()

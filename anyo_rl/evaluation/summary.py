@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 from anyo_rl.evaluation.stages import ORACLE
 from anyo_rl.metrics.intervals import Interval
+from anyo_rl.run.files import write_whole
 
 FILE = "evaluation.json"
 MODE_ORDER = ("mixture", "greedy", "plain")
@@ -108,11 +109,20 @@ class Summary:
         return None
 
     def lift_percent(self, difference: str, mode: str, metric: str = MAIN_METRIC) -> float | None:
-        """Relative lift in percent of the means of the two stages of `a-b`: 100 (a / b - 1)."""
+        """Relative lift in percent of the two stages of `a-b`: 100 (a / b - 1), over the examples that both have.
+
+        Of several seeds a stage may have fewer than the other; `None` where what both have is not known.
+        """
         after, before = (self.value(stage, mode, metric) for stage in self.compared(difference) or ("", ""))
-        if after is None or before is None or before.mean == 0:
+        if after is None or before is None:
             return None
-        return 100.0 * (after.mean / before.mean - 1.0)
+        gain = self.differences.get(difference, {}).get(mode, {}).get(metric)
+        base: float | None = before.mean
+        if gain is None or before.n == after.n:
+            gain = Interval(after.mean - before.mean)
+        elif before.n != gain.n:
+            base = after.mean - gain.mean if after.n == gain.n else None
+        return 100.0 * gain.mean / base if base else None
 
     @property
     def oracle(self) -> float | None:
@@ -165,6 +175,11 @@ class Summary:
             stated_intent=shares("stated_intent"),
             true_intent=shares("true_intent"),
         )
+
+
+def write_summary(run_dir: Path, summary: Summary) -> None:
+    """Keeps the numbers where `read_summary` finds them, whole or not at all."""
+    write_whole(run_dir / FILE, json.dumps(summary.as_json(), indent=2))
 
 
 def read_summary(run_dir: Path) -> Summary | None:

@@ -7,11 +7,12 @@ without these cannot be compared with another.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from anyo_rl.evaluation.stages import table_order
+from anyo_rl.evaluation.stages import DRAW_NOTHING, table_order
 from anyo_rl.evaluation.summary import MAIN_METRIC, Metrics, Summary
 from anyo_rl.metrics.intervals import Interval
 
 COLUMNS = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"), ("mrr", "MRR"), ("coverage@10", "Coverage@10"))
+SAME_COLUMNS = (("same_top1", "Top 1 as evidence"), ("same_top10", "Top 10 as evidence"))  # where any answer has them
 DIFFERENCE_COLUMNS = ("ndcg@10", "hr@10", "mrr")
 NONE = "–"
 
@@ -82,15 +83,29 @@ def result_cells(summary: Summary) -> tuple[list[str], Cells]:
     """Header and cells of the main table."""
     table = rows(summary)
     with_share = any(row.share_of_oracle is not None for row in table)
-    header = ["Stage", "Mode", *(label for _, label in COLUMNS)] + (["Share of oracle"] if with_share else [])
+    same = [column for column in SAME_COLUMNS if any(column[0] in row.metrics for row in table)]
+    header = ["Stage", "Mode", *(label for _, label in (*COLUMNS, *same))]
+    header += ["Share of oracle"] if with_share else []
     body = []
     for row in table:
-        cells = [f"{row.stage} (not converged)" if row.stage in summary.not_converged else row.stage, row.mode]
+        cells = [_label(summary, row), row.mode]
         cells += [format_value(row.metrics.get(key), bounds=key == MAIN_METRIC) for key, _ in COLUMNS]
+        for key, _ in same:
+            value = row.metrics.get(key)
+            cells.append(format_percent(None if value is None else 100 * value.mean))
         if with_share:
             cells.append(format_percent(None if row.share_of_oracle is None else 100 * row.share_of_oracle))
         body.append(cells)
     return header, body
+
+
+def _label(summary: Summary, row: Row) -> str:
+    """A stage's name, with what is to be known of its numbers."""
+    ndcg, n_seeds = row.metrics.get(MAIN_METRIC), len(summary.seeds)
+    notes = ["not converged"] if row.stage in summary.not_converged else []
+    if ndcg is not None and 0 < len(ndcg.by_seed) < n_seeds and row.stage not in DRAW_NOTHING:
+        notes.append(f"{len(ndcg.by_seed)} of {n_seeds} seeds")
+    return f"{row.stage} ({', '.join(notes)})" if notes else row.stage
 
 
 def difference_cells(summary: Summary) -> tuple[list[str], Cells]:
@@ -117,10 +132,10 @@ def markdown_table(summary: Summary) -> str:
         interval_note(summary),
     ]
     header, body = result_cells(summary)
-    lines += ["", *(_markdown(header, body) if body else ["No stage was evaluated."])]
+    lines += ["", *(markdown_cells(header, body) if body else ["No stage was evaluated."])]
     header, body = difference_cells(summary)
     if body:
-        lines += ["", "Paired differences:", "", *_markdown(header, body)]
+        lines += ["", "Paired differences:", "", *markdown_cells(header, body)]
     for note in convergence_notes(summary):
         lines += ["", _escape(note)]
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -180,6 +195,7 @@ def _escape(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
-def _markdown(header: list[str], body: list[list[str]]) -> list[str]:
+def markdown_cells(header: list[str], body: list[list[str]]) -> list[str]:
+    """A table's lines: names on the left, numbers on the right."""
     aligned = ["---", "---"] + ["---:"] * (len(header) - 2)
     return ["| " + " | ".join(_escape(cell) for cell in cells) + " |" for cells in (header, aligned, *body)]

@@ -4,6 +4,7 @@ Answers are not streamed: half a stream is no answer, and a whole one comes with
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import httpx2
 
+from anyo_rl.llm.reply import Reply, read_body, read_json, read_reply
 from anyo_rl.llm.report import Report
 from anyo_rl.run.redact import is_secret, redact_text
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:  # a process that only asks a server does without transformers
 Cause = Literal["rate_limit", "server_error", "timeout", "connection", "cut", "garbage", "refused"]
 
 OWN_FIELDS = {"model", "messages", "prompt", "n", "stream", "seed"}
+ABOVE_0 = {"concurrency", "max_attempts", "max_failures_in_a_row", "connect_timeout_s", "timeout_s"}
 MOST_CHARS = 500  # of a server's message in an error
 MENDS = {
     400: "look at the parameters, the model and the length of the prompt",
@@ -84,7 +88,7 @@ class Server:
     key_variable: str | None = field(
         default="OPENAI_API_KEY",
         metadata={
-            "help": "Environment variable with the key; null (as a flag, an empty text) for a server that wants none.",
+            "help": "Environment variable with the key; null for a server that wants none.",
             "free": True,
         },
     )
@@ -141,29 +145,54 @@ class Server:
         Raises:
             ValueError: a setting is out of its range, holds a secret, or lacks another one.
         """
-        url = httpx2.URL(self.url)
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"url {self.url!r}: expected http:// or https:// and a host")
-        if url.userinfo or url.query:  # not shown: it may be a secret
-            raise ValueError("url holds a user, a password or a query; a key goes into the environment (key_variable)")
-        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+        self._check_url()
+        if not (isinstance(self.model, str) and self.model):
+            raise ValueError(f"model is {self.model!r}: expected the model's name at the server")
+        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(self.key_variable)):
             raise ValueError("key_variable is no name of an environment variable; it names the one that holds the key")
-        wrong = sorted(OWN_FIELDS & self.parameters.keys())
-        wrong += sorted(name for name in self.parameters if is_secret(name))
-        if wrong:
-            raise ValueError(f"parameters hold {', '.join(wrong)}: expected none of {sorted(OWN_FIELDS)}, no secrets")
-        for name in ("concurrency", "max_attempts", "max_failures_in_a_row", "connect_timeout_s", "timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected more than 0")
-        for name in ("first_wait_s", "max_wait_s", "prompt_price", "completion_price", "max_tokens_in_all"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
+        self._check_parameters()
+        for item in dataclasses.fields(self):
+            _check_number(item, getattr(self, item.name))
+        statuses = self.skip_statuses
+        if not isinstance(statuses, list | tuple) or not all(type(s) is int and 400 <= s <= 599 for s in statuses):
+            raise ValueError(f"skip_statuses is {statuses!r}: expected a list of whole numbers from 400 to 599")
         if (self.prompt_price is None) != (self.completion_price is None):
             raise ValueError("one price is set: expected prompt_price and completion_price, or neither")
         if self.max_money is not None and self.prompt_price is None:
             raise ValueError("max_money is set without prices: set prompt_price and completion_price")
         if self.has_budget and self.most_completion_tokens is None:
             raise ValueError("a budget is set, and answers have no limit: put max_tokens into parameters")
+
+    def _check_url(self) -> None:
+        """Refuses what is no URL. It is not shown where it may hold a secret."""
+        shown = f"url {self.url!r}" if not set("@?") & set(str(self.url)) else "url (not shown: it may hold a secret)"
+        try:
+            url = httpx2.URL(self.url)
+        except (httpx2.InvalidURL, TypeError) as error:
+            why = f" ({error})" if repr(self.url) in shown else ""
+            raise ValueError(f"{shown} is none{why}: expected one as http://localhost:8000/v1") from None
+        if url.userinfo or url.query:
+            raise ValueError("url holds a user, a password or a query; a key goes into the environment (key_variable)")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"{shown}: expected http:// or https:// and a host")
+
+    def _check_parameters(self) -> None:
+        """Refuses parameters that can't be sent, that are ours to set, or that hold a secret."""
+        if not isinstance(self.parameters, Mapping) or not all(isinstance(name, str) for name in self.parameters):
+            raise ValueError('parameters are no mapping of names: expected one as {"max_tokens": 300}')
+        wrong = sorted(OWN_FIELDS & self.parameters.keys())
+        wrong += sorted(name for name in self.parameters if is_secret(name))
+        if wrong:
+            raise ValueError(f"parameters hold {', '.join(wrong)}: expected none of {sorted(OWN_FIELDS)}, no secrets")
+        for name, value in self.parameters.items():
+            try:
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"{name} in parameters can't be sent as JSON: {error}") from None
+        for name in ("max_tokens", "max_completion_tokens"):
+            most = self.parameters.get(name)
+            if most is not None and (type(most) is not int or most < 1):
+                raise ValueError(f"{name} in parameters is {most!r}: expected a whole number of 1 or more")
 
     @property
     def has_budget(self) -> bool:
@@ -210,7 +239,9 @@ class Server:
         """How long to wait after attempt `number` has failed, from 1; `None` where it is not to be asked again."""
         if number >= self.max_attempts or fault.cause == "refused":
             return None
-        return fault.retry_after_s + rng.uniform(0, min(self.max_wait_s, self.first_wait_s * 2 ** (number - 1)))
+        return fault.retry_after_s + rng.uniform(
+            0, min(self.max_wait_s, self.first_wait_s * 2.0 ** min(number - 1, 99))
+        )
 
     def body(self, prompt: "Prompt | list[int]", sample_index: int) -> dict[str, Any]:
         """What is sent: messages to chat completions, text or token ids (`vllm serve` takes them) to completions."""
@@ -219,19 +250,29 @@ class Server:
         return body if self.seed is None else {**body, "seed": self.seed + sample_index}
 
 
+def _check_number(item: "dataclasses.Field[Any]", value: Any) -> None:
+    """Refuses a number of `Server` that is none, or out of its range.
+
+    Raises:
+        ValueError: it does.
+    """
+    kinds = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
+    if not {int, float} & set(kinds) or (value is None and type(None) in kinds):
+        return
+    whole = int in kinds
+    if type(value) not in ((int,) if whole else (int, float)):
+        raise ValueError(f"{item.name} is {value!r}: expected a {'whole ' if whole else ''}number")
+    if not math.isfinite(value):
+        raise ValueError(f"{item.name} is {value}: expected a finite number")
+    if item.name in ABOVE_0 and value <= 0:
+        raise ValueError(f"{item.name} is {value}: expected more than 0")
+    if item.name != "seed" and value < 0:
+        raise ValueError(f"{item.name} is {value}: expected 0 or more")
+
+
 def fingerprint(body: Mapping[str, Any]) -> str:
     """What tells what was asked from anything else: of url, key, waits and budget it knows nothing."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What an answer says; see `Answer`."""
-
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
 
 
 async def attempt(client: httpx2.AsyncClient, server: Server, body: Mapping[str, Any], secrets: list[str]) -> Reply:
@@ -255,64 +296,58 @@ async def attempt(client: httpx2.AsyncClient, server: Server, body: Mapping[str,
             client.stream("POST", f"{server.url.rstrip('/')}/{path}", json=dict(body)) as response,
         ):
             begun = True
-            content = await response.aread()
+            content, fault = await _body(response)
     except httpx2.ConnectTimeout:
         raise AttemptError("timeout", f"no connection within {server.connect_timeout_s:g} s") from None
     except (TimeoutError, httpx2.TimeoutException):
         raise AttemptError("timeout", f"no whole answer within {server.timeout_s:g} s") from None
-    except httpx2.DecodingError as error:
-        raise AttemptError("garbage", redact_text(str(error), secrets)) from None
     except httpx2.TransportError as error:
         message = redact_text(str(error), secrets) or type(error).__name__
         raise AttemptError("cut" if begun else "connection", message) from None
     if response.status_code != 200:
-        raise _refusal(server, response, redact_text(_message(content), secrets))
+        raise _refusal(server, response, content, redact_text(_message(content), secrets))
     try:
-        return _reply(json.loads(content), secrets)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        message = redact_text(content.decode(errors="replace"), secrets)[:MOST_CHARS]
-        raise AttemptError("garbage", f"expected a completion in JSON, found {message!r}") from None
+        if fault is not None:
+            raise fault
+        return read_reply(content, secrets)
+    except ValueError as error:
+        found = redact_text(content.decode(errors="replace"), secrets)[:MOST_CHARS]
+        why = redact_text(str(error), secrets)
+        raise AttemptError("garbage", f"expected a completion in JSON, found {found!r}: {why}") from None
 
 
-def _reply(answer: Any, secrets: list[str]) -> Reply:
-    """Reads a completion, with an error of any kind where it is none."""
-    (choice,) = answer["choices"]
-    # Thoughts that use up all tokens, or a filter, leave no content at all.
-    text = (choice["message"]["content"] or "") if "message" in choice else choice["text"]
-    finish_reason = choice.get("finish_reason")
-    usage = answer.get("usage") or {}
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not (isinstance(text, str) and isinstance(finish_reason, str | None)):
-        raise TypeError("text")
-    if any(count is not None and (type(count) is not int or count < 0) for count in counts):
-        raise TypeError("usage")
-    return Reply(redact_text(text, secrets), finish_reason and redact_text(finish_reason, secrets), *counts)
+async def _body(response: httpx2.Response) -> tuple[bytes, ValueError | None]:
+    """The body, or why there is none: of a refusal the status says enough."""
+    try:
+        return await read_body(response), None
+    except ValueError as error:
+        return b"", error
 
 
 def _message(content: bytes) -> str:
     """What a server says in an error, wherever it says it."""
     text = content.decode(errors="replace")
     try:
-        found = json.loads(text)
+        found = read_json(content)
         for name in ("error", "message", "detail"):
             if isinstance(found, dict) and name in found:
                 found = found[name]
         if isinstance(found, dict):
             found = found.get("message", found)
         text = found if isinstance(found, str) else json.dumps(found)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return " ".join(text.split())
 
 
-def _refusal(server: Server, response: httpx2.Response, message: str) -> AttemptError | ServerError:
+def _refusal(server: Server, response: httpx2.Response, content: bytes, message: str) -> AttemptError | ServerError:
     status, message = response.status_code, message[:MOST_CHARS]
     said = f"status {status}: {message.rstrip('.') or 'no message'}"
     if status in server.skip_statuses:
         return AttemptError("refused", said)
     # Without money left it is the same status as after too many requests, and waiting does not help.
     if status in (408, 429) or status >= 500:
-        if status == 429 and b"insufficient_quota" in response.content:
+        if status == 429 and b"insufficient_quota" in content:
             return ServerError(f"{server.url} has no money left for this key ({said}); fill it up, then start again")
         wait_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
         if wait_s > server.max_wait_s:
@@ -347,6 +382,6 @@ def retry_after_s(value: str | None, now: datetime) -> float:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value or "").astimezone(UTC) - now).total_seconds()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -8,6 +8,7 @@ file: readers pass over it, and the next writer cuts it off.
 import fcntl
 import itertools
 import json
+import logging
 import os
 import re
 import socket
@@ -16,7 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from anyo_rl.llm.reply import Reply, TooDeepError, read_json
+
+MOST_MONEY = 1e15  # in any currency
+
 Key = tuple[str, int, str]
+
+logger = logging.getLogger(__name__)
 
 
 class JournalError(ValueError):
@@ -37,6 +44,9 @@ class Answer:
         completion_tokens: as the server counts them; `None` where it does not.
         money: what it cost, in the currency of the prices; `None` without prices or counts.
         attempts: how often it was asked until it came, from 1.
+
+    Raises:
+        ValueError: a part of it is none, or out of its bounds: written down, it would stop every later start.
     """
 
     example_id: str
@@ -48,6 +58,15 @@ class Answer:
     completion_tokens: int | None
     money: float | None
     attempts: int
+
+    def __post_init__(self) -> None:
+        Reply(self.text, self.finish_reason, self.prompt_tokens, self.completion_tokens)
+        if not (isinstance(self.example_id, str) and isinstance(self.fingerprint, str)):
+            raise ValueError("example_id or fingerprint is no text")
+        if not (type(self.sample_index) is int and type(self.attempts) is int):
+            raise ValueError("sample_index or attempts is no whole number")
+        if self.money is not None and not (isinstance(self.money, int | float) and 0 <= self.money <= MOST_MONEY):
+            raise ValueError("money is no amount")
 
     @property
     def key(self) -> Key:
@@ -78,7 +97,7 @@ class Journal:
                 break
             except BlockingIOError:
                 os.close(self._fd)
-        _, n_whole_bytes = _read(self.file)
+        _, n_whole_bytes, _ = _read(self.file)
         os.ftruncate(self._fd, n_whole_bytes)
         os.fsync(self._fd)
         folder_fd = os.open(folder, os.O_RDONLY)
@@ -123,25 +142,37 @@ class Journal:
 def read_answers(folder: Path) -> dict[Key, Answer]:
     """The answers in a folder, each key once: the first one, in the order of files and lines.
 
+    Those that can't be used, as older versions wrote them down, are passed over with a warning.
+
     Raises:
         JournalError: a line can't be read, and it is not half a line at the end of its file.
     """
     answers: dict[Key, Answer] = {}
     for file in sorted(folder.glob("answers-*.jsonl")):
-        for answer in _read(file)[0]:
+        found, _, useless = _read(file)
+        for answer in found:
             answers.setdefault(answer.key, answer)
+        if useless:
+            logger.warning(
+                "%s: %d answers can't be used and are asked for again, the first in %s", file, len(useless), useless[0]
+            )
     return answers
 
 
-def _read(file: Path) -> tuple[list[Answer], int]:
-    """The answers of a file, and how many bytes they take: what comes after is half a line."""
+def _read(file: Path) -> tuple[list[Answer], int, list[str]]:
+    """The answers of a file, how many bytes it has before half a line, and which lines can't be used."""
     answers: list[Answer] = []
+    useless: list[str] = []
     n_bytes = 0
     with file.open("rb") as opened:
         lines = list(opened)
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line) if line.endswith(b"\n") else None
+            row = read_json(line) if line.endswith(b"\n") else None
+        except TooDeepError as error:
+            useless.append(f"line {number}: {error}")
+            n_bytes += len(line)
+            continue
         except ValueError:
             row = None
         if row is None and number == len(lines):
@@ -153,5 +184,7 @@ def _read(file: Path) -> tuple[list[Answer], int]:
                 f"{file}, line {number}: expected an answer in JSON, found {line[:60]!r}; remove the line, and what "
                 f"it answered is asked for again"
             ) from error
+        except ValueError as error:
+            useless.append(f"line {number}: {error}")
         n_bytes += len(line)
-    return answers, n_bytes
+    return answers, n_bytes, useless

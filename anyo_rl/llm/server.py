@@ -159,11 +159,13 @@ async def ask_async(
 ) -> Outcome:
     """`ask`, for callers that have a loop; those whose calls belong together share a `streak`."""
     job = _Job(requests_R, server, journal, _Timing(sleep, clock, rng or random.Random()), streak)
-    headers = {} if job.key is None else {"Authorization": f"Bearer {job.key}"}
+    headers = {"Accept-Encoding": "gzip"}
+    if job.key is not None:
+        headers["Authorization"] = f"Bearer {job.key}"
     limits = httpx2.Limits(max_connections=server.concurrency, max_keepalive_connections=server.concurrency)
     timeout = httpx2.Timeout(server.timeout_s, connect=server.connect_timeout_s)
     async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
-        await asyncio.gather(*(job.work(client) for _ in range(server.concurrency)))
+        await asyncio.gather(*(job.work(client) for _ in range(min(server.concurrency, len(requests_R)))))
     report = job.report()
     if job.error is not None:
         if isinstance(job.error, ServerError):

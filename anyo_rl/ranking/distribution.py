@@ -20,8 +20,8 @@ from torch import nn
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.metrics.ranking import target_ranks, top_items
-from anyo_rl.ranking.engine.context import ContextCache, check_catalog, check_contexts
-from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
+from anyo_rl.ranking.engine.context import check_catalog, check_contexts, contexts_of
+from anyo_rl.ranking.protocol import Ranking, check_lengths, competing_items
 from anyo_rl.teacher.policy import causal_lm, inference, row_logits
 
 
@@ -50,7 +50,7 @@ class DistributionRanker:
         tokens_per_forward: context tokens plus nodes evaluated at once over the batch; bounds memory.
 
     Raises:
-        ValueError: the model cannot do tree attention, or its vocabulary is smaller than the catalog's tokens.
+        ValueError: the model's vocabulary is smaller than the catalog's tokens.
     """
 
     kind = "likelihood"
@@ -159,7 +159,7 @@ class DistributionRanker:
         """(B, N) log-probabilities of one batch of contexts."""
         policy = causal_lm(self.model)
         device = policy.device
-        cache = ContextCache(self.model, contexts)
+        cache = contexts_of(self.model, contexts, self.tokens_per_forward)
         logits = torch.empty(len(contexts), self.n_edges, device=device)
         root_tokens = torch.from_numpy(self.catalog.tree.token[self._root_edges]).to(device)
         if len(root_tokens):
@@ -225,7 +225,8 @@ def rank_scores(
     for row, target in enumerate(target_ids_B):
         excluded = excluded_B[row] if excluded_B is not None else None
         candidates = candidates_B[row] if candidates_B is not None else None
-        allowed_B_N[row], fallback[row] = allowed_items(catalog.index, target, excluded, candidates)
+        competing = competing_items(catalog.index, target, excluded, candidates)
+        allowed_B_N[row], fallback[row] = competing.mask(len(catalog)), competing.last_rank
     target_B = catalog.indices(list(target_ids_B))
     scores[~allowed_B_N] = -np.inf
     retrieved_B = allowed_B_N[np.arange(n), target_B]

@@ -14,7 +14,7 @@ import numpy as np
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import parse
-from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
+from anyo_rl.ranking.protocol import Ranking, check_lengths, competing_items
 
 
 class MatchRanker:
@@ -50,14 +50,14 @@ class MatchRanker:
         ranks_B = np.empty(len(contexts_B), dtype=np.int64)
         top_ids_B_K: list[list[str]] = []
         for b, (completion, target) in enumerate(zip(contexts_B, target_ids_B, strict=True)):
-            allowed_N, last_rank = allowed_items(
+            competing = competing_items(
                 self.catalog.index,
                 target,
                 excluded_B[b] if excluded_B is not None else None,
                 candidates_B[b] if candidates_B is not None else None,
             )
             written = self.written_id(completion)
-            placed = written is not None and bool(allowed_N[self.catalog.index[written]])
-            ranks_B[b] = 1 if placed and written == target else last_rank
+            placed = written is not None and competing.has(self.catalog.index[written])
+            ranks_B[b] = 1 if placed and written == target else competing.last_rank
             top_ids_B_K.append([written][:top_k] if placed and written is not None else [])
         return Ranking(ranks_B, top_ids_B_K, [[1.0] * len(row) for row in top_ids_B_K])

@@ -84,26 +84,50 @@ class Ranker(Protocol):
         ...
 
 
-def allowed_items(
+@dataclass(frozen=True)
+class Competing:
+    """Which items compete in one ranking, as positions in the catalog: a mask would be as long as the catalog.
+
+    Attributes:
+        removed: ascending, all that do not, where there are no candidates.
+        kept: ascending, all that do, where there are candidates; `None` elsewhere.
+        has_target: whether the target is one of them.
+        last_rank: the target's rank when everything ties.
+    """
+
+    removed: tuple[int, ...]
+    kept: tuple[int, ...] | None
+    has_target: bool
+    last_rank: int
+
+    def has(self, item: int) -> bool:
+        """Whether an item competes."""
+        return item not in self.removed if self.kept is None else item in self.kept
+
+    def mask(self, n_items: int) -> np.ndarray:
+        """The same as a bool mask, shape (N,)."""
+        mask_N = np.full(n_items, self.kept is None)
+        mask_N[list(self.removed if self.kept is None else self.kept)] = self.kept is not None
+        return mask_N
+
+
+def competing_items(
     index: Mapping[str, int],
     target_id: str,
     excluded: Collection[str] | None = None,
     candidates: Collection[str] | None = None,
-) -> tuple[np.ndarray, int]:
-    """Which items compete in one ranking, and the target's rank when everything ties.
+) -> Competing:
+    """Which items compete in one ranking.
 
-    The target keeps its place against `excluded`, not against `candidates`. Excluded or candidate ids that the
-    catalog does not have are passed over: a log holds items that can no longer be recommended.
+    The target keeps its place against `excluded`, not against `candidates`: among these it ranks last where it is none
+    of them, behind the whole catalog less what is excluded. Excluded or candidate ids that the catalog does not have
+    are passed over: a log holds items that can no longer be recommended.
 
     Args:
         index: item id to position in the catalog, 0..N-1.
         target_id: the item that is ranked.
         excluded: item ids to take out.
         candidates: item ids to keep; `None` keeps all.
-
-    Returns:
-        A bool mask of shape (N,), and the last rank: the number of items in the mask, or in the whole catalog less
-        what is excluded for a target that the mask does not hold.
 
     Raises:
         ValueError: the target is not in the catalog.
@@ -113,14 +137,13 @@ def allowed_items(
             f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
             "rebuild the catalog with it, or drop the example"
         )
-    kept_N = np.ones(len(index), dtype=bool)
-    kept_N[[index[item] for item in (excluded or ()) if item in index and item != target_id]] = False
+    removed = {index[item] for item in (excluded or ()) if item in index and item != target_id}
+    last = len(index) - len(removed)
     if candidates is None:
-        return kept_N, int(kept_N.sum())
-    candidate_N = np.zeros(len(index), dtype=bool)
-    candidate_N[[index[item] for item in candidates if item in index]] = True
-    allowed_N = kept_N & candidate_N
-    return allowed_N, int(allowed_N.sum() if allowed_N[index[target_id]] else kept_N.sum())
+        return Competing(tuple(sorted(removed)), None, True, last)
+    kept = {index[item] for item in candidates if item in index} - removed
+    has_target = index[target_id] in kept
+    return Competing((), tuple(sorted(kept)), has_target, len(kept) if has_target else last)
 
 
 def check_lengths(n_contexts: int, **columns: Sized | None) -> None:

@@ -1,16 +1,17 @@
 """Examples of a task as a teacher reads them: prompts for its catalog and tokenizer, with TRL's column names."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, overload
 
+import numpy as np
 import polars as pl
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import Prompt
-from anyo_rl.data.schema import Example
-from anyo_rl.data.task import Task
-from anyo_rl.reasoning.prompts import fit_history, render_prompt
+from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, Example
+from anyo_rl.data.task import HistoryAs, Task
+from anyo_rl.reasoning.prompts import Shown, fit_history, render_prompt
 from anyo_rl.teacher.tokens import Tokens
 
 
@@ -51,36 +52,104 @@ class Row(Example):
 def make_prompt(
     task: Task, history: Sequence[str], catalog: Catalog, tokens: Tokens, hint: str | None = None
 ) -> Prompt:
-    """What the teacher reads for a history of item ids: the newest titles that fit the budget.
+    """What the teacher reads for a history of item ids: the newest items that fit the budget.
 
     Args:
         task: says how prompts look, and how long they are.
         history: oldest first.
-        catalog: has the titles.
+        catalog: has the titles and the tokens of items.
         tokens: counts their tokens.
         hint: id of the item that was chosen, where the teacher is to reason towards it.
     """
-    titles = [catalog.titles[catalog.index[item]] for item in history]
-    kept = fit_history(titles, lambda lines: [tokens.n_text_tokens(line) for line in lines], task.args.history_tokens)
-    return render_prompt(kept, task.args.prompt_style, None if hint is None else catalog.titles[catalog.index[hint]])
+    style, how = task.args.prompt_style, task.args.history_as
+
+    def counts(lines: list[str]) -> list[int]:
+        return [tokens.n_text_tokens(line) for line in lines]
+
+    kept = fit_history([shown(catalog, item, how) for item in history], counts, task.args.history_tokens, style)
+    return render_prompt(kept, style, None if hint is None else shown(catalog, hint, how))
+
+
+def shown(catalog: Catalog, item_id: str, how: HistoryAs) -> Shown:
+    """An item as prompts show it: its title, the added tokens that it goes by, or both."""
+    item = catalog.index[item_id]
+    return Shown("" if how == "item" else catalog.titles[item], "" if how == "title" else catalog.added_tokens(item))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Row]):
+    """Examples with their prompts, each made when it is read: all of them take no more memory than their numbers.
+
+    Attributes:
+        task: has the examples.
+        places: their row numbers in `task.examples`.
+        catalog: has the titles.
+        tokens: counts their tokens.
+        with_hint: whether rows have a hinted prompt too.
+    """
+
+    task: Task
+    places: np.ndarray
+    catalog: Catalog
+    tokens: Tokens
+    with_hint: bool = False
+
+    def __post_init__(self) -> None:
+        # Made before a loader forks its workers: polars may not compute in these, and they share what is there.
+        _ = self.task.table, self.task.past if self.task.args.mask_history else None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, which: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> "Rows": ...
+
+    def __getitem__(self, which: int | slice) -> "Row | Rows":
+        """A row, or some of them."""
+        if isinstance(which, slice):
+            return self.at(self.places[which])
+        (example,) = self.task.table.slice(int(self.places[which]), 1).to_pylist()
+        return _make_row(self.task, example, self.catalog, self.tokens, self.with_hint)
+
+    @property
+    def ids(self) -> pl.Series:
+        """Their example ids, for which no prompt is made."""
+        return self.task.examples[EXAMPLE_ID].gather(self.places)
+
+    def at(self, places: np.ndarray) -> "Rows":
+        """Other examples of the task."""
+        return replace(self, places=places)
+
+    def of(self, example_ids: Iterable[str], *, wanted: bool = True) -> "Rows":
+        """The rows with these example ids, in order; or (not `wanted`) all others."""
+        named = self.ids.is_in(pl.Series(list(example_ids), dtype=pl.String).implode())
+        return self.at(self.places[(named if wanted else ~named).to_numpy()])
+
+    def hinted(self) -> "Rows":
+        """The same with hinted prompts."""
+        return replace(self, with_hint=True)
 
 
 def make_rows(task: Task, examples: pl.DataFrame, catalog: Catalog, tokens: Tokens) -> list[Row]:
-    """Examples with their prompts, in order."""
+    """A few examples with their prompts, in order, all at once."""
     names = [field.name for field in fields(Example) if field.name in examples.columns]
-    return [
-        Row(
-            prompt=make_prompt(task, row["history"], catalog, tokens),
-            excluded=task.excluded(row["example_id"]),
-            **row,
-        )
-        for row in examples.select(names).iter_rows(named=True)
-    ]
+    return [_make_row(task, row, catalog, tokens) for row in examples.select(names).iter_rows(named=True)]
 
 
-def hinted_prompt(task: Task, row: Row, catalog: Catalog, tokens: Tokens) -> Prompt:
-    """The prompt of an example with its target as a hint."""
-    return make_prompt(task, row.history, catalog, tokens, hint=row.target_id)
+def _make_row(
+    task: Task, example: Mapping[str, Any], catalog: Catalog, tokens: Tokens, with_hint: bool = False
+) -> Row:
+    history, hint = example[HISTORY], example[TARGET_ID]
+    return Row(
+        prompt=make_prompt(task, history, catalog, tokens),
+        hinted_prompt=make_prompt(task, history, catalog, tokens, hint) if with_hint else None,
+        excluded=task.excluded(example[EXAMPLE_ID]),
+        **example,
+    )
 
 
 def sample_texts(task: Task) -> list[str]:

@@ -1,13 +1,20 @@
 """Writing files so that each is there complete or not at all, whenever the program is killed."""
 
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
+import yaml
+
+from anyo_rl.run.settings import UsageError
+
+Tables = Mapping[str, pl.DataFrame]  # by name
+MADE_AGAIN = "remove it, and the same command makes it again"
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -30,6 +37,19 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
         sync(file.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_first(file: Path, text: str) -> None:
+    """Writes a file complete or not at all, unless it is there: of several processes the first one has its way."""
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    try:
+        os.link(partial, file)  # a rename would replace what another process has just put there
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
 
 
 def write_table(
@@ -58,3 +78,50 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def readable(file: Path, mend: str = MADE_AGAIN) -> Iterator[None]:
+    """Reading a file of ours inside: where it is damaged, one line names it and says what to do.
+
+    Args:
+        file: what is read.
+        mend: what to do about it.
+
+    Raises:
+        UsageError: it holds something else than what we wrote.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pl.exceptions.PolarsError) as error:
+        found = str(error).partition("\n")[0][:200]
+        raise UsageError(f"{file} is damaged ({type(error).__name__}: {found}): {mend}") from error
+
+
+def read_json(file: Path, mend: str = MADE_AGAIN) -> Any:
+    """What a JSON file of ours holds, a mapping or a list.
+
+    Raises:
+        UsageError: see `readable`.
+    """
+    with readable(file, mend):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict | list):
+            raise TypeError(f"found {found!r}, expected a mapping or a list")
+    return found
+
+
+def read_table(file: Path, columns: Sequence[str] | None = None, mend: str = MADE_AGAIN) -> pl.DataFrame:
+    """What a parquet file of ours holds, or some columns of it.
+
+    Raises:
+        UsageError: see `readable`.
+    """
+    with readable(file, mend):
+        table = scan_table(file)
+        return (table if columns is None else table.select(columns)).collect()
+
+
+def scan_table(file: Path) -> pl.LazyFrame:
+    """Scans one parquet file lazily, whatever its name: polars takes brackets and stars in it for a pattern."""
+    return pl.scan_parquet(file, glob=False)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import parse
+from anyo_rl.evidence.fusion import Engine
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.paths import SampledPath
@@ -26,7 +26,7 @@ def as_paths(
     catalog: Catalog,
     *,
     seed: int,
-    cap: int | None = None,
+    ranker: Engine | None = None,
 ) -> list[SampledPath]:
     """Samples as paths, without what the caller knows better: policy, split and model.
 
@@ -37,7 +37,7 @@ def as_paths(
         tokens: the teacher's tokenizer and marker.
         catalog: gives items their titles.
         seed: of the sampling call.
-        cap: ranks were told apart up to here.
+        ranker: whose ranking it is.
     """
     titles = dict(zip(catalog.item_ids, catalog.titles, strict=True))
     paths: list[SampledPath] = []
@@ -59,22 +59,23 @@ def as_paths(
                 finish_reason=sample.finish_reason,
                 seed=request_seed(seed, row.example_id),
             )
-            paths.append(path if ranking is None else _ranked(path, ranking, len(paths), titles, cap))
+            paths.append(path if ranking is None else _ranked(path, ranking, len(paths), titles, ranker))
     return paths
 
 
 def _ranked(
-    path: SampledPath, ranking: Ranking, place: int, titles: Mapping[str, str], cap: int | None
+    path: SampledPath, ranking: Ranking, place: int, titles: Mapping[str, str], ranker: Engine | None
 ) -> SampledPath:
     """The path with what the ranking says at its place."""
-    item, rank = ranking.top_ids_B_K[place][0], int(ranking.ranks_B[place])
+    # With evidence there may be no candidate at all.
+    item, rank = next(iter(ranking.top_ids_B_K[place]), None), int(ranking.ranks_B[place])
     return replace(
         path,
         item_id=item,
-        item_title=titles[item],
+        item_title=None if item is None else titles[item],
         rank=rank,
-        ranker=LikelihoodRanker.kind,
-        cap=cap,
+        ranker=None if ranker is None else ranker.kind,
+        cap=None if ranker is None else ranker.cap,
         rewards=json.dumps({"gain": float(ndcg(rank))}),
     )
 
@@ -86,7 +87,7 @@ def ranked_paths(
     catalog: Catalog,
     sampling: Sampling,
     *,
-    ranker: LikelihoodRanker | None = None,
+    ranker: Engine | None = None,
 ) -> list[SampledPath]:
     """Samples reasonings of each example and ranks its target after each: what `run_shards` makes shards of.
 
@@ -103,14 +104,13 @@ def ranked_paths(
     """
     paths: list[SampledPath] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        batch = rows[start : start + ROWS_AT_ONCE]
+        batch = list(rows[start : start + ROWS_AT_ONCE])
         samples = sampler.sample(sampling_contexts(batch, tokens), sampling, keys_B=[row.example_id for row in batch])
-        ranking, cap = None, None
+        ranking = None
         if ranker is not None:
             contexts = [tokens.context_ids(row.prompt) for row in batch]
             ranking = rank_each(ranker, batch, contexts, samples, tokens)
-            cap = ranker.cap
-        paths += as_paths(batch, samples, ranking, tokens, catalog, seed=sampling.seed, cap=cap)
+        paths += as_paths(batch, samples, ranking, tokens, catalog, seed=sampling.seed, ranker=ranker)
     return paths
 
 
@@ -120,16 +120,17 @@ def sampling_contexts(rows: Sequence[Row], tokens: Tokens) -> list[list[int]]:
 
 
 def rank_each(
-    ranker: LikelihoodRanker,
+    ranker: Engine,
     rows: Sequence[Row],
     contexts_B: Sequence[Sequence[int]],
     samples_B_G: Sequence[Sequence[Sample]],
     tokens: Tokens,
 ) -> Ranking:
     """Ranks the target after each sample alone, B·G in a row, with the best item."""
-    marked, targets, excluded = [], [], []
+    marked, targets, excluded, ids = [], [], [], []
     for row, context, samples in zip(rows, contexts_B, samples_B_G, strict=True):
         marked += [tokens.marked_context(context, sample.token_ids) for sample in samples]
         targets += [row.target_id] * len(samples)
         excluded += [row.excluded] * len(samples)
-    return ranker.rank(marked, targets, top_k=1, excluded_B=excluded)
+        ids += [row.example_id] * len(samples)
+    return ranker.rank(marked, targets, top_k=1, excluded_B=excluded, example_ids_B=ids)

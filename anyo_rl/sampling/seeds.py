@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from anyo_rl.run.settings import UsageError
+from anyo_rl.teacher.policy import DIVERGED
+
 ROWS_AT_ONCE = 64  # whose probabilities are held in double precision at once
 
 
@@ -47,6 +50,11 @@ def uniforms(seed: int, sample_index: int, n: int) -> np.ndarray:
     return rng.integers(0, 2**32, n, dtype=np.uint32) / 2**32
 
 
+def draws_dtype(device: torch.device) -> torch.dtype:
+    """What draws are made in: double precision, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class OwnDraws(LogitsProcessor):
     """Draws the next token of each row by a number of its own, and leaves no other: the last of all processors.
 
@@ -55,10 +63,11 @@ class OwnDraws(LogitsProcessor):
     Args:
         uniforms_B_T: numbers in [0, 1), one for each row and new token.
         prompt_width: where the new tokens begin.
+        device: of the scores.
     """
 
-    def __init__(self, uniforms_B_T: torch.Tensor, prompt_width: int) -> None:
-        self.uniforms_B_T = uniforms_B_T
+    def __init__(self, uniforms_B_T: np.ndarray, prompt_width: int, device: torch.device) -> None:
+        self.uniforms_B_T = torch.from_numpy(uniforms_B_T).to(draws_dtype(device)).to(device)
         self.prompt_width = prompt_width
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -67,7 +76,12 @@ class OwnDraws(LogitsProcessor):
         drawn = torch.full_like(scores, -torch.inf)
         for start in range(0, len(scores), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            summed = scores[rows].double().softmax(-1).cumsum(-1)
-            chosen = torch.searchsorted(summed, (numbers_B[rows] * summed[:, -1])[:, None], right=True)
+            summed = scores[rows].to(numbers_B.dtype).softmax(-1).cumsum(-1)
+            total = summed[:, -1]
+            if not total.isfinite().all():
+                raise UsageError(DIVERGED)
+            # In single precision a number may round up to 1, and would pass all tokens.
+            passed = torch.minimum(numbers_B[rows] * total, torch.nextafter(total, torch.zeros_like(total)))
+            chosen = torch.searchsorted(summed, passed[:, None], right=True)
             drawn[rows].scatter_(1, chosen, 0.0)
         return drawn

@@ -21,6 +21,7 @@ from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
 from anyo_rl.teacher.policy import causal_lm, inference
 from anyo_rl.teacher.tokens import Tokens
 
+CACHE_TOKENS = 32_768  # 4.8 GB for a teacher of 8B in bfloat16
 LOGITS_AT_ONCE = 2**26  # logits held at once for log-probabilities: 256 MB in fp32
 
 
@@ -59,7 +60,8 @@ class TransformersSampler:
     Args:
         model: the teacher; wrappers are seen through, weights are read at each call.
         tokens: its tokenizer and marker.
-        batch_size: completions generated at once.
+        cache_tokens: tokens of contexts and completions in the cache at once, at most, in so far as one sequence fits;
+            bounds memory.
         with_log_probs: whether samples carry the log-probability of their tokens (under the same constraint).
         tree: the catalog's prefix tree, where items are to be written.
     """
@@ -68,13 +70,13 @@ class TransformersSampler:
         self,
         model: nn.Module,
         tokens: Tokens,
-        batch_size: int = 256,
+        cache_tokens: int = CACHE_TOKENS,
         with_log_probs: bool = False,
         tree: PrefixTree | None = None,
     ) -> None:
         self.model = model
         self.tokens = tokens
-        self.batch_size = batch_size
+        self.cache_tokens = cache_tokens
         self.with_log_probs = with_log_probs
         self.tree = tree
         self.stops = [tokens.eos_id] if tree is not None else [tokens.eos_id, tokens.marker_id]
@@ -96,11 +98,9 @@ class TransformersSampler:
             pad_token_id=self.tokens.tokenizer.pad_token_id,
         )
         repeated = [list(context) for context in contexts_B for _ in range(n)]
-        order = sorted(range(len(repeated)), key=lambda i: len(repeated[i]))  # little padding
         samples: dict[int, Sample] = {}
         with inference(self.model):
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
+            for batch in self._batches([len(context) for context in repeated], most):
                 contexts = [repeated[i] for i in batch]
                 numbers = None
                 if sampling.temperature > 0:
@@ -109,6 +109,17 @@ class TransformersSampler:
                 found = self._generate(contexts, config, sampling, numbers)
                 samples.update(zip(batch, found, strict=True))
         return [[samples[b * n + g] for g in range(n)] for b in range(len(contexts_B))]
+
+    def _batches(self, lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+        """Places of contexts in batches that fit the cache, shortest first, so that there is little padding."""
+        batch: list[int] = []
+        for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if batch and (len(batch) + 1) * (lengths[place] + most) > self.cache_tokens:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
 
     def constraint(self, prompt_width: int, max_new_tokens: int) -> CatalogConstraint | None:
         """What holds one call of `generate` to the catalog; `None` without a tree. Training masks by the same."""
@@ -164,7 +175,7 @@ class TransformersSampler:
             processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_p < 1:
                 processors.append(TopPLogitsWarper(sampling.top_p))
-            processors.append(OwnDraws(torch.from_numpy(uniforms_B_T).to(model.device), ids.shape[1]))
+            processors.append(OwnDraws(uniforms_B_T, ids.shape[1], model.device))
         with own_settings_aside(model):
             sequences = model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors

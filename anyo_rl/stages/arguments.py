@@ -6,10 +6,15 @@ from typing import Any, Literal
 
 from accelerate import PartialState
 
-from anyo_rl.ranking.written import ItemEncoder, RankerKind
+from anyo_rl.catalog.item_tokens import Kind
+from anyo_rl.catalog.item_vectors import VectorKind
+from anyo_rl.encoders.titles import ItemEncoder
+from anyo_rl.ranking.written import RankerKind
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.run.settings import Bounds
+from anyo_rl.sampling.transformers import CACHE_TOKENS
 from anyo_rl.search.answers import Mode
-from anyo_rl.stages.judge_arguments import JudgeArguments
+from anyo_rl.stages.fusion_arguments import FusionArguments
 from anyo_rl.training.advantages.credit import WITHOUT_SOURCE, Advantages, Credit
 from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepRewards
 from anyo_rl.training.advantages.process import ProcessReduction
@@ -24,30 +29,59 @@ from anyo_rl.values.source import StepSource, StepValueKind
 class TeacherArguments:
     """How the teacher is made (where no path is given), validated and evaluated."""
 
-    tiny_hidden_size: int = field(default=128, metadata={"help": "Width of a teacher made from scratch."})
-    tiny_layers: int = field(default=4, metadata={"help": "Layers of a teacher made from scratch."})
-    tiny_vocab_size: int = field(default=600, metadata={"help": "Tokens of a tokenizer made from scratch."})
+    tiny_hidden_size: int = field(
+        default=128, metadata={"bounds": Bounds(8, 65_536), "help": "Width of a teacher made from scratch."}
+    )
+    tiny_layers: int = field(
+        default=4, metadata={"bounds": Bounds(1, 1000), "help": "Layers of a teacher made from scratch."}
+    )
+    tiny_vocab_size: int = field(
+        default=600, metadata={"bounds": Bounds(1, 10**6), "help": "Tokens of a tokenizer made from scratch."}
+    )
     marker_token: str | None = field(
         default=None, metadata={"help": "The added token that serves as the marker; `->` or `</think>` if unset."}
     )
-    item_tokens: Literal["title", "semantic_id"] = field(
-        default="title", metadata={"help": "What the teacher answers with: titles, or semantic ids as added tokens."}
+    item_tokens: Kind = field(
+        default="title",
+        metadata={
+            "help": "What the teacher answers with: titles; item, an added token for each item; or semantic ids, "
+            "added tokens that items share."
+        },
+    )
+    item_vectors: VectorKind = field(
+        default="mean",
+        metadata={
+            "help": "Where the vectors of added tokens start: at the mean of the teacher's; or from those of titles "
+            "(text), from who chose what (collaborative), or both. Semantic ids are computed of the same, of titles "
+            "for mean."
+        },
+    )
+    title_vectors: ItemEncoder = field(
+        default="teacher", metadata={"help": "What embeds titles for these: the teacher's own vectors, or minilm."}
     )
     semantic_id_column: str | None = field(
-        default=None, metadata={"help": "Column of published semantic ids; computed from titles if unset."}
+        default=None, metadata={"help": "Column of published semantic ids; computed (of item_vectors) if unset."}
     )
-    semantic_id_levels: int = field(default=3, metadata={"help": "Codes of a computed semantic id."})
+    semantic_id_levels: int = field(
+        default=3, metadata={"bounds": Bounds(1), "help": "Codes of a computed semantic id."}
+    )
     semantic_id_codes: int | None = field(
         default=None,
-        metadata={"help": "Codes of a level, a power of two; if unset 256, or fewer below 2,048 items."},
+        metadata={"bounds": Bounds(2), "help": "Codes of a level, a power of two; 256 or, below 2,048 items, fewer."},
     )
-    max_reasoning_tokens: int = field(
-        default=64, metadata={"help": "Longest reasoning, the marker included (GRPO's max_completion_length)."}
+    max_reasoning_tokens: int | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(1, 10**6),
+            "help": "Longest reasoning, the marker included (GRPO's max_completion_length); if unset 64, or 512 for "
+            "chat models that think (</think> is the marker).",
+        },
     )
     early_answer_share: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the rationales that SFT also answers early: what forced answers need to mean much."
+            "bounds": Bounds(0, 1),
+            "help": "Share of the rationales that SFT also answers early: what forced answers need to mean much.",
         },
     )
     sft_item_loss: SftItemLoss = field(
@@ -58,17 +92,47 @@ class TeacherArguments:
         },
     )
     sft_item_weight: float = field(
-        default=0.1, metadata={"help": "Weight of an item in SFT on reasonings; a direct teacher learns nothing else."}
+        default=0.1,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Weight of an item in SFT on reasonings; a direct teacher learns nothing else.",
+        },
     )
     sft_reasoning_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the reasonings' tokens in SFT, on average over them."}
+        default=1.0,
+        metadata={"bounds": Bounds(0), "help": "Weight of the reasonings' tokens in SFT, on average over them."},
     )
     eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
+    sampling_tokens: int = field(
+        default=CACHE_TOKENS,
+        metadata={
+            "bounds": Bounds(1),
+            "help": "Tokens in the cache at once where transformers sample outside of TRL: in validation, evaluation "
+            "and jobs. Bounds memory (anyo_rl.plan counts it).",
+            "free": True,
+        },
+    )
+    validation_node_budget: int = field(
+        default=16_384,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Tree nodes read for a validation user's rank, at most; 0 for no budget.",
+        },
+    )
     n_paths: int = field(
-        default=8, metadata={"help": "Paths of the mixture.", "free": lambda args: args.eval_mode != "mixture"}
+        default=8,
+        metadata={
+            "bounds": Bounds(1, 10_000),
+            "help": "Paths of the mixture.",
+            "free": lambda args: args.eval_mode != "mixture",
+        },
     )
     early_stopping_patience: int = field(
-        default=0, metadata={"help": "Stop after this many validations without a gain; 0 trains to the end."}
+        default=0,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Stop after this many validations without a gain; 0 trains to the end.",
+        },
     )
     baselines_from: str | None = field(
         default=None,
@@ -76,6 +140,13 @@ class TeacherArguments:
             "help": "Run folder of recipes/baselines.py on the same data, whose answers stand in the table in place "
             "of untuned ones.",
             "free": True,
+        },
+    )
+    evidence: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run folder of recipes/rank_evidence.py on the same data: GRPO, PPO and STaR train on ranks by "
+            "teacher and evidence together, and teachers are evaluated with it besides.",
         },
     )
 
@@ -94,11 +165,18 @@ class RankArguments:
     """How far the ranks of sampled paths are told apart."""
 
     rank_cap: int = field(
-        default=1000, metadata={"help": "Ranks beyond it count as the one after it while training; 0 for no cap."}
+        default=1000,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Ranks beyond it count as the one after it while training; 0 for no cap.",
+        },
     )
     rank_node_budget: int = field(
         default=4096,
-        metadata={"help": "Tree nodes evaluated for the rank of one completion while training; 0 for no budget."},
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Tree nodes evaluated for the rank of one completion while training; 0 for no budget.",
+        },
     )
 
 
@@ -120,7 +198,7 @@ class ComparisonArguments:
 
 
 @dataclass
-class ReasonerArguments(RankArguments, ComparisonArguments):
+class ReasonerArguments(RankArguments, FusionArguments, ComparisonArguments):
     """What reinforcement rewards and what trains the answer."""
 
     reward_funcs: list[str] = field(
@@ -138,7 +216,10 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
     )
     reward_timeout_s: float | None = field(
         default=None,
-        metadata={"help": "Longest wait for one completion's reward, of rewards that call out; no limit if unset."},
+        metadata={
+            "bounds": Bounds(above=0),
+            "help": "Longest wait for one completion's reward, of rewards that call out; no limit if unset.",
+        },
     )
     reward_on_timeout: OnTimeout = field(
         default="none",
@@ -157,13 +238,15 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
     item_loss: ItemLoss = field(
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}
     )
-    item_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the item loss."})
+    item_loss_weight: float = field(default=0.1, metadata={"bounds": Bounds(0), "help": "Weight of the item loss."})
     step_values: StepValueKind = field(
         default="forced_answer",
         metadata={"help": "What a state between steps is worth: forced_answer, monte_carlo, prm."},
     )
     prm: str | None = field(default=None, metadata={"help": "Folder of the PRM (prm/model of its run)."})
-    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
+    n_continuations: int = field(
+        default=4, metadata={"bounds": Bounds(1), "help": "Reasonings sampled from each state by monte_carlo."}
+    )
     held_out_of_sft: bool = field(
         default=False,
         metadata={
@@ -172,7 +255,11 @@ class ReasonerArguments(RankArguments, ComparisonArguments):
         },
     )
     min_gain_spread: float = field(
-        default=0.0, metadata={"help": "Leave out examples whose gains over 4 sampled paths differ by less than this."}
+        default=0.0,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Leave out examples whose gains over 4 sampled paths differ by less than this.",
+        },
     )
 
     def source(self) -> StepSource:
@@ -216,13 +303,21 @@ class GrpoArguments(ReasonerArguments):
 class PpoArguments(ReasonerArguments):
     """How PPO estimates what an action was worth."""
 
-    gamma: float = field(default=1.0, metadata={"help": "Discount of a token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
-    critic_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the critic; 10 times the policy's if unset."}
+    gamma: float = field(default=1.0, metadata={"bounds": Bounds(0, 1), "help": "Discount of a token."})
+    lam: float = field(
+        default=0.95, metadata={"bounds": Bounds(0, 1), "help": "Lambda of generalised advantage estimation."}
     )
-    cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move from the one before."})
+    vf_coef: float = field(default=0.1, metadata={"bounds": Bounds(0), "help": "Weight of the critic's loss."})
+    critic_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(above=0, most=1),
+            "help": "Learning rate of the critic; 10 times the policy's if unset.",
+        },
+    )
+    cliprange_value: float = field(
+        default=0.2, metadata={"bounds": Bounds(above=0), "help": "How far a value may move from the one before."}
+    )
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Centre and scale advantages over the batch of all processes."}
     )
@@ -240,7 +335,7 @@ class PpoArguments(ReasonerArguments):
             "make; scores: its step_value over the number of steps."
         },
     )
-    step_reward_weight: float = field(default=1.0, metadata={"help": "Weight of step_rewards."})
+    step_reward_weight: float = field(default=1.0, metadata={"bounds": Bounds(0), "help": "Weight of step_rewards."})
 
     def method(self) -> Ppo:
         """The settings of PPO.
@@ -253,77 +348,82 @@ class PpoArguments(ReasonerArguments):
 
 
 @dataclass
-class StarArguments(RankArguments, ComparisonArguments):
+class StarArguments(RankArguments, FusionArguments, ComparisonArguments):
     """How a teacher makes its own training data, round by round."""
 
-    rounds: int = field(default=3, metadata={"help": "Most rounds; 1 without rationalise is rejection sampling."})
-    n_samples: int = field(default=4, metadata={"help": "Paths sampled of each example in a round.", "free": True})
+    rounds: int = field(
+        default=3, metadata={"bounds": Bounds(1), "help": "Most rounds; 1 without rationalise is rejection sampling."}
+    )
+    n_samples: int = field(
+        default=4, metadata={"bounds": Bounds(1), "help": "Paths sampled of each example in a round.", "free": True}
+    )
     max_examples: int | None = field(
         default=None,
-        metadata={"help": "Most training examples of a round, drawn anew for each; all if unset.", "free": True},
+        metadata={
+            "bounds": Bounds(1),
+            "help": "Most training examples of a round, drawn anew for each; all if unset.",
+            "free": True,
+        },
     )
-    temperature: float = field(default=1.0, metadata={"help": "At which paths are sampled."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
-    n_shards: int = field(default=16, metadata={"help": "Parts that a round's sampling comes in; a kill costs one."})
+    temperature: float = field(default=1.0, metadata={"bounds": Bounds(0, 100), "help": "At which paths are sampled."})
+    top_p: float = field(
+        default=1.0, metadata={"bounds": Bounds(above=0, most=1), "help": "Nucleus, above 0 and up to 1."}
+    )
+    n_shards: int = field(
+        default=16, metadata={"bounds": Bounds(1), "help": "Parts that a round's sampling comes in; a kill costs one."}
+    )
     engine: Literal["hf", "vllm"] = field(
         default="hf", metadata={"help": "Samples with transformers, or with a vLLM engine that each round starts."}
     )
     gpu_memory_utilization: float = field(
-        default=0.6, metadata={"help": "Share of a GPU's memory for the vLLM engine, beside the model that ranks."}
+        default=0.6,
+        metadata={
+            "bounds": Bounds(above=0, most=1),
+            "help": "Share of a GPU's memory for the vLLM engine, beside the model that ranks.",
+        },
     )
-    least_gain: float = field(default=0.5, metadata={"help": "NDCG of the target that a path needs: .5 is rank 3."})
-    most_per_example: int = field(default=2, metadata={"help": "Most paths kept of an example."})
+    least_gain: float = field(
+        default=0.5, metadata={"bounds": Bounds(0, 1), "help": "NDCG of the target that a path needs: .5 is rank 3."}
+    )
+    min_beyond_evidence: float | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(-1, 1),
+            "help": "With evidence: what a path's gain has to be above the evidence's own, at least.",
+        },
+    )
+    most_per_example: int = field(default=2, metadata={"bounds": Bounds(1), "help": "Most paths kept of an example."})
     most_per_item: int = field(
-        default=0, metadata={"help": "Most paths kept of a target item, against popular ones; 0 for no limit."}
+        default=0,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Most paths kept of a target item, against popular ones; 0 for no limit.",
+        },
+    )
+    least_agreement: int = field(
+        default=1,
+        metadata={
+            "bounds": Bounds(1),
+            "help": "Good paths of an example with the same steps that a kept one needs, against lucky ones.",
+        },
     )
     rationalise: bool = field(
         default=True, metadata={"help": "Sample again, with the target as a hint, where no path was kept."}
     )
-    n_hinted: int = field(default=2, metadata={"help": "Paths sampled with a hint of each such example."})
+    n_hinted: int = field(
+        default=2, metadata={"bounds": Bounds(1), "help": "Paths sampled with a hint of each such example."}
+    )
     hint_share: float = field(
-        default=0.0, metadata={"help": "Share of the rationales that SFT also shows with the target as a hint."}
+        default=0.0,
+        metadata={
+            "bounds": Bounds(0, 1),
+            "help": "Share of the rationales that SFT also shows with the target as a hint.",
+        },
     )
     start_from: Literal["base", "last"] = field(
         default="base", metadata={"help": "Each round trains the teacher STaR began with, or the last round's."}
     )
     mix_rationales: bool = field(default=True, metadata={"help": "Train on the rationales too in each round."})
-    patience: int = field(default=1, metadata={"help": "Stop after this many rounds without a gain on validation."})
-
-
-@dataclass
-class PrmArguments(RankArguments, JudgeArguments):
-    """What a process reward model is trained on, and how its labels are made."""
-
-    paths: str | None = field(
-        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
+    patience: int = field(
+        default=1, metadata={"bounds": Bounds(1), "help": "Stop after this many rounds without a gain on validation."}
     )
-    max_examples: int | None = field(
-        default=None, metadata={"help": "Most training examples whose paths are labelled; all if unset.", "free": True}
-    )
-    step_values: Literal["forced_answer", "monte_carlo", "judge"] = field(
-        default="forced_answer",
-        metadata={"help": "What labels a state between steps: forced_answer, monte_carlo, judge."},
-    )
-    n_continuations: int = field(default=4, metadata={"help": "Reasonings sampled from each state by monte_carlo."})
-    n_validation_continuations: int | None = field(
-        default=None,
-        metadata={"help": "The same for validation users, whose labels quality is measured with; as many if unset."},
-    )
-    n_validation_paths: int = field(default=4, metadata={"help": "Paths sampled of each validation example."})
-    temperature: float = field(default=1.0, metadata={"help": "At which reasonings are sampled."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
-    n_shards: int = field(
-        default=16, metadata={"help": "Parts that sampling and labelling come in; a kill costs one."}
-    )
-    chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
-    )
-
-    def __post_init__(self) -> None:
-        counts = ("n_continuations", "n_validation_continuations", "n_validation_paths", "n_shards", "max_examples")
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: expected 1 or more")
-        if (self.step_values == "judge") != (self.judge is not None):
-            raise ValueError("step_values judge and the settings of a judge go together: set both, or neither")

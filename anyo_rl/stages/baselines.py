@@ -28,10 +28,11 @@ from anyo_rl.evaluation.baselines import (
     keep_baseline,
 )
 from anyo_rl.evaluation.evaluator import Evaluation
-from anyo_rl.evaluation.summarise import summarise, summarise_seeds
-from anyo_rl.evaluation.summary import FILE, Summary
+from anyo_rl.evaluation.summarise import write_seeds
+from anyo_rl.evaluation.summary import Summary
 from anyo_rl.evaluation.table import markdown_table
-from anyo_rl.run.files import write_whole
+from anyo_rl.run.files import read_json, readable, write_whole
+from anyo_rl.run.settings import Bounds, UsageError, all_fitted
 from anyo_rl.students.ease import MOST_ITEMS
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class BaselineArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2],
-        metadata={"help": "Seeds of what draws; settings are chosen with the first."},
+        metadata={"bounds": Bounds(0, 2**32 - 1), "help": "Seeds of what draws; settings are chosen with the first."},
     )
     tune: bool = field(
         default=True,
@@ -70,17 +71,20 @@ class BaselineArguments:
         known = {item.name for item in fields(StudentSettings)}
         for name, settings in (self.start or {}).items():
             if name not in NEURAL or not isinstance(settings, dict) or set(settings) - known:
-                raise ValueError(
+                raise UsageError(
                     f"start has {name}: {settings}; expected one of {', '.join(NEURAL)}, with some of "
                     f"{', '.join(sorted(known))}"
                 )
-        return {name: replace(StudentSettings(), **settings) for name, settings in (self.start or {}).items()}
+        return {
+            name: replace(StudentSettings(), **all_fitted(StudentSettings, settings, f"start.{name}"))
+            for name, settings in (self.start or {}).items()
+        }
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.names) - set(NAMES)):
-            raise ValueError(f"names has {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
+            raise UsageError(f"names has {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
         if not self.seeds:
-            raise ValueError("seeds is empty; expected one seed or more")
+            raise UsageError("seeds is empty; expected one seed or more")
         self.starts  # noqa: B018 (unknown settings are said before anything is fitted)
 
 
@@ -98,8 +102,7 @@ def evaluate_all(task: Task, args: BaselineArguments) -> Summary:
     item_ids = task.interactions.items["item_id"].to_list()
     test = task.split("test", task.args.max_test)
     seeds = args.seeds if set(args.names) & set(NEURAL) else args.seeds[:1]  # the others draw nothing
-    folders = {seed: folder / f"seed-{seed}" for seed in seeds}
-    evaluations = {seed: Evaluation(folders[seed], task, item_ids, test, seed) for seed in seeds}
+    evaluations = {seed: Evaluation(folder / f"seed-{seed}", task, item_ids, test, seed) for seed in seeds}
     first = evaluations[seeds[0]]
     fitting = Fitting.of(first, tuned=args.tune, start=args.starts)
     for name in args.names:
@@ -110,11 +113,7 @@ def evaluate_all(task: Task, args: BaselineArguments) -> Summary:
         for evaluation in evaluations.values() if name in NEURAL else [first]:
             keep_baseline(evaluation, name, partial(fit_baseline, chosen, fitting, evaluation.seed))
     evaluate_oracles(first)
-    for seed, evaluation in evaluations.items():
-        summary = summarise(evaluation, RANKER)
-        write_whole(folders[seed] / FILE, json.dumps(summary.as_json(), indent=2))
-    summary = summarise_seeds(folders)
-    write_whole(folder / FILE, json.dumps(summary.as_json(), indent=2))
+    summary = write_seeds(folder, evaluations, RANKER)
     write_whole(folder / "evaluation.md", f"{markdown_table(summary)}\n{choices(read_choices(folder))}")
     return summary
 
@@ -122,7 +121,7 @@ def evaluate_all(task: Task, args: BaselineArguments) -> Summary:
 def read_choices(folder: Path) -> list[Baseline]:
     """What was chosen of each baseline, in the order of tables."""
     files = [folder / "chosen" / f"{name}.json" for name in NAMES]
-    return [Baseline(**json.loads(file.read_text())) for file in files if file.exists()]
+    return [read_baseline(file) for file in files if file.exists()]
 
 
 def choices(baselines: Sequence[Baseline]) -> str:
@@ -143,4 +142,10 @@ def _chosen(name: str, folder: Path, fitting: Fitting, evaluation: Evaluation) -
         keep_baseline(evaluation, name, lambda: scorer)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(asdict(baseline), indent=2))
-    return Baseline(**json.loads(file.read_text()))
+    return read_baseline(file)
+
+
+def read_baseline(file: Path) -> Baseline:
+    """A baseline, or a student, as it was chosen."""
+    with readable(file):
+        return Baseline(**read_json(file))

@@ -1,29 +1,39 @@
 """How every recipe begins: what it is told (YAML with flags on top, strictly), its launch, data and run folder."""
 
-import dataclasses
 import logging
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers import TrainingArguments
 from trl import ModelConfig
 
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.run.folder import RunFolderError, resolve, start_run
+from anyo_rl.llm.http import ServerError
+from anyo_rl.llm.journal import JournalError
+from anyo_rl.run.folder import read_arguments, resolve, start_run
 from anyo_rl.run.launch import LaunchError, check_launch
+from anyo_rl.run.settings import UsageError
+from anyo_rl.run.shared import made_once
 from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.checks import check_examples, check_history, check_settings
+from anyo_rl.stages.fusion import check_evidence
+from anyo_rl.stages.fusion_arguments import FusionArguments
 from anyo_rl.stages.job import Job
-from anyo_rl.stages.parser import SettingsParser
-from anyo_rl.teacher.policy import TREE_ATTENTION
+from anyo_rl.stages.parser import SettingsParser, read_settings
 from anyo_rl.training.loop.callbacks import check_saves
 from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
+
+# Errors whose message says all there is to say: what is wrong can be mended by whoever started the program.
+PLAIN = (UsageError, DataError, LaunchError, CheckpointError, ServerError, JournalError)
+TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")  # the sections of a run that may hold its seed
 
 
 def begin(
@@ -82,11 +92,18 @@ def start_job(
 
     Raises:
         DataError: the data cannot be used.
-        RunFolderError: the folder is of a run with other arguments.
+        UsageError: they leave no example to train on.
+        RunFolderError: the folder is of a run with other arguments or other data, or in use.
     """
-    arguments = resolve(data_args, model_args, teacher_args, *others, training_args, **sections)
-    task, folder = load_task(data_args), Path(training_args.output_dir)
-    start_run(folder, arguments, task.report)
+    later = {name: replace(one, later=True) for name, one in resolve(*others, training_args).items()}
+    arguments = resolve(data_args, model_args, teacher_args, **later, **sections)
+    check_history(data_args, teacher_args)
+    task, folder = load_task(data_args, made_once), Path(training_args.output_dir)
+    for args in others:
+        check_examples(args, task)
+        if isinstance(args, FusionArguments):
+            check_evidence(args, teacher_args, task, training_args.seed)
+    start_run(folder, arguments, task.report, task.fingerprint)
     return Job(folder, task, model_args, teacher_args, training_args.seed, chat_template_kwargs)
 
 
@@ -108,7 +125,8 @@ def parse(
         One instance of each dataclass, then the path of the config file (`None` where there is none).
 
     Raises:
-        SystemExit: an unknown key or flag, a value of the wrong kind, or a file that is not there; says which.
+        SystemExit: an unknown key or flag, a value of the wrong type or out of its bounds, or a file that is not
+            there; says which.
     """
     args = list(sys.argv[1:] if args is None else args)
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
@@ -120,21 +138,57 @@ def parse(
     if config is not None and not config.is_file():
         sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
     try:
+        if config is not None:
+            read_settings(config)
         parser = SettingsParser(list(dataclass_types))
         parser.set_defaults_with_config(**(defaults or {}))
         parsed = parser.parse_args_and_config(args)
         for instance in parsed:
-            _check_choices(instance)
-            _check_attention(instance)
+            check_settings(instance)
             if isinstance(instance, TrainingArguments):
                 instance.dataloader_pin_memory &= torch.cuda.is_available()  # else there is a warning for each loader
             if getattr(instance, "hub_token", None):
-                raise ValueError(
+                raise UsageError(
                     "hub_token is no argument: checkpoints would hold it; set HF_TOKEN in the environment"
                 )
         return (*parsed, config)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError, OSError) as error:
         sys.exit(f"{config or 'command line'}: {error}")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run was told, for a recipe that goes on from it.
+
+    Attributes:
+        defaults: of the data, the weights, the teacher and the seed, by name.
+        chat_template_kwargs: what chat templates were told.
+    """
+
+    defaults: Mapping[str, Any]
+    chat_template_kwargs: Mapping[str, Any] | None
+
+    @classmethod
+    def of_flag(cls, default: str | None = None) -> "tuple[Recorded, Path | None]":
+        """That of the run of `--run_dir`, as the command line names it, and the run; nothing where help is asked for.
+
+        Args:
+            default: the run where the flag is not there.
+
+        Raises:
+            RunFolderError: it is no run folder.
+        """
+        flag = ArgumentParser(add_help=False, allow_abbrev=False)
+        flag.add_argument("--run_dir", default=default)
+        run_dir = flag.parse_known_args(sys.argv[1:])[0].run_dir
+        if run_dir is None or {"-h", "--help"} & set(sys.argv):
+            return cls({}, None), None if run_dir is None else Path(run_dir)
+        found = read_arguments(Path(run_dir))
+        trainer = next((found[name] for name in TRAINERS if name in found), {})
+        told = found.get("PairArguments", trainer)  # DPO has no such argument of its own
+        sections = ("DataArguments", "ModelConfig", "TeacherArguments")
+        defaults = {name: value for section in sections for name, value in found.get(section, {}).items()}
+        return cls(defaults | {"seed": trainer.get("seed", 0)}, told.get("chat_template_kwargs")), Path(run_dir)
 
 
 @contextmanager
@@ -144,13 +198,12 @@ def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
     Everything else keeps its traceback: it is a bug, ours or a reward's.
 
     Args:
-        *kinds: errors whose message says all there is to say; those of data, launches, run folders and checkpoints if
-            none is named.
+        *kinds: errors that are the user's to mend in what is run here, besides those of `PLAIN`.
 
     Raises:
         SystemExit: in place of such an error, with its message and exit status 1.
     """
-    caught = kinds or (DataError, LaunchError, RunFolderError, CheckpointError)
+    caught: tuple[type[Exception], ...] = (*PLAIN, *kinds)
     try:
         yield
     except caught as error:
@@ -161,22 +214,3 @@ def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
         sys.exit(
             f"error: no room to write ({error}). What was finished is whole: make room, and the same command goes on"
         )
-
-
-def _check_attention(instance: Any) -> None:
-    """Refuses at the start what ranking would refuse at the first validation."""
-    attention = getattr(instance, "attn_implementation", None)
-    if attention not in (None, *TREE_ATTENTION):
-        raise ValueError(
-            f"attn_implementation is {attention!r}; expected one of {', '.join(TREE_ATTENTION)}: ranks are read with "
-            f"a mask over the tree of items, which others do not take"
-        )
-
-
-def _check_choices(instance: Any) -> None:
-    """Checks values against `Literal` types: argparse does so for flags, but not for what comes from YAML."""
-    for item in dataclasses.fields(instance):
-        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
-        value = getattr(instance, item.name)
-        if choices and value not in choices:
-            raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(map(str, choices))}")

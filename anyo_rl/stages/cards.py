@@ -14,14 +14,16 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.catalog.item_tokens import SEMANTIC_IDS
 from anyo_rl.data.task import Task
 from anyo_rl.evaluation.stages import CARD_SETTINGS, DIRECT, SFT, stage_of
 from anyo_rl.evaluation.summary import Summary
 from anyo_rl.evaluation.table import markdown_table
-from anyo_rl.reasoning.prompts import render_prompt
-from anyo_rl.run.files import write_whole
-from anyo_rl.run.folder import CONFIG, METRICS, WARM_START, read_arguments
-from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.reasoning.rows import make_prompt
+from anyo_rl.run.files import read_json, write_whole
+from anyo_rl.run.folder import CONFIG, METRICS, WARM_START, read_arguments, read_metrics
+from anyo_rl.teacher.tokens import THINK_START, Tokens
 
 CARD = "README.md"
 SCRATCH = "a small Qwen3 made from scratch for this data"
@@ -30,7 +32,12 @@ APART = {"DataArguments", "ModelConfig", "TeacherArguments", WARM_START}
 
 
 def write_cards(
-    run_dir: Path, task: Task, teachers: Mapping[str, Path | str], tokens: Tokens, summary: Summary
+    run_dir: Path,
+    task: Task,
+    teachers: Mapping[str, Path | str],
+    tokens: Tokens,
+    catalog: Catalog,
+    summary: Summary,
 ) -> None:
     """Writes the card of each teacher that the run itself made; those that came from elsewhere keep theirs.
 
@@ -39,15 +46,16 @@ def write_cards(
         task: the data.
         teachers: stage name to teacher, as they were evaluated.
         tokens: their tokenizer and marker.
+        catalog: in these tokens.
         summary: of the run.
     """
     for stage, path in teachers.items():
         folder = Path(path)
         if folder.is_dir() and folder.resolve().is_relative_to((run_dir / stage).resolve()):
-            write_whole(folder / CARD, card(run_dir, task, stage, tokens, summary))
+            write_whole(folder / CARD, card(run_dir, task, stage, tokens, catalog, summary))
 
 
-def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, summary: Summary) -> str:
+def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, catalog: Catalog, summary: Summary) -> str:
     """The text of a card, with no path of this machine and no secret in it (see `write_cards`)."""
     arguments = read_arguments(run_dir) if (run_dir / CONFIG).is_file() else {}
     base = arguments.get("ModelConfig", {}).get("model_name_or_path")
@@ -64,7 +72,7 @@ def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, summary: Summary
         "## Training",
         _table(_training(run_dir, task, stage, arguments, base)),
         "## Asking it",
-        _asking(task, stage, tokens, arguments),
+        _asking(task, stage, tokens, catalog),
         "## Evaluation",
         markdown_table(replace(summary, dataset=dataset)).strip(),
         "Ranks are over the whole catalog, read off the model item by item. Text that it writes freely may spell an "
@@ -141,7 +149,8 @@ def _training(
     settings = {name: value for section in sections for name, value in arguments[section].items()}
     known = [(name, settings[name]) for name in CARD_SETTINGS if settings.get(name) is not None]
     if not warm and arguments.get("TeacherArguments"):
-        known.append(("max_reasoning_tokens", arguments["TeacherArguments"].get("max_reasoning_tokens")))
+        most = arguments["TeacherArguments"].get("max_reasoning_tokens")
+        known += [("max_reasoning_tokens", most)] if most is not None else []
     return rows + [(f"`{name}`", plain(value)) for name, value in known]
 
 
@@ -158,29 +167,26 @@ def _weights(model: Mapping[str, Any]) -> str:
 
 def _updates(run_dir: Path, stage: str) -> int:
     """The last step that a stage logged; 0 where it logged none."""
-    file = run_dir / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return max((row["step"] for row in map(json.loads, lines) if row["stage"] == stage), default=0)
+    rows = read_metrics(run_dir / METRICS)[0]
+    return max((row.get("step", 0) for row in rows if row.get("stage") == stage), default=0)
 
 
-def _asking(task: Task, stage: str, tokens: Tokens, arguments: Mapping[str, Mapping[str, Any]]) -> str:
+def _asking(task: Task, stage: str, tokens: Tokens, catalog: Catalog) -> str:
     """How to prompt the teacher: an example from the catalog, the marker, and a server."""
-    titles = task.interactions.items["title"].head(3).to_list()
-    prompt = render_prompt(titles, task.args.prompt_style)
+    prompt = make_prompt(task, catalog.item_ids[:3], catalog, tokens)
     chat = task.args.prompt_style == "chat"
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, indent=1, ensure_ascii=False)
     marker = tokens.tokenizer.convert_ids_to_tokens(tokens.marker_id)
-    codes = arguments.get("TeacherArguments", {}).get("item_tokens") == "semantic_id"
-    item = "the item's semantic id (`semantic_ids.json`)" if codes else "the item's title"
+    item = "the item's title" if catalog.by_title else f"the item's added tokens (`{SEMANTIC_IDS}`)"
     of_chat = f", under the chat template{_told(tokens)}" if chat else ", plain text that ends with a line break"
     extra = f'{{"ignore_eos": true, "stop_token_ids": [{tokens.eos_id}]}}'
-    after = (
-        f"Then comes the marker, the token `{marker}` ({tokens.marker_id}), which is put behind the prompt, and then "
-        f"{item}."
-        if not stage_of(stage).reasons
-        else f"It writes its reasoning, a step a line, then the marker, the token `{marker}` ({tokens.marker_id}), "
-        f"and then {item}."
-    )
+    named, behind = f"the token `{marker}` ({tokens.marker_id})", "two line breaks, " if tokens.thinks else ""
+    if stage_of(stage).reasons:
+        tag = "`<think>` (where the prompt does not end with it), " if tokens.thinks else ""
+        after = f"It writes {tag}its reasoning, a step a line, then the marker, {named}, {behind}and then {item}."
+    else:
+        thought = rf"an empty thought, `{THINK_START}\n\n{marker}\n\n`" if tokens.thinks else f"the marker, {named}"
+        after = f"Then comes {thought}, which is put behind the prompt, and then {item}."
     return "\n\n".join(
         [
             f"The prompt{of_chat}, oldest item first:",
@@ -213,7 +219,7 @@ def _versions(run_dir: Path) -> str:
     file = run_dir / "versions.json"
     if not file.is_file():
         return ""
-    known = json.loads(file.read_text(encoding="utf-8"))
+    known = read_json(file)
     names = [name for name in known if name not in ("num_processes", "distributed_type")]
     launch = f"; {known.get('num_processes')} process(es), {plain(known.get('distributed_type'))}"
     return ", ".join(f"{name} {plain(known[name])}" for name in names) + launch

@@ -41,13 +41,14 @@ from anyo_rl.evaluation.stages import (
     STAR,
 )
 from anyo_rl.evaluation.summarise import summarise_seeds
-from anyo_rl.evaluation.summary import FILE, Summary
+from anyo_rl.evaluation.summary import Summary, write_summary
 from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.metrics.ranking import target_ranks, top_items
 from anyo_rl.ranking.distribution import DistributionRanker
-from anyo_rl.run.files import write_whole
-from anyo_rl.run.folder import CONFIG, METRICS, read_metrics, write_metrics
+from anyo_rl.run.files import read_json, readable, write_whole
+from anyo_rl.run.folder import CONFIG, FINGERPRINT, METRICS
 from anyo_rl.run.launch import go_on_alone, whole_weights
+from anyo_rl.run.settings import Bounds, UsageError
 from anyo_rl.search.answers import Answers
 from anyo_rl.stages.arguments import GrpoArguments, StarArguments
 from anyo_rl.stages.evaluate import ask_teachers, conclude, evaluation_of
@@ -63,6 +64,9 @@ logger = logging.getLogger(__name__)
 
 # A control has the FLOPs of what it stands beside, and goes on while that still pays.
 CONTROL = Rule(least_wait=0, least_share=0.5, least_flops=1.0)
+# What `direct` is trained with is chosen before any rival is trained, and so without a rival's FLOPs; what is chosen
+# is then trained by the whole rule.
+CANDIDATE = Rule(least_wait=1000, least_share=0.5, least_flops=0.0)
 FILLER_WORD = "."
 Settings = TypeVar("Settings", SFTConfig, GRPOConfig)
 
@@ -85,27 +89,35 @@ class CompareArguments:
     direct_learning_rates: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Tried for direct, on validation; the warm start's own, a third and three times it if unset."
+            "bounds": Bounds(above=0),
+            "help": "Tried for direct, on validation; the warm start's own, a third and three times it if unset.",
         },
     )
     direct_dropouts: list[float] = field(
-        default_factory=lambda: [0.1], metadata={"help": "Tried for direct besides none, after the learning rate."}
+        default_factory=lambda: [0.1],
+        metadata={"bounds": Bounds(0, 1), "help": "Tried for direct besides none, after the learning rate."},
     )
     direct_weight_decays: list[float] = field(
-        default_factory=lambda: [0.1], metadata={"help": "Tried for direct besides the warm start's, at last."}
+        default_factory=lambda: [0.1],
+        metadata={"bounds": Bounds(0), "help": "Tried for direct besides the warm start's, at last."},
     )
     most_updates: int = field(
         default=30_000,
-        metadata={"help": "Most updates of direct and of controls; direct says in its row where that cut it short."},
+        metadata={
+            "bounds": Bounds(1),
+            "help": "Most updates of direct and of controls; direct says in its row where that cut it short.",
+        },
     )
-    eval_every: int = field(default=250, metadata={"help": "Updates between two validations of direct and controls."})
+    eval_every: int = field(
+        default=250, metadata={"bounds": Bounds(1), "help": "Updates between two validations of direct and controls."}
+    )
 
     def __post_init__(self) -> None:
         known = {stage.name for stage in CONTROLS}
         if unknown := sorted(set(self.controls) - known):
-            raise ValueError(f"controls has {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+            raise UsageError(f"controls has {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
         if not self.seeds:
-            raise ValueError("seeds is empty; expected one seed or more")
+            raise UsageError("seeds is empty; expected one seed or more")
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,7 @@ class Comparison:
         Returns:
             Stage name to teacher.
         """
+        settings = self.direct_settings()
         job = self.of_seed(seed)
         self._claim(job)
         patient = dataclasses.replace(job, teacher_args=self.warm_start.teacher_args)
@@ -174,18 +187,18 @@ class Comparison:
         teachers[GRPO.name] = self._reinforce(job, start, self.grpo_args.method())
         spent = read_trainings(job.folder / METRICS)
         for name in self.args.controls:
-            if name == ITEM_ONLY.name:
-                teachers[name] = self._reinforce(job, start, Credit("none"))
-            else:
+            if name != ITEM_ONLY.name:
                 teachers[name] = self._control(job, name, sft, spent)
-        teachers[DIRECT.name] = self._direct(job, rival_flops(spent))
+            elif self.grpo_args.item_loss != "none":  # else it would train nothing
+                teachers[name] = self._reinforce(job, sft, Credit("none"))
+        teachers[DIRECT.name] = self._train_direct(job, settings, Until(CONVERGED, rival_flops(spent)))
         return teachers
 
     def _claim(self, job: Job) -> None:
         """A seed's folder says what it was made with, as run folders do."""
         if PartialState().is_main_process and not (job.folder / CONFIG).exists():
             job.folder.mkdir(parents=True, exist_ok=True)
-            for name in ("versions.json", "data.json"):
+            for name in ("versions.json", "data.json", FINGERPRINT):
                 shutil.copy(self.job.folder / name, job.folder / name)
             arguments = yaml.safe_load((self.job.folder / CONFIG).read_text())
             arguments[type(self.training_args).__name__]["seed"] = job.seed
@@ -208,33 +221,23 @@ class Comparison:
             lesson = Lesson("after") if name == POST_HOC.name else Lesson(rationales=fillers(job))
         return train_until(job, name, self.open_ended(job.seed), lesson, Until(CONTROL, flops))
 
-    def _direct(self, job: Job, flops: float) -> Path:
-        """`direct` with the settings that the first seed chose, which also gives that seed's teacher."""
+    def _train_direct(self, job: Job, settings: DirectSettings, until: Until) -> Path:
+        lesson = dataclasses.replace(DIRECTLY, dropout=settings.dropout)
+        return train_until(job, DIRECT.name, self.open_ended(job.seed, settings), lesson, until)
+
+    def direct_settings(self) -> DirectSettings:
+        """What `direct` is trained with, chosen once with the first seed and kept in `direct/chosen.json`."""
         file = self.job.folder / DIRECT.name / "chosen.json"
         if not file.exists():
-            settings = self._choose_direct(job, flops)
+            settings = self._choose_direct()
             if PartialState().is_main_process:
                 write_whole(file, json.dumps(asdict(settings), indent=2))
             PartialState().wait_for_everyone()
-        settings = DirectSettings(**json.loads(file.read_text()))
-        tried = self._tried(settings)
-        if job.seed != self.args.seeds[0] or not tried.teacher_folder(DIRECT.name).exists():
-            return self._train_direct(job, settings, flops)
-        adopt_log(tried.folder / METRICS, job.folder / METRICS, DIRECT.name)
-        return tried.teacher_folder(DIRECT.name)
+        with readable(file):
+            return DirectSettings(**read_json(file))
 
-    def _tried(self, settings: DirectSettings) -> Job:
-        return dataclasses.replace(
-            self.of_seed(self.args.seeds[0]), folder=self.job.folder / DIRECT.name / settings.name
-        )
-
-    def _train_direct(self, job: Job, settings: DirectSettings, flops: float) -> Path:
-        lesson = dataclasses.replace(DIRECTLY, dropout=settings.dropout)
-        until = Until(CONVERGED, flops)
-        return train_until(job, DIRECT.name, self.open_ended(job.seed, settings), lesson, until)
-
-    def _choose_direct(self, job: Job, flops: float) -> DirectSettings:
-        """Learning rate, then dropout, then weight decay, each trained to convergence, the best on validation."""
+    def _choose_direct(self) -> DirectSettings:
+        """Learning rate, then dropout, then weight decay, each as long as `CANDIDATE` says, the best on validation."""
         own = self.warm_start.training_args
         rates = self.args.direct_learning_rates or [own.learning_rate / 3, own.learning_rate, own.learning_rate * 3]
         best, best_value = DirectSettings(rates[0], own.weight_decay), -np.inf
@@ -247,9 +250,10 @@ class Comparison:
             start = best
             for value in values:
                 settings = dataclasses.replace(start, **{name: value})
-                tried = self._tried(settings)
-                self._train_direct(dataclasses.replace(job, folder=tried.folder), settings, flops)
-                found = read_trainings(tried.folder / METRICS)[DIRECT.name].value or 0.0
+                folder = self.job.folder / DIRECT.name / settings.name
+                job = dataclasses.replace(self.of_seed(self.args.seeds[0]), folder=folder)
+                self._train_direct(job, settings, Until(CANDIDATE, 0.0))
+                found = read_trainings(folder / METRICS)[DIRECT.name].value or 0.0
                 logger.info("direct with %s: validation NDCG@10 %.4f", settings.name, found)
                 if found > best_value:
                     best, best_value = settings, found
@@ -275,7 +279,7 @@ class Comparison:
         for seed, of_seed in teachers.items():
             conclude(self.of_seed(seed), of_seed, baselines=baselines)
         summary = summarise_seeds({seed: self.of_seed(seed).folder for seed in teachers})
-        write_whole(self.job.folder / FILE, json.dumps(summary.as_json(), indent=2))
+        write_summary(self.job.folder, summary)
         write_whole(self.job.folder / "evaluation.md", markdown_table(summary))
         return summary
 
@@ -303,7 +307,8 @@ def ensemble_answers(jobs: Sequence[Job], teachers: Sequence[Path | str]) -> Ans
         with job.opened(path) as teacher, whole_weights():
             evaluation = evaluation_of(job, teacher.catalog.item_ids)
             rows = job.rows_of(evaluation.test, teacher)
-            contexts = [[*teacher.tokens.context_ids(row.prompt), teacher.tokens.marker_id] for row in rows]
+            tokens = teacher.tokens
+            contexts = [tokens.marked_context(tokens.context_ids(row.prompt), []) for row in rows]
             probs_U_N = DistributionRanker(teacher.catalog, teacher.model).log_probs(contexts).exp()
             total_U_N = probs_U_N if total_U_N is None else total_U_N + probs_U_N
     assert total_U_N is not None, "there is one teacher or more"
@@ -312,16 +317,6 @@ def ensemble_answers(jobs: Sequence[Job], teachers: Sequence[Path | str]) -> Ans
     top = top_items(scores, TOP_K, asked.excluded)[0]
     ranks_U = target_ranks(scores, asked.targets, asked.excluded)
     return Answers(ranks_U, [[evaluation.item_ids[item] for item in row] for row in top], [])
-
-
-def adopt_log(source: Path, into: Path, stage: str) -> None:
-    """Copies a stage's lines from another run's metrics, unless they are there; the main process does it."""
-    if not PartialState().is_main_process:
-        return
-    rows = read_metrics(into)[0]
-    if all(row.get("stage") != stage for row in rows):
-        rows += [row for row in read_metrics(source)[0] if row.get("stage") == stage]
-        write_metrics(into, rows)
 
 
 def seeded(args: Settings, seed: int) -> Settings:

@@ -15,10 +15,12 @@ from anyo_rl.catalog.item_tokens import adapters
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation import stages
-from anyo_rl.run.files import write_table
+from anyo_rl.run.files import read_table, write_table
 from anyo_rl.run.folder import METRICS
+from anyo_rl.run.settings import Bounds
+from anyo_rl.run.shards import JobError
 from anyo_rl.sampling.paths import PATHS_SCHEMA
-from anyo_rl.sampling.shards import JobError, read_paths
+from anyo_rl.sampling.shards import read_paths
 from anyo_rl.stages.finish import finish_stage
 from anyo_rl.stages.job import Job
 from anyo_rl.teacher.load import stop_at_marker
@@ -42,13 +44,25 @@ class PairArguments:
     )
     pair_gain: PairGain = field(default="ndcg", metadata={"help": "What a path's rank is worth: ndcg, mrr, log."})
     least_gap: float = field(
-        default=0.1, metadata={"help": "Least difference in gain of the best and the worst path of an example."}
+        default=0.1,
+        metadata={
+            "bounds": Bounds(0, 1),
+            "help": "Least difference in gain of the best and the worst path of an example.",
+        },
     )
     max_pairs_per_target: int = field(
-        default=0, metadata={"help": "Most pairs with one item as their target, the widest gaps first; 0 for no cap."}
+        default=0,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Most pairs with one item as their target, the widest gaps first; 0 for no cap.",
+        },
     )
     item_loss_weight: float = field(
-        default=0.1, metadata={"help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none."}
+        default=0.1,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Weight of −log p(target | chosen reasoning) beside DPO's loss; 0 for none.",
+        },
     )
     chat_template_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
@@ -78,7 +92,7 @@ def load_paths(path: Path) -> pl.DataFrame:
         DataError: there is nothing of the kind, or the job is not finished.
     """
     try:
-        paths = read_paths(path) if path.is_dir() else pl.read_parquet(path)
+        paths = read_paths(path) if path.is_dir() else read_table(path)
     except (JobError, OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"no paths at {path}: {error}") from error
     missing = sorted(PATHS_SCHEMA.keys() - paths.schema.keys())
@@ -88,7 +102,7 @@ def load_paths(path: Path) -> pl.DataFrame:
 
 
 def make_pairs(job: Job, teacher: Teacher, pair_args: PairArguments) -> Dataset:
-    """The run's preference pairs: made once, kept in `pairs/`, and read from there by all processes.
+    """The run's preference pairs: made once, kept in `pairs/`, and mapped into memory from there by all processes.
 
     Args:
         job: of the run.
@@ -99,11 +113,12 @@ def make_pairs(job: Job, teacher: Teacher, pair_args: PairArguments) -> Dataset:
         DataError: the paths cannot be used, are not of these examples or this tokenizer, or give no pair.
     """
     file, state = job.folder / PAIRS, PartialState()
-    rows, tokens = job.rows("train", teacher), teacher.tokens
+    tokens = teacher.tokens
     if not file.exists():
         # All processes do the work: each must see the error, and none may wait for one that does not come.
         try:
             paths = load_paths(Path(pair_args.paths or ""))
+            rows = list(job.rows("train", teacher).of(paths["example_id"]))
             check_paths(paths, rows)
             pairs = preference_pairs(
                 paths,
@@ -122,7 +137,7 @@ def make_pairs(job: Job, teacher: Teacher, pair_args: PairArguments) -> Dataset:
         if state.is_main_process:
             write_table(dataset.to_polars(), file, {"counts": json.dumps(counts)})
     state.wait_for_everyone()
-    return Dataset.from_polars(pl.read_parquet(file))
+    return Dataset.from_parquet(str(file), cache_dir=str(file.parent / "mapped"))
 
 
 def train_dpo(job: Job, start: Path | str, pair_args: PairArguments, training_args: DPOConfig) -> Path:

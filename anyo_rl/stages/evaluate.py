@@ -1,7 +1,6 @@
 """The evaluation of a run's teachers as its last stage."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,15 @@ from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.evaluation.report.page import write_report
 from anyo_rl.evaluation.stages import stage_of
 from anyo_rl.evaluation.summarise import summarise
-from anyo_rl.evaluation.summary import FILE, Summary
+from anyo_rl.evaluation.summary import Summary, write_summary
 from anyo_rl.evaluation.table import console_table, markdown_table
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.run.files import write_whole
 from anyo_rl.run.launch import go_on_alone, whole_weights
-from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.run.settings import UsageError
 from anyo_rl.search.answers import answer_together
 from anyo_rl.stages.cards import write_cards
+from anyo_rl.stages.fusion import FUSED, fused_answers, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
 
 
@@ -50,28 +50,30 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
         ValueError: there is no teacher.
     """
     if not teachers:
-        raise ValueError("no teacher to evaluate; name at least one stage and its folder")
+        raise UsageError("no teacher to evaluate; name at least one stage and its folder")
     as_saved = dataclasses.replace(job.model_args, load_in_4bit=False, load_in_8bit=False)
     job = dataclasses.replace(job, model_args=as_saved)
+    evidence = open_evidence(job)
     for stage, path in teachers.items():
         with job.opened(path) as teacher:
             tokens, catalog = teacher.tokens, teacher.catalog
             evaluation = evaluation_of(job, catalog.item_ids)
             rows = job.rows_of(evaluation.test, teacher)
             for mode in stage_of(stage).modes:
+                how = job.how(mode, seed=job.seed)
                 ask = partial(
                     answer_together,
                     rows,
                     LikelihoodRanker(catalog, teacher.model),
-                    TransformersSampler(teacher.model, tokens, with_log_probs=True),
+                    job.sampler(teacher.model, tokens, with_log_probs=True),
                     tokens,
-                    job.how(mode, seed=job.seed),
+                    how,
                 )
                 made_with = {
                     "weights": weights_of(path),
                     "marker": tokens.marker_id,
                     "chat_template_kwargs": job.chat_template_kwargs,
-                    "max_new_tokens": job.teacher_args.max_reasoning_tokens,
+                    "max_new_tokens": job.max_reasoning_tokens,
                 }
                 if teacher.ids is not None:
                     made_with["item_tokens"] = catalog.tree.fingerprint
@@ -79,6 +81,11 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                     made_with["n_paths"] = job.teacher_args.n_paths
                 with whole_weights():  # a process must not wait for others in its forwards
                     evaluation.keep(stage, mode, ask, made_with, together=True)
+                    if evidence is not None:
+                        file = evaluation.paths(stage, mode)
+                        ask = partial(fused_answers, job, stage, teacher, evidence, rows, how, file)
+                        made_with |= made_with_evidence(evidence)
+                        evaluation.keep(f"{stage}{FUSED}", mode, ask, made_with, together=True)
                 del ask  # it holds the weights
 
 
@@ -103,10 +110,10 @@ def conclude(job: Job, teachers: Mapping[str, Path | str], *, baselines: bool) -
             evaluation.take_over(Path(job.teacher_args.baselines_from))
         evaluate_baselines(evaluation)
     summary = summarise(evaluation, LikelihoodRanker.kind, job.teacher_args.n_paths)
-    write_whole(job.folder / FILE, json.dumps(summary.as_json(), indent=2))
+    write_summary(job.folder, summary)
     write_whole(job.folder / "evaluation.md", markdown_table(summary))
     write_report(job.folder)
-    write_cards(job.folder, job.task, teachers, tokens, summary)
+    write_cards(job.folder, job.task, teachers, tokens, catalog, summary)
     return summary
 
 

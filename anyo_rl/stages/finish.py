@@ -20,9 +20,10 @@ from anyo_rl.teacher.codes import show_bias
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.training.critic import detach_critic
-from anyo_rl.training.loop.callbacks import best_checkpoint, train_to_the_end
+from anyo_rl.training.loop.callbacks import train_to_the_end
+from anyo_rl.training.loop.checkpoints import best_checkpoint
 from anyo_rl.training.loop.closing import close_trainer
-from anyo_rl.training.loop.console import show_on_console
+from anyo_rl.training.loop.console import TEACHERS, WITH_EVIDENCE, show_on_console
 from anyo_rl.training.loop.flops import Flops
 from anyo_rl.training.loop.throughput import Throughput
 from anyo_rl.training.loop.weights import unquantised
@@ -47,7 +48,9 @@ def finish_stage(
     """
     stage_dir, folder = job.folder / stage, job.teacher_folder(stage)
     show_bias(trainer.model)
-    show_on_console(trainer, stage)
+    metric = trainer.args.metric_for_best_model
+    fused = metric.removeprefix("eval_") in WITH_EVIDENCE
+    show_on_console(trainer, stage, WITH_EVIDENCE if fused else TEACHERS)
     trainer.add_callback(Throughput(trainer))
     trainer.add_callback(Flops(trainer))
     train_to_the_end(trainer, stage_dir)
@@ -55,7 +58,7 @@ def finish_stage(
     if accelerator.is_main_process:
         # Read from the disk: what the trainer holds may be shared out over the processes.
         with whole_weights():
-            best = best_checkpoint(stage_dir)
+            best = best_checkpoint(stage_dir, metric)
             model = load_checkpoint(best, start) if best else unquantised(start())
         if not best:
             logger.warning("%s: no validation was better than at the start, whose teacher is kept", stage_dir)

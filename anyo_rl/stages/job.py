@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ from trl import ModelConfig
 
 from anyo_rl.catalog.item_tokens import ItemTokens
 from anyo_rl.catalog.opening import Opening, Teacher
+from anyo_rl.data.sequences import train_sequences
 from anyo_rl.data.task import Task
-from anyo_rl.reasoning.rows import Row, make_rows, sample_texts
+from anyo_rl.evidence.fusion import Fusion
+from anyo_rl.reasoning.rows import Row, Rows, make_rows, sample_texts
 from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, Mode
 from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.teacher.load import load_tokenizer
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
-from anyo_rl.teacher.tokens import add_codes
+from anyo_rl.teacher.tokens import Tokens, add_codes
 from anyo_rl.training.loop.validation import Validation
 
 TEACHER = "teacher"
+REASONING_TOKENS, THINKING_TOKENS = 64, 512  # of a completion at most, where nothing is set
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,14 @@ class Job:
         """Where a stage keeps its finished teacher; that the folder is there says that the stage is done."""
         return self.folder / stage / TEACHER
 
+    @cached_property
+    def max_reasoning_tokens(self) -> int:
+        """Most tokens of a reasoning, the marker included: as the run was told, else as its teacher is used to."""
+        told, path = self.teacher_args.max_reasoning_tokens, self.model_args.model_name_or_path
+        if told is not None or path is None:
+            return told or REASONING_TOKENS
+        return THINKING_TOKENS if self.opening.tokens(load_tokenizer(self.model_args)).thinks else REASONING_TOKENS
+
     @property
     def opening(self) -> Opening:
         """How this run's teachers are opened."""
@@ -60,10 +74,13 @@ class Job:
             item_tokens=ItemTokens(
                 kind=args.item_tokens,
                 column=args.semantic_id_column,
+                vectors=args.item_vectors,
+                encoder=args.title_vectors,
                 n_levels=args.semantic_id_levels,
                 n_codes=args.semantic_id_codes,
                 seed=self.seed,
             ),
+            sequences=self._sequences,
             marker_token=args.marker_token,
             chat_template_kwargs=self.chat_template_kwargs,
         )
@@ -72,33 +89,46 @@ class Job:
         """A teacher to be asked; see `Opening.opened`."""
         return self.opening.opened(path)
 
-    def rows(self, split: str, teacher: Teacher, limit: int | None = None) -> list[Row]:
+    def rows(self, split: str, teacher: Teacher, limit: int | None = None) -> Rows:
         """The examples of a split as a teacher reads them; with a limit, that many drawn by the data seed."""
-        return self.rows_of(self.task.split(split, limit), teacher)
+        return Rows(self.task, self.task.places(split, limit), teacher.catalog, teacher.tokens)
 
     def rows_of(self, examples: pl.DataFrame, teacher: Teacher) -> list[Row]:
-        """Examples as a teacher reads them."""
+        """A few examples as a teacher reads them, all at once."""
         return make_rows(self.task, examples, teacher.catalog, teacher.tokens)
 
     def how(self, mode: Mode, *, seed: int, top_k: int = 20) -> How:
         """How users are answered in this run; see `How` for the settings."""
         args = self.teacher_args
-        sampling = Sampling(n=args.n_paths, max_new_tokens=args.max_reasoning_tokens, seed=seed)
+        sampling = Sampling(n=args.n_paths, max_new_tokens=self.max_reasoning_tokens, seed=seed)
         return How(mode, sampling, top_k=top_k)
 
-    def validation(self, teacher: Teacher, mode: Mode | None = None) -> Validation:
+    def sampler(self, model: PreTrainedModel, tokens: Tokens, *, with_log_probs: bool = False) -> TransformersSampler:
+        """A sampler of a teacher in hand, within the run's memory."""
+        return TransformersSampler(model, tokens, self.teacher_args.sampling_tokens, with_log_probs)
+
+    def validation(self, teacher: Teacher, mode: Mode | None = None, fusion: Fusion | None = None) -> Validation:
         """What is measured on validation users while training.
 
         Args:
             teacher: reads them.
             mode: how it answers; as the run was told if `None`.
+            fusion: evidence that ranks are taken together with.
         """
         return Validation(
-            rows=self.rows("validation", teacher, self.task.args.max_validation),
+            rows=list(self.rows("validation", teacher, self.task.args.max_validation)),
             catalog=teacher.catalog,
             tokens=teacher.tokens,
             how=self.how(mode or self.teacher_args.eval_mode, seed=0, top_k=1),
+            node_budget=self.teacher_args.validation_node_budget or None,
+            cache_tokens=self.teacher_args.sampling_tokens,
+            fusion=fusion,
         )
+
+    def _sequences(self) -> list[list[int]]:
+        """The items of each training user, by row of the item table."""
+        rows = {item_id: row for row, item_id in enumerate(self.task.interactions.items["item_id"].to_list())}
+        return train_sequences(self.task, rows)
 
     def _make(self, codes: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A tiny teacher for the task, which knows the codes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anyo_rl.run.settings import all_fitted, fitted
 from anyo_rl.stages.server_arguments import ServerArguments
 from anyo_rl.values.judge import PROMPT, JudgeValues
 
@@ -46,13 +47,14 @@ class JudgeArguments:
                 '{"url": "http://localhost:8000/v1", "model": "Qwen/Qwen3-8B"}'
             )
         settings = dict(settings)
-        prompt = Path(settings.pop("prompt_file", None) or PROMPT)
+        prompt = Path(fitted("judge.prompt_file", settings.pop("prompt_file", None), str | None) or PROMPT)
         names = {item.name for item in dataclasses.fields(ServerArguments)}
         unknown = sorted(settings.keys() - names)
         if unknown:
             raise ValueError(
                 f"judge has {', '.join(unknown)}: expected prompt_file or one of {', '.join(sorted(names))}"
             )
+        settings = {**all_fitted(ServerArguments, settings, "judge")}
         server = ServerArguments(**{"parameters": {"temperature": 0.0, "max_tokens": 300}, **settings}).server()
         server.key()  # a key that is not there is said before anything is sampled
         return JudgeValues(server, prompt.read_text(encoding="utf-8").strip(), journal)

@@ -14,8 +14,10 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -29,22 +31,26 @@ from anyo_rl.evaluation.prm_quality import Quality, calibration_svg, markdown, q
 from anyo_rl.evaluation.true_value import truth
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.reasoning.rows import Row
-from anyo_rl.run.files import write_table, write_whole
+from anyo_rl.run.files import read_table, write_table, write_whole
 from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.run.settings import Bounds, UsageError, check_bounds
+from anyo_rl.run.shards import partition
 from anyo_rl.sampling.protocol import Sampling
-from anyo_rl.sampling.shards import ShardedJob, partition, read_paths
-from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.stages.arguments import PrmArguments
+from anyo_rl.sampling.shards import ShardedJob, read_paths
+from anyo_rl.stages.arguments import RankArguments
 from anyo_rl.stages.dpo import load_paths
 from anyo_rl.stages.finish import load_checkpoint
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.judge_arguments import JudgeArguments
 from anyo_rl.stages.sample import EngineChoice, JobEngine, path_ranker, sample_in_shards
 from anyo_rl.teacher.load import load_tokenizer
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.training.dpo import check_paths
-from anyo_rl.training.loop.callbacks import MetricsFile, best_checkpoint, keep_best, stopping, train_to_the_end
+from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping, train_to_the_end
+from anyo_rl.training.loop.checkpoints import best_checkpoint
 from anyo_rl.training.loop.closing import close_trainer, forget_last_trainer
+from anyo_rl.training.loop.console import show_on_console
 from anyo_rl.training.prm import LOSS, PrmTrainer, load_classifier, prm_dataset
 from anyo_rl.values.prm import PRM_FILE, Prm, label_paths
 from anyo_rl.values.step_values import forced_answer_values, monte_carlo_values
@@ -53,6 +59,58 @@ logger = logging.getLogger(__name__)
 
 PRM = "prm"
 SPLITS = ("train", "validation")
+
+
+@dataclass
+class PrmArguments(RankArguments, JudgeArguments):
+    """What a process reward model is trained on, and how its labels are made."""
+
+    paths: str | None = field(
+        default=None, metadata={"help": "Sampled paths of training examples: a job's folder, or a parquet file."}
+    )
+    max_examples: int | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(1),
+            "help": "Most training examples whose paths are labelled; all if unset.",
+            "free": True,
+        },
+    )
+    step_values: Literal["forced_answer", "monte_carlo", "judge"] = field(
+        default="forced_answer",
+        metadata={"help": "What labels a state between steps: forced_answer, monte_carlo, judge."},
+    )
+    n_continuations: int = field(
+        default=4, metadata={"bounds": Bounds(1), "help": "Reasonings sampled from each state by monte_carlo."}
+    )
+    n_validation_continuations: int | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(1),
+            "help": "The same for validation users, whose labels quality is measured with; as many if unset.",
+        },
+    )
+    n_validation_paths: int = field(
+        default=4, metadata={"bounds": Bounds(1), "help": "Paths sampled of each validation example."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"bounds": Bounds(0, 100), "help": "At which reasonings are sampled."}
+    )
+    top_p: float = field(
+        default=1.0, metadata={"bounds": Bounds(above=0, most=1), "help": "Nucleus, above 0 and up to 1."}
+    )
+    n_shards: int = field(
+        default=16,
+        metadata={"bounds": Bounds(1), "help": "Parts that sampling and labelling come in; a kill costs one."},
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if (self.step_values == "judge") != (self.judge is not None):
+            raise UsageError("step_values judge and the settings of a judge go together: set both, or neither")
 
 
 def prm_folder(run_dir: Path) -> Path:
@@ -81,10 +139,10 @@ def make_labels(job: Job, start: Path | str, prm_args: PrmArguments) -> dict[str
     files = {split: labels_file(job.folder, split) for split in SPLITS}
     if not all(file.exists() for file in files.values()):
         with whole_weights(), job.opened(start) as teacher:
-            train = job.rows("train", teacher)
-            held_out = job.rows("validation", teacher, job.task.args.max_validation)
+            held_out = list(job.rows("validation", teacher, job.task.args.max_validation))
             try:
                 given = load_paths(Path(prm_args.paths or ""))
+                train = list(job.rows("train", teacher).of(given["example_id"]))
                 check_paths(given, train)
                 given = some_examples(given, prm_args.max_examples, job.seed)
                 sampled = sample_validation(job, teacher, held_out, prm_args)
@@ -93,7 +151,7 @@ def make_labels(job: Job, start: Path | str, prm_args: PrmArguments) -> dict[str
                 label_in_parts(job, teacher, prm_args, sampled, held_out, files["validation"], n_held_out or n)
             except ValueError as error:
                 raise DataError(str(error)) from error
-    return {split: pl.read_parquet(file) for split, file in files.items()}
+    return {split: read_table(file) for split, file in files.items()}
 
 
 def some_examples(paths: pl.DataFrame, most: int | None, seed: int) -> pl.DataFrame:
@@ -111,7 +169,13 @@ def sample_validation(job: Job, teacher: Teacher, rows: Sequence[Row], prm_args:
     sample_in_shards(
         rows,
         ShardedJob(folder, sampling, policy="teacher", n_shards=prm_args.n_shards, split="validation"),
-        JobEngine(EngineChoice(), teacher.model.name_or_path, teacher.model, teacher.tokens, sampling),
+        JobEngine(
+            EngineChoice(cache_tokens=job.teacher_args.sampling_tokens),
+            teacher.model.name_or_path,
+            teacher.model,
+            teacher.tokens,
+            sampling,
+        ),
         teacher.catalog,
         ranker=path_ranker(teacher.catalog, teacher.model, prm_args),
     )
@@ -119,7 +183,7 @@ def sample_validation(job: Job, teacher: Teacher, rows: Sequence[Row], prm_args:
 
 
 def _sampling(job: Job, prm_args: PrmArguments, n: int) -> Sampling:
-    return Sampling(n, prm_args.temperature, prm_args.top_p, job.teacher_args.max_reasoning_tokens, job.seed)
+    return Sampling(n, prm_args.temperature, prm_args.top_p, job.max_reasoning_tokens, job.seed)
 
 
 def label_in_parts(
@@ -148,7 +212,7 @@ def label_in_parts(
     if prm_args.step_values == "monte_carlo":
         values = partial(
             monte_carlo_values,
-            sampler=TransformersSampler(teacher.model, tokens),
+            sampler=job.sampler(teacher.model, tokens),
             ranker=ranker,
             tokens=tokens,
             sampling=_sampling(job, prm_args, n),
@@ -168,7 +232,7 @@ def label_in_parts(
             logger.info("%s: %d paths labelled by %s", part_file.name, len(chosen), prm_args.step_values)
     state.wait_for_everyone()
     if state.is_main_process and not done:
-        write_table(pl.concat([pl.read_parquet(part_file) for part_file in files]), file)
+        write_table(pl.concat([read_table(part_file) for part_file in files]), file)
         shutil.rmtree(folder)
     state.wait_for_everyone()
 
@@ -218,6 +282,7 @@ def train_prm(job: Job, start: Path | str, prm_args: PrmArguments, training_args
         "chat_template_kwargs": job.chat_template_kwargs,
         "step_values": prm_args.step_values,
     }
+    show_on_console(trainer, PRM, {LOSS.removeprefix("eval_"): "loss"})
     train_to_the_end(trainer, job.folder / PRM)
     if trainer.accelerator.is_main_process:
         with whole_weights():
@@ -241,7 +306,7 @@ def measure_prm(job: Job, start: Path | str) -> Quality:
     """
     task = job.task
     prm = Prm.load(prm_folder(job.folder), device=PartialState().device)
-    labels = pl.read_parquet(labels_file(job.folder, "validation"))
+    labels = read_table(labels_file(job.folder, "validation"))
     known = None
     if task.world is not None and not task.args.mask_history:
         with job.opened(start) as teacher:

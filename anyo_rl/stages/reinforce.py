@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from trl import GRPOConfig
+from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.catalog.item_tokens import adapters, without_dropout
+from anyo_rl.evidence.fusion import Engine
 from anyo_rl.ranking.written import written_ranker
 from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.protocol import Sampling
-from anyo_rl.stages.arguments import ReasonerArguments
+from anyo_rl.stages.arguments import GrpoArguments, PpoArguments, ReasonerArguments
+from anyo_rl.stages.checks import check_examples
 from anyo_rl.stages.finish import finish_stage
+from anyo_rl.stages.fusion import training_fusion, with_headroom
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.sample import path_ranker
 from anyo_rl.stages.spread import keep_spread
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.training.advantages.credit import Credit
@@ -23,7 +28,7 @@ from anyo_rl.training.critic import attach_critic, train_critic
 from anyo_rl.training.loop.callbacks import keep_best, stopping
 from anyo_rl.training.loop.closing import forget_last_trainer
 from anyo_rl.training.loop.guard_rails import watching
-from anyo_rl.training.objective import Objective
+from anyo_rl.training.objective import Objective, check_credit, check_item_loss, check_writing
 from anyo_rl.training.prm import load_classifier
 from anyo_rl.training.reasoner import ReasonerTrainer
 from anyo_rl.training.rewards.schedule import RewardSchedules, parse_schedules
@@ -31,6 +36,8 @@ from anyo_rl.training.rewards.setup import check_rewards, prepare_rewards
 from anyo_rl.training.rewards.timeout import limit_time
 
 Reward = Callable[..., Any]
+BEYOND_EVIDENCE = "beyond_evidence"
+VECTORS = "vectors"  # the folder of a stage in which the vectors of titles lie
 
 
 def checked_rewards(
@@ -44,13 +51,48 @@ def checked_rewards(
         training_args: TRL's settings.
 
     Raises:
-        ValueError: a reward, its parameters or its schedule cannot be used.
+        ValueError: a reward, its parameters, its weight or its schedule cannot be used.
     """
+    if BEYOND_EVIDENCE in args.reward_funcs:
+        raise UsageError(
+            f"reward_funcs has {BEYOND_EVIDENCE}: it is the fused gain less what the evidence gains by itself, the "
+            "same for all completions of a prompt, which the mean of the group or a critic takes out again. Give "
+            "evidence and name ndcg, which is the fused gain then; what is gained beyond evidence is in the logs"
+        )
     rewards = load_rewards(args.reward_funcs, args.reward_kwargs)
+    weights = training_args.reward_weights
+    if weights is not None and len(weights) != len(rewards):
+        raise UsageError(
+            f"reward_weights has {len(weights)} and reward_funcs {len(rewards)}: expected a weight for each reward"
+        )
     parse_schedules(args.reward_schedules, args.reward_funcs)
     rewards = limit_time(rewards, args.reward_timeout_s, args.reward_on_timeout)
     check_rewards(rewards, training_args)
     return rewards
+
+
+def checked_method(
+    args: GrpoArguments | PpoArguments, training_args: GRPOConfig, model_args: ModelConfig
+) -> Credit | Ppo:
+    """What the tokens of a reasoning are credited with; that it goes with the other settings is checked here.
+
+    Args:
+        args: what is rewarded, and what trains the answer.
+        training_args: TRL's settings.
+        model_args: whether adapters are trained.
+
+    Raises:
+        UsageError: settings do not go together.
+        ValueError: see `GrpoArguments.method` and `PpoArguments.method`.
+    """
+    method = args.method()
+    if args.ranker != "likelihood":
+        check_item_loss(args.item_loss)
+        check_writing(training_args)
+    check_credit(method, training_args, written=args.ranker != "likelihood")
+    if method.critic == "separate" and model_args.use_peft:
+        raise UsageError("a separate critic is trained whole: set critic to head, or use_peft to false")
+    return method
 
 
 def train_reasoning(
@@ -77,46 +119,44 @@ def train_reasoning(
         The folder of the finished teacher, without a critic; if it is there already nothing is done.
 
     Raises:
-        ValueError: adapters were asked for beside a separate critic, or no example is left to train on.
+        UsageError: no example is left to train on.
     """
     if job.teacher_folder(stage).exists():
         return job.teacher_folder(stage)
+    check_examples(args, job.task)
     opening, stage_dir = job.opening, job.folder / stage
+    fusion = training_fusion(job, stage, start, args)
     teacher = opening.load(start)
     ids, tokenizer = teacher.ids, teacher.tokens.tokenizer
     rows = job.rows("train", teacher)
     if args.held_out_of_sft:
-        rows = [row for row in rows if row.example_id not in job.task.rationales]
-        if not rows:
-            raise ValueError(
-                "every training example has a rationale, and held_out_of_sft leaves those out: set it to false, or "
-                "lower rationale_share"
-            )
+        rows = rows.of(job.task.rationales, wanted=False)
+    rows = rows.at(with_headroom(job.task, rows.places, fusion, args.headroom))
     if args.min_gain_spread:
-        rows = keep_spread(
-            rows,
-            lambda: opening.weights(start, ids)[0],
-            teacher,
-            stage_dir / "kept_examples.json",
-            Sampling(
-                n=4,
-                temperature=training_args.temperature,
-                max_new_tokens=job.teacher_args.max_reasoning_tokens,
-                seed=training_args.seed,
-            ),
-            least=args.min_gain_spread,
+        sampling = Sampling(
+            n=4,
+            temperature=training_args.temperature,
+            max_new_tokens=job.max_reasoning_tokens,
+            seed=training_args.seed,
         )
+        file = stage_dir / "kept_examples.json"
+
+        def ranker() -> Engine:
+            return path_ranker(teacher.catalog, opening.weights(start, ids)[0], args, fusion)
+
+        rows = rows.of(keep_spread(job, rows, ranker, teacher, args, sampling, file))
     dataset = prepare_rewards(rewards, rows, job.task, teacher.catalog, training_args.seed)
-    training_args = keep_best(training_args, stage_dir)
-    training_args.max_completion_length = job.teacher_args.max_reasoning_tokens
+    validation = job.validation(teacher, fusion=fusion)
+    training_args = keep_best(training_args, stage_dir, f"eval_{validation.metric}")
+    training_args.max_completion_length = job.max_reasoning_tokens
     with whole_weights():
-        ranker = written_ranker(args.ranker, teacher.catalog, args.item_encoder, lambda: opening.weights(start, ids))
-    stop_at_marker(teacher.model, teacher.tokens, write_item=ranker is not None)
+        written = written_ranker(
+            args.ranker, teacher.catalog, args.item_encoder, lambda: opening.weights(start, ids), stage_dir / VECTORS
+        )
+    stop_at_marker(teacher.model, teacher.tokens, write_item=written is not None)
     lora = without_dropout(adapters(opening.of_path(start), teacher.model, tokenizer, ids))
     if method.critic is not None:
         separate = method.critic == "separate"
-        if separate and lora is not None:
-            raise ValueError("a separate critic is trained whole: set critic to head, or use_peft to false")
         with whole_weights():
             attach_critic(teacher.model, load_classifier(opening.of_path(start)) if separate else None)
         lora = train_critic(lora)
@@ -138,14 +178,15 @@ def train_reasoning(
         reward_funcs=rewards,
         catalog=teacher.catalog,
         tokens=teacher.tokens,
-        validation=job.validation(teacher),
+        validation=validation,
         objective=Objective(
             method=method,
-            written_ranker=ranker,
+            written_ranker=written,
             item_loss=args.item_loss,
             item_loss_weight=args.item_loss_weight,
             rank_cap=args.rank_cap or None,
             rank_node_budget=args.rank_node_budget or None,
+            fusion=fusion,
         ),
         callbacks=[*stopping(job.teacher_args.early_stopping_patience), *watching(job.folder, METRICS, stage)],
     )

@@ -1,7 +1,7 @@
 """A sampling job: paths of a split's examples, in shards, by whatever engine and however many processes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +15,17 @@ from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.item_tokens import SEMANTIC_IDS
 from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.evaluator import weights_of
+from anyo_rl.evidence.fusion import Engine, FusedRanker, Fusion
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.reasoning.rows import Row, make_rows
+from anyo_rl.reasoning.rows import Row, Rows
 from anyo_rl.run.launch import LaunchError
+from anyo_rl.run.settings import Bounds
 from anyo_rl.sampling.paths import SampledPath
 from anyo_rl.sampling.protocol import Sampling
-from anyo_rl.sampling.ranked import ranked_paths, sampling_contexts
+from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.ray import RaySampler, connect, has_gpus
 from anyo_rl.sampling.shards import ShardedJob, run_shards
-from anyo_rl.sampling.transformers import TransformersSampler
+from anyo_rl.sampling.transformers import CACHE_TOKENS, TransformersSampler
 from anyo_rl.sampling.vllm.engine import RoundEngine, check_heads, engine_settings
 from anyo_rl.stages.arguments import RankArguments, TeacherArguments
 from anyo_rl.stages.job import Job
@@ -40,20 +42,31 @@ class SampleArguments(RankArguments):
     sample_split: Literal["train", "validation", "test"] = field(
         default="train", metadata={"help": "The examples that paths are sampled of."}
     )
-    max_examples: int | None = field(default=None, metadata={"help": "Most examples, drawn by split_seed."})
-    n_samples: int = field(default=8, metadata={"help": "Paths of each example."})
-    temperature: float = field(default=1.0, metadata={"help": "At which they are sampled; 0 is greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus, above 0 and up to 1."})
+    max_examples: int | None = field(
+        default=None, metadata={"bounds": Bounds(1), "help": "Most examples, drawn by split_seed."}
+    )
+    n_samples: int = field(default=8, metadata={"bounds": Bounds(1), "help": "Paths of each example."})
+    temperature: float = field(
+        default=1.0, metadata={"bounds": Bounds(0, 100), "help": "At which they are sampled; 0 is greedy."}
+    )
+    top_p: float = field(
+        default=1.0, metadata={"bounds": Bounds(above=0, most=1), "help": "Nucleus, above 0 and up to 1."}
+    )
     seed: int = field(default=0, metadata={"help": "Of the draws, which belong to the examples."})
-    n_shards: int = field(default=16, metadata={"help": "Parts that the work comes in; a kill costs one."})
+    n_shards: int = field(
+        default=16, metadata={"bounds": Bounds(1), "help": "Parts that the work comes in; a kill costs one."}
+    )
     engine: Literal["hf", "vllm", "ray"] = field(
         default="hf",
         metadata={"help": "transformers, a vLLM engine in each process, or vLLM engines in a Ray cluster."},
     )
-    n_engines: int = field(default=1, metadata={"help": "vLLM engines in the Ray cluster."})
+    n_engines: int = field(default=1, metadata={"bounds": Bounds(1), "help": "vLLM engines in the Ray cluster."})
     gpu_memory_utilization: float = field(
         default=0.6,
-        metadata={"help": "Share of a GPU's memory for a vLLM engine; the model that ranks needs its own."},
+        metadata={
+            "bounds": Bounds(above=0, most=1),
+            "help": "Share of a GPU's memory for a vLLM engine; the model that ranks needs its own.",
+        },
     )
     log_probs: bool = field(default=False, metadata={"help": "Keep the log-probability of each token."})
     rank: bool = field(default=True, metadata={"help": "Rank the target after each path; if not, ranks are null."})
@@ -94,12 +107,10 @@ def sample_job(job: Job, args: SampleArguments) -> None:
             model, (tokens, catalog) = None, job.opening.catalog(path)
         if with_engine:
             check_engine(path, job.teacher_args)
-        examples = job.task.split(args.sample_split, args.max_examples)
-        sampling = Sampling(
-            args.n_samples, args.temperature, args.top_p, job.teacher_args.max_reasoning_tokens, args.seed
-        )
+        places = job.task.places(args.sample_split, args.max_examples)
+        sampling = Sampling(args.n_samples, args.temperature, args.top_p, job.max_reasoning_tokens, args.seed)
         sample_in_shards(
-            make_rows(job.task, examples, catalog, tokens),
+            Rows(job.task, places, catalog, tokens),
             ShardedJob(
                 Path(args.output_dir),
                 sampling,
@@ -125,6 +136,7 @@ def sample_job(job: Job, args: SampleArguments) -> None:
                     gpu_memory_utilization=args.gpu_memory_utilization,
                     n_engines=args.n_engines,
                     log_probs=args.log_probs,
+                    cache_tokens=job.teacher_args.sampling_tokens,
                 ),
                 path,
                 model,
@@ -136,10 +148,11 @@ def sample_job(job: Job, args: SampleArguments) -> None:
         )
 
 
-def path_ranker(catalog: Catalog, model: PreTrainedModel, args: RankArguments) -> LikelihoodRanker:
+def path_ranker(catalog: Catalog, model: PreTrainedModel, args: RankArguments, fusion: Fusion | None = None) -> Engine:
     """The engine for paths. Their ranks are kept as they are, so no node is read for the sake of a band."""
     cap, budget = args.rank_cap or None, args.rank_node_budget or None
-    return LikelihoodRanker(catalog, model, cap=cap, node_budget=budget, tie_band=0.0)
+    engine = LikelihoodRanker(catalog, model, cap=cap, node_budget=budget, tie_band=0.0)
+    return engine if fusion is None else fusion.of(engine)
 
 
 def sample_in_shards(
@@ -148,7 +161,7 @@ def sample_in_shards(
     engine: "JobEngine",
     catalog: Catalog,
     *,
-    ranker: LikelihoodRanker | None,
+    ranker: Engine | None,
 ) -> None:
     """Samples and ranks what is left of a job, whose work all processes share; `read_paths` reads what it made.
 
@@ -168,7 +181,13 @@ def sample_in_shards(
 
     if ranker is not None:
         masked = any(row.excluded for row in rows)
-        ranks = {"mask_history": masked, "rank_cap": ranker.cap, "rank_node_budget": ranker.node_budget}
+        ranks: dict[str, object] = {
+            "mask_history": masked,
+            "rank_cap": ranker.cap,
+            "rank_node_budget": ranker.node_budget,
+        }
+        if isinstance(ranker, FusedRanker):
+            ranks |= {"evidence": str(ranker.evidence.maker.folder), "alpha": ranker.alpha}
         job = replace(job, arguments={**ranks, **job.arguments})
     try:
         run_shards(rows, job, make_paths, begin=engine.begin)
@@ -183,7 +202,7 @@ def check_engine(teacher: Path | str, teacher_args: TeacherArguments) -> None:
         DataError: the teacher has not the tokens that it is to answer with.
         LaunchError: the processes would fight for a GPU.
     """
-    if teacher_args.item_tokens == "semantic_id" and not (Path(teacher) / SEMANTIC_IDS).is_file():
+    if teacher_args.item_tokens != "title" and not (Path(teacher) / SEMANTIC_IDS).is_file():
         raise DataError(f"{teacher} has no {SEMANTIC_IDS}, and vLLM cannot add their tokens: train it on them first")
     if torch.cuda.is_available() and PartialState().num_processes > 1:
         raise LaunchError(
@@ -202,6 +221,7 @@ class EngineChoice:
         gpu_memory_utilization: share of a GPU's memory for each vLLM engine.
         n_engines: of Ray.
         log_probs: whether samples carry the log-probability of their tokens.
+        cache_tokens: of transformers; see `TransformersSampler`.
     """
 
     kind: Literal["hf", "vllm", "ray"] = "hf"
@@ -209,6 +229,7 @@ class EngineChoice:
     gpu_memory_utilization: float = 0.6
     n_engines: int = 1
     log_probs: bool = False
+    cache_tokens: int = CACHE_TOKENS
 
 
 class JobEngine:
@@ -229,15 +250,15 @@ class JobEngine:
         self.sampler: Any = None
         self._engine: RoundEngine | None = None
 
-    def begin(self, rows: Sequence[Row]) -> None:
+    def begin(self, rows: Iterable[Row]) -> None:
         """Starts it for the rows that are left."""
         choice, tokens = self.choice, self.tokens
         if choice.kind == "hf":
             assert self.model is not None, "the teacher is in hand"
-            self.sampler = TransformersSampler(self.model, tokens, with_log_probs=choice.log_probs)
+            self.sampler = TransformersSampler(self.model, tokens, choice.cache_tokens, choice.log_probs)
             return
-        contexts = sampling_contexts(rows, tokens)
-        length = max(map(len, contexts), default=0) + self.sampling.max_new_tokens
+        contexts = {row.example_id: tokens.context_ids(row.sampled_prompt) for row in rows}
+        length = max(map(len, contexts.values()), default=0) + self.sampling.max_new_tokens
         if choice.kind == "ray":
             connect(n_cpus=choice.n_engines + 1)
         on_gpu = has_gpus(choice.n_engines) if choice.kind == "ray" else torch.cuda.is_available()
@@ -260,7 +281,7 @@ class JobEngine:
             on_gpu=on_gpu,
             with_log_probs=choice.log_probs,
         )
-        self.sampler.ahead(contexts, self.sampling, keys_B=[row.example_id for row in rows])
+        self.sampler.ahead(list(contexts.values()), self.sampling, keys_B=list(contexts))
 
     def close(self) -> None:
         """Stops what runs beside this process, and lets go of the teacher."""

@@ -39,7 +39,7 @@ class ServerArguments:
     max_money: float | None = field(default=Server.max_money, metadata=_OF_SERVER["max_money"])
 
     def __post_init__(self) -> None:
-        """Reads what a flag can't say otherwise: JSON for `parameters`, an empty text for no key.
+        """Reads what a flag can't say otherwise: JSON for `parameters`, `null` or an empty text for no key.
 
         Raises:
             ValueError: `parameters` is no mapping.
@@ -51,7 +51,8 @@ class ServerArguments:
                 raise ValueError(_NO_MAPPING) from None
         if not isinstance(self.parameters, dict | None):
             raise ValueError(_NO_MAPPING)
-        self.key_variable = self.key_variable or None
+        if self.key_variable in ("", "null", "none", "None"):
+            self.key_variable = None
 
     def server(self) -> Server:
         """The server.
@@ -62,4 +63,5 @@ class ServerArguments:
         if not self.model:
             raise ValueError(f"no model: name the one that {self.url} serves (--model)")
         settings = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return Server(**settings | {"parameters": self.parameters or {}, "skip_statuses": tuple(self.skip_statuses)})
+        statuses = tuple(self.skip_statuses) if isinstance(self.skip_statuses, list) else self.skip_statuses
+        return Server(**settings | {"parameters": self.parameters or {}, "skip_statuses": statuses})

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import polars as pl
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig
 
 from anyo_rl.catalog.item_tokens import adapters
 from anyo_rl.catalog.opening import Teacher
-from anyo_rl.reasoning.rows import hinted_prompt
 from anyo_rl.run.folder import METRICS
+from anyo_rl.run.settings import UsageError
 from anyo_rl.stages.finish import finish_stage
 from anyo_rl.stages.job import Job
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.policy import set_attention_dropout
+from anyo_rl.training.lazy import LENGTH, as_stored, joined
 from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping
 from anyo_rl.training.loop.closing import forget_last_trainer
 from anyo_rl.training.sft import TeacherSFTTrainer, sft_dataset
@@ -75,11 +75,9 @@ def train_sft(
     teacher = job.opening.load(start)
     rationales = job.task.rationales if lesson.rationales is None else lesson.rationales
     reasons = lesson.reasoning == "before"
-    train = job.task.split("train")
-    if reasons:
-        train = train.filter(pl.col("example_id").is_in(list(rationales)))
+    rows = job.rows("train", teacher)
     dataset = sft_dataset(
-        job.rows_of(train, teacher),
+        rows.of(rationales) if reasons else rows,
         teacher.catalog,
         teacher.tokens,
         None if lesson.reasoning == "none" else rationales,
@@ -88,10 +86,10 @@ def train_sft(
         seed=training_args.seed,
     )
     if lesson.hint_share:
-        dataset = concatenate_datasets([dataset, hinted_dataset(job, teacher, lesson.hint_share)])
-    longest = max(map(len, dataset["input_ids"]))
+        dataset = joined(dataset, hinted_dataset(job, teacher, lesson.hint_share))
+    longest = max(as_stored(dataset)[LENGTH][:])
     if training_args.max_length is not None and longest > training_args.max_length:
-        raise ValueError(
+        raise UsageError(
             f"an example takes {longest} tokens and max_length is {training_args.max_length}, which would cut its "
             f"answer off; raise max_length or lower history_tokens"
         )
@@ -121,9 +119,8 @@ def train_sft(
 
 def hinted_dataset(job: Job, teacher: Teacher, share: float) -> Dataset:
     """A share of the task's rationales, after prompts with the target as a hint: so hints mean something to STaR."""
-    task, catalog, tokens = job.task, teacher.catalog, teacher.tokens
+    task = job.task
     ids = np.array(sorted(task.rationales))
     drawn = np.random.default_rng(task.args.split_seed).permutation(ids)[: max(1, round(share * len(ids)))]
-    rows = job.rows_of(task.split("train").filter(pl.col("example_id").is_in(drawn.tolist())), teacher)
-    rows = [replace(row, prompt=hinted_prompt(task, row, catalog, tokens)) for row in rows]
-    return sft_dataset(rows, catalog, tokens, task.rationales)
+    rows = job.rows("train", teacher).of(drawn.tolist()).hinted()
+    return sft_dataset(rows, teacher.catalog, teacher.tokens, task.rationales)

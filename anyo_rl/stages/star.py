@@ -21,29 +21,33 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from trl import SFTConfig
 
 from anyo_rl.catalog.item_tokens import teacher_files
 from anyo_rl.catalog.opening import Teacher
+from anyo_rl.data.schema import EXAMPLE_ID
 from anyo_rl.evaluation import stages
 from anyo_rl.evaluation.report.rounds import Chosen, Round, read_rounds, rounds_file
+from anyo_rl.evidence.fusion import Fusion
+from anyo_rl.metrics.gains import ndcg
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
-from anyo_rl.reasoning.rows import Row, hinted_prompt
-from anyo_rl.run.files import write_table, write_whole
+from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.files import read_json, read_table, write_table, write_whole
 from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.shards import ShardedJob, read_paths
 from anyo_rl.stages.arguments import StarArguments
+from anyo_rl.stages.fusion import training_fusion, with_headroom
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import EngineChoice, JobEngine, check_engine, path_ranker, sample_in_shards
 from anyo_rl.stages.sft import Lesson, train_sft
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.training.loop.flops import log_flops, token_flops
 from anyo_rl.training.loop.validation import METRIC
-from anyo_rl.training.star import diversity, keep_paths, reasonings
+from anyo_rl.training.star import Beyond, diversity, keep_paths, reasonings
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +62,13 @@ class Star:
         job: of the run.
         star_args: the rounds.
         training_args: TRL's settings for the SFT of one round.
+        fusion: evidence that ranks are taken together with, as `train` chose its weight.
     """
 
     job: Job
     star_args: StarArguments
     training_args: SFTConfig
+    fusion: Fusion | None = None
 
     def train(self, start: Path | str) -> Path:
         """Trains rounds from a teacher, and keeps the best on validation, which may be the start itself.
@@ -73,6 +79,10 @@ class Star:
         folder = self.job.teacher_folder(STAR)
         if folder.exists():
             return folder
+        fusion = training_fusion(self.job, STAR, start, self.star_args)
+        return replace(self, fusion=fusion)._train(start, folder)
+
+    def _train(self, start: Path | str, folder: Path) -> Path:
         teachers: list[Path | str] = [start]
         rounds = [self.measured(0, start)]
         while len(rounds) <= self.star_args.rounds and self._goes_on(rounds):
@@ -133,7 +143,7 @@ class Star:
             with whole_weights():
                 paths, chosen = self._choose(number, folder, teacher)
             if paths.is_empty() and not (self.star_args.mix_rationales and self.job.task.rationales):
-                raise ValueError(
+                raise UsageError(
                     f"round {number}: no path has a gain of {self.star_args.least_gain} or more: lower least_gain, "
                     f"raise n_samples, or start from a better teacher ({folder} has the paths)"
                 )
@@ -142,42 +152,51 @@ class Star:
                 write_whole(folder / "kept.json", json.dumps(chosen.as_json(), indent=2))
                 write_table(paths, file)
         state.wait_for_everyone()
-        return pl.read_parquet(file)
+        return read_table(file)
 
     def _choose(self, number: int, folder: Path, path: Path | str) -> tuple[pl.DataFrame, Chosen]:
         """Samples, and once more with a hint where nothing was good enough; what is kept, and the counts."""
         args = self.star_args
+        places = self.places(number)
         keep = partial(
             keep_paths,
-            least_gain=args.least_gain,
+            least_gain=self._least_gain(places),
             most_per_example=args.most_per_example,
             most_per_item=args.most_per_item,
+            least_agreement=args.least_agreement,
             seed=self.training_args.seed,
         )
         with self.job.opened(path) as teacher:
-            rows = self.job.rows_of(self.examples(number), teacher)
+            rows = self.job.rows("train", teacher).at(places)
             paths = self.sample(folder / "paths", number, path, teacher, rows, args.n_samples)
             found = keep(paths)
             chosen = Chosen(found.counts, diversity=diversity(paths))
             if not args.rationalise:
                 return found.paths, chosen
-            reached = set(found.reached)
-            failed = [
-                replace(row, hinted_prompt=hinted_prompt(self.job.task, row, teacher.catalog, teacher.tokens))
-                for row in rows
-                if row.example_id not in reached
-            ]
+            failed = rows.of(found.reached, wanted=False).hinted()
             hinted = keep(self.sample(folder / "hinted", number, path, teacher, failed, args.n_hinted), hinted=True)
         return pl.concat([found.paths, hinted.paths]), replace(chosen, hinted=hinted.counts)
 
-    def examples(self, number: int) -> pl.DataFrame:
-        """The training examples of a round, other ones for each where there is a limit."""
-        train = self.job.task.split("train")
+    def places(self, number: int) -> np.ndarray:
+        """The row numbers of a round's training examples, other ones for each where there is a limit."""
+        train = with_headroom(self.job.task, self.job.task.places("train"), self.fusion, self.star_args.headroom)
         most = self.star_args.max_examples
         if most is None or most >= len(train):
             return train
         rng = np.random.default_rng([self.training_args.seed, number])
         return train[np.sort(rng.choice(len(train), most, replace=False))]
+
+    def _least_gain(self, places: np.ndarray) -> float | Beyond:
+        """What paths of these examples have to gain, also beyond the evidence where that is asked for."""
+        args = self.star_args
+        if self.fusion is None or args.min_beyond_evidence is None:
+            return args.least_gain
+        ids = self.job.task.examples[EXAMPLE_ID].gather(places).to_list()
+        ranks_R = self.fusion.evidence.target_ranks(ids)
+        if args.rank_cap:
+            ranks_R = np.minimum(ranks_R, args.rank_cap + 1)
+        gains = dict(zip(ids, ndcg(ranks_R).tolist(), strict=True))
+        return Beyond(args.least_gain, args.min_beyond_evidence, gains)
 
     def sample(
         self, folder: Path, number: int, path: Path | str, teacher: Teacher, rows: Sequence[Row], n: int
@@ -188,16 +207,21 @@ class Star:
             n,
             args.temperature,
             args.top_p,
-            self.job.teacher_args.max_reasoning_tokens,
+            self.job.max_reasoning_tokens,
             self.training_args.seed + number,
         )
-        choice = EngineChoice(args.engine, dtype=dtype, gpu_memory_utilization=args.gpu_memory_utilization)
+        choice = EngineChoice(
+            args.engine,
+            dtype=dtype,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            cache_tokens=self.job.teacher_args.sampling_tokens,
+        )
         sample_in_shards(
             rows,
             ShardedJob(folder, sampling, policy=f"{STAR}-{number - 1}", n_shards=args.n_shards, split="train"),
             JobEngine(choice, path, teacher.model, teacher.tokens, sampling),
             teacher.catalog,
-            ranker=path_ranker(teacher.catalog, teacher.model, args),
+            ranker=path_ranker(teacher.catalog, teacher.model, args, self.fusion),
         )
         paths = read_paths(folder)
         n_read = n * sum(len(teacher.tokens.context_ids(row.sampled_prompt)) for row in rows)
@@ -214,13 +238,11 @@ class Star:
             return rounds[number]
         state = PartialState()
         with whole_weights(), self.job.opened(teacher) as opened:
-            share = slice(state.process_index, None, state.num_processes)
-            ranks = self.job.validation(opened).ranks(opened.model, share)
-        ranks = gather_object(ranks) if state.num_processes > 1 else ranks
-        values = per_user_metrics(np.array(ranks), cutoffs=(10,))
+            ranks_U = self.job.validation(opened, fusion=self.fusion).answers(opened.model).ranks_U
+        values = per_user_metrics(ranks_U, cutoffs=(10,))
         interval = bootstrap_interval(values[METRIC], seed=self.training_args.seed)
         kept = self.job.folder / STAR / f"round-{number}" / "kept.json"
-        measured = Round(number, interval, Chosen.from_json(json.loads(kept.read_text())) if number else Chosen())
+        measured = Round(number, interval, Chosen.from_json(read_json(kept)) if number else Chosen())
         if state.is_main_process:
             file = rounds_file(self.job.folder)
             file.parent.mkdir(parents=True, exist_ok=True)

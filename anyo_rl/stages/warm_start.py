@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from trl import ModelConfig, SFTConfig
@@ -16,9 +15,11 @@ from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.convergence import Rule, read_trainings, rival_flops
 from anyo_rl.evaluation.stages import DIRECT, SFT
 from anyo_rl.run.folder import METRICS, WARM_START, Section, resolve
+from anyo_rl.run.settings import UsageError
 from anyo_rl.stages.arguments import ComparisonArguments, ReasonerArguments, TeacherArguments
 from anyo_rl.stages.begin import parse
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.parser import read_settings
 from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
 from anyo_rl.training.loop.callbacks import check_saves
 from anyo_rl.training.loop.until import Until
@@ -65,7 +66,7 @@ def parse_warm_start(
         return None
     written = isinstance(comparison_args, ReasonerArguments) and comparison_args.ranker != "likelihood"
     if written and teacher_args.sft_item_loss != "tokens":
-        raise ValueError(
+        raise UsageError(
             "a teacher that writes its items learns them token by token: with this ranker set sft_item_loss to tokens"
         )
     *_, sft_teacher, sft_args = parse_beside(comparison_args.sft_config, config, training_args)
@@ -184,8 +185,11 @@ def _check_agrees(path: Path, config: Path | None) -> None:
 
     The two files are compared, not the flags on top of them, which hold for both.
     """
-    own = (yaml.safe_load(config.read_text()) if config else None) or {}
-    warm = yaml.safe_load(path.read_text())
+    own = read_settings(config) if config else {}
+    try:
+        warm = read_settings(path)
+    except UsageError as error:
+        sys.exit(f"{path}: {error}")
     defaults = {
         item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         for kind in (DataArguments, ModelConfig, TeacherArguments)
@@ -195,7 +199,7 @@ def _check_agrees(path: Path, config: Path | None) -> None:
     differing = [
         f"{name} is {warm[name]!r} there and {own.get(name, default)!r} in {config or 'the defaults'}"
         for name, default in defaults.items()
-        if isinstance(warm, dict) and name in warm and warm[name] != own.get(name, default)
+        if name in warm and warm[name] != own.get(name, default)
     ]
     if differing:
         sys.exit(

@@ -3,7 +3,8 @@
 from anyo_rl.students.fit import fit_student
 from anyo_rl.students.gru4rec import GRU4Rec
 from anyo_rl.students.sasrec import SASRec
-from anyo_rl.students.training import FitReport, FitSettings, fit_next_item, score_histories
+from anyo_rl.students.settings import FitSettings
+from anyo_rl.students.training import FitReport, fit_next_item, score_histories
 
 __all__ = [
     "FitReport",

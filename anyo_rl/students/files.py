@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.students.gru4rec import GRU4Rec
 from anyo_rl.students.sasrec import SASRec
 
@@ -22,7 +23,7 @@ def save_student(student: Student, item_ids: Sequence[str], folder: Path) -> Non
         folder: made if it is not there.
     """
     if len(item_ids) != student.n_items:
-        raise ValueError(f"found {len(item_ids)} item ids for a student of {student.n_items} items")
+        raise UsageError(f"found {len(item_ids)} item ids for a student of {student.n_items} items")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.contiguous() for name, value in student.state_dict().items()}, folder / "student.safetensors"
@@ -49,9 +50,9 @@ def load_student(folder: Path, item_ids: Sequence[str]) -> Student:
         )
     described = json.loads(file.read_text(encoding="utf-8"))
     if described["kind"] not in KINDS:
-        raise ValueError(f"the student in {folder} is a {described['kind']!r}, expected one of {', '.join(KINDS)}")
+        raise UsageError(f"the student in {folder} is a {described['kind']!r}, expected one of {', '.join(KINDS)}")
     if described["item_ids"] != list(item_ids):
-        raise ValueError(
+        raise UsageError(
             f"the student in {folder} scores {len(described['item_ids'])} items, and they are not the {len(item_ids)} "
             f"of the catalog in their order: fit it on this data"
         )

@@ -31,3 +31,19 @@ def fit_popularity(sequences: Histories, n_items: int) -> Popularity:
         ValueError: If an item index is outside the catalog.
     """
     return Popularity(user_counts(*event_arrays(sequences, n_items, "sequences"), n_items))
+
+
+def propensities(counts_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Users of each item over those of the most popular one; an item without users counts as one with a single one.
+
+    Args:
+        counts_N: (N,) training users of each item.
+
+    Returns:
+        (N,) in (0, 1].
+
+    >>> propensities(np.array([4.0, 1.0, 0.0])).tolist()
+    [1.0, 0.25, 0.25]
+    """
+    least_one_N = np.maximum(counts_N, 1.0)
+    return least_one_N / least_one_N.max(initial=1.0)

@@ -55,9 +55,10 @@ def history_weights(histories: Histories, n_items: int, decay: float) -> sparse.
     ages = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(items)) - 1
     # The first of each (row, item) from the end of the array is where the item was last.
     _, last = np.unique((rows * n_items + items)[::-1], return_index=True)
-    kept = len(items) - 1 - last
+    kept = len(items) - 1 - last  # in the order of rows, and of items in each: ready for a sparse array
     weights = np.power(decay, ages[kept].astype(np.float64))
-    return sparse.csr_array((weights, (rows[kept], items[kept])), shape=(len(lengths), n_items))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=len(lengths)))])
+    return sparse.csr_array((weights, items[kept], starts), shape=(len(lengths), n_items))
 
 
 def rows_at_once(n_items: int) -> int:

@@ -4,29 +4,33 @@ A student is a `torch.nn.Module` with `n_items`, `max_length`, `forward(items_B_
 `item_vectors` (N, D) and `item_logits(hidden_*_D) -> logits_*_N`. Items are indices 0..N-1 of the catalog; N is the
 padding.
 
-Each user's sequence goes through the model once, and every position predicts the item after it, with the softmax
-cross-entropy over the whole catalog; of more than `FULL_SOFTMAX` items, over the target and a sample of the others.
-Expanding each prefix into a row of its own, as is common, costs as many forwards as there are events and learns
-nothing more.
+Each user's sequence goes through the model once, and every position predicts the item after it, by default with the
+softmax cross-entropy over the whole catalog (`settings.FitSettings`). Where a teacher was asked at a position, what it
+said is a part of the loss there (`distillation.Distiller`). Expanding each prefix into a row of its own, as is common,
+costs as many forwards as there are events and learns nothing more.
 """
 
 import copy
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from anyo_rl.data.sequences import HeldOut
+from anyo_rl.students.checkpoint import keep, resume
 from anyo_rl.students.choice import mean_ndcg
+from anyo_rl.students.distillation import NO_LESSON, Distiller
+from anyo_rl.students.losses import inverse_propensity
+from anyo_rl.students.popularity import fit_popularity, propensities
+from anyo_rl.students.predicted import Predicted
+from anyo_rl.students.settings import FitSettings
 
 Histories = Sequence[Sequence[int]]
-FULL_SOFTMAX = 50_000  # items: 3,200 positions of so many are 640 MB of logits
 
 
 @dataclass
@@ -58,31 +62,35 @@ def pad_left(sequences: Histories, padding: int, max_length: int, device: Any = 
     return torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), width)
 
 
-def windows(sequences: Histories, max_length: int, generator: torch.Generator) -> list[list[int]]:
+Window = tuple[int, int, int]  # the place of a sequence, and where in it the window begins and ends
+
+
+def windows(sequences: Histories, max_length: int, generator: torch.Generator) -> list[Window]:
     """Cut each sequence into windows of at most `max_length` + 1 items that overlap by one.
 
     Each event but a sequence's first is predicted exactly once. The cuts of a long sequence fall at a new random place
     each time, so that no event always has a short context.
     """
-    rows: list[list[int]] = []
-    for sequence in sequences:
+    found: list[Window] = []
+    for place, sequence in enumerate(sequences):
         last = len(sequence) - 1
         start, end = 0, last
         if last > max_length:
             end = 1 + int(torch.randint(0, max_length, (), generator=generator))
         while start < last:
-            rows.append(list(sequence[start : end + 1]))
+            found.append((place, start, end + 1))
             start, end = end, min(end + max_length, last)
-    return rows
+    return found
 
 
-def _batches(rows: list[list[int]], batch_size: int, generator: torch.Generator) -> Iterator[list[list[int]]]:
-    """Rows of similar length together (little padding), in random order."""
-    noise = torch.rand(len(rows), generator=generator).tolist()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]) * (0.8 + 0.4 * noise[i]) + noise[i])
+def _batches(found: list[Window], batch_size: int, generator: torch.Generator) -> Iterator[list[Window]]:
+    """Windows of similar length together (little padding), in random order."""
+    noise = torch.rand(len(found), generator=generator).tolist()
+    lengths = [end - start for _, start, end in found]
+    order = sorted(range(len(found)), key=lambda i: lengths[i] * (0.8 + 0.4 * noise[i]) + noise[i])
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for index in torch.randperm(len(groups), generator=generator).tolist():
-        yield [rows[i] for i in groups[index]]
+        yield [found[i] for i in groups[index]]
 
 
 def score_histories(model: nn.Module, histories: Histories, batch_size: int = 256) -> Tensor:
@@ -115,54 +123,76 @@ def score_histories(model: nn.Module, histories: Histories, batch_size: int = 25
     return scores
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """How a student is trained.
+class _Fit:
+    """A fit, epoch by epoch: the student with what else is trained, and all that an epoch changes."""
 
-    Attributes:
-        max_epochs: most passes over the sequences.
-        patience: epochs without a better validation NDCG@10 before it stops.
-        batch_size: sequences (windows of at most `max_length` items) in one step.
-        learning_rate: of AdamW; warmed up over the first epoch's steps (100 at most), then constant.
-        weight_decay: of AdamW, on all weights.
-        label_smoothing: share of the target's probability given to the whole catalog, where the softmax is over it.
-        n_negatives: items drawn in a step, where the catalog is too large for a softmax over all.
-        device: where it is trained, and where the model stays.
-    """
+    def __init__(
+        self,
+        model: nn.Module,
+        sequences: Histories,
+        settings: FitSettings,
+        seed: int,
+        distiller: Distiller | None,
+    ) -> None:
+        self.model, self.sequences, self.settings, self.distiller = model, sequences, settings, distiller
+        self.n_items: int = model.n_items  # type: ignore[assignment]
+        self.max_length: int = model.max_length  # type: ignore[assignment]
+        self.device = settings.device
+        self.generator = torch.Generator().manual_seed(seed)
+        self.trained = list(model.to(self.device).parameters())
+        self.lessons: list[list[int]] = []
+        if distiller is not None:
+            self.lessons = distiller.lessons.rows(sequences)
+            self.trained += distiller.to(self.device).parameters()
+        self.weights_N = self._target_weights()
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        )
+        n_rows = len(windows(sequences, self.max_length, torch.Generator().manual_seed(seed)))
+        warmup = min(100, -(-n_rows // settings.batch_size))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup))
 
-    max_epochs: int = 200
-    patience: int = 10
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    n_negatives: int = 8192
-    device: str | torch.device = "cpu"
+    def epoch(self) -> float:
+        """Each event is predicted once; gives the mean loss."""
+        self.model.train()
+        total, n_targets = torch.zeros((), device=self.device), 0
+        cut = windows(self.sequences, self.max_length, self.generator)
+        for batch in _batches(cut, self.settings.batch_size, self.generator):
+            with parametrize.cached():  # a fused table is made once a step
+                losses_R = self._losses(batch)
+                loss = losses_R.mean()
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            nn.utils.clip_grad_norm_(self.trained, 1.0)
+            self.optimizer.step()
+            self.scheduler.step()
+            total += loss.detach() * len(losses_R)
+            n_targets += len(losses_R)
+        return float(total) / n_targets
 
+    def _losses(self, batch: Sequence[Window]) -> Tensor:
+        """The loss of each position of some windows: (R,)."""
+        rows = [self.sequences[place][start:end] for place, start, end in batch]
+        items_B_T = pad_left(rows, self.n_items, self.max_length + 1, self.device)
+        inputs_B_T, targets_B_T = items_B_T[:, :-1], items_B_T[:, 1:]
+        real_B_T = inputs_B_T != self.n_items
+        targets_R = targets_B_T[real_B_T]
+        predicted = Predicted(self.model, self.model(inputs_B_T)[real_B_T], targets_R, self.settings)
+        if self.distiller is None:
+            losses_R = predicted.losses()
+        else:
+            taught = [self.lessons[place][start:end] for place, start, end in batch]
+            lesson_B_T = pad_left(taught, NO_LESSON, self.max_length + 1, self.device)[:, 1:]
+            losses_R = self.distiller(predicted, lesson_B_T[real_B_T])
+        return losses_R if self.weights_N is None else losses_R * self.weights_N[targets_R]
 
-def next_item_loss(model: nn.Module, hidden_R_D: Tensor, targets_R: Tensor, settings: FitSettings) -> Tensor:
-    """Mean −log p(target) of R positions.
-
-    Of more than `FULL_SOFTMAX` items the sum over the others is estimated from `n_negatives` of them, drawn alike for
-    all positions: each stands for (N − 1) / n of the others, which makes the sum right on average (Jean et al. 2015,
-    arXiv 1412.2007, with uniform draws). A draw that is a position's own target is left out there.
-
-    Args:
-        model: a student.
-        hidden_R_D: its hidden states.
-        targets_R: the items after them.
-        settings: label smoothing, and how many others are drawn.
-    """
-    n_items: int = model.n_items  # type: ignore[assignment]
-    if n_items <= FULL_SOFTMAX:
-        logits_R_N = model.item_logits(hidden_R_D)  # type: ignore[operator]
-        return F.cross_entropy(logits_R_N, targets_R, label_smoothing=settings.label_smoothing)
-    drawn_n = torch.randint(n_items, (settings.n_negatives,), device=hidden_R_D.device)
-    vectors_N_D: Tensor = model.item_vectors  # type: ignore[assignment]
-    others_R_n = hidden_R_D @ vectors_N_D[drawn_n].T + math.log((n_items - 1) / settings.n_negatives)
-    others_R_n = others_R_n.masked_fill(drawn_n == targets_R[:, None], -torch.inf)
-    target_R_1 = (hidden_R_D * vectors_N_D[targets_R]).sum(-1, keepdim=True)
-    return (torch.cat([target_R_1, others_R_n], 1).logsumexp(1, keepdim=True) - target_R_1).mean()
+    def _target_weights(self) -> Tensor | None:
+        """What the loss of each target is multiplied by, (N,); `None` where all count alike."""
+        if not self.settings.propensity_power:
+            return None
+        propensities_N = propensities(fit_popularity(self.sequences, self.n_items).counts)
+        weights_N = inverse_propensity(propensities_N, self.settings.propensity_power)
+        return torch.from_numpy(weights_N).to(self.device)
 
 
 def fit_next_item(
@@ -172,16 +202,19 @@ def fit_next_item(
     *,
     validation: HeldOut | None = None,
     seed: int = 0,
+    distiller: Distiller | None = None,
 ) -> FitReport:
     """Train a student in place on next-item prediction, and leave it in eval mode with its best weights.
 
     Args:
         model: A student (see the module's docstring).
         sequences: One list of item indices per user, oldest first. Those of fewer than two items teach nothing.
-        settings: How.
+        settings: How; `settings.keep_in` says where a fit that was killed goes on from.
         validation: For early stopping on NDCG@10 over the whole catalog; the weights of the best epoch are restored.
             `None` trains all epochs and keeps the last.
-        seed: Of the order, the windows and the dropout. Two CPU fits with one seed and one number of threads agree.
+        seed: Of the order, the windows and the dropout. Two CPU fits with one seed and one number of threads agree,
+            also where one of them was killed and went on.
+        distiller: What a teacher said at positions of these sequences, and how much it counts.
 
     Returns:
         A [`FitReport`].
@@ -190,7 +223,6 @@ def fit_next_item(
         ValueError: If no sequence has two items, an index is outside the catalog, or the validation set is empty.
     """
     n_items: int = model.n_items  # type: ignore[assignment]
-    max_length: int = model.max_length  # type: ignore[assignment]
     check_items(sequences, n_items, "sequences")
     if not any(len(sequence) > 1 for sequence in sequences):
         raise ValueError(f"found no sequence of two or more items among {len(sequences)}, expected at least one")
@@ -200,53 +232,32 @@ def fit_next_item(
                 "found no example in `validation`, expected one at least: pass None to train without early stopping"
             )
         check_items([validation.targets], n_items, "validation targets")
-    started, device, batch_size = time.perf_counter(), settings.device, settings.batch_size
-    report = FitReport()
-    best_score, best_weights = float("-inf"), None
-    generator = torch.Generator().manual_seed(seed)
-    model.to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-    )
-    n_rows = len(windows(sequences, max_length, torch.Generator().manual_seed(seed)))
-    warmup = min(100, -(-n_rows // batch_size))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices):  # the dropout follows the seed, and the caller's generator is left alone
-        torch.manual_seed(seed)
-        numbers = range(1, settings.max_epochs + 1)
+    device = torch.device(settings.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's generator is left alone
+        torch.manual_seed(seed)  # of the dropout
+        fit, report, best_weights = _Fit(model, sequences, settings, seed, distiller), FitReport(), None
+        kept = [model, *([] if distiller is None else [distiller])], fit.optimizer, fit.scheduler, fit.generator
+        if settings.keep_in is not None and (found := resume(settings.keep_in, *kept)) is not None:
+            report, best_weights = FitReport(**found.report), found.best_weights
+        numbers = range(len(report.losses) + 1, settings.max_epochs + 1)
         epochs = tqdm(numbers, desc=f"{type(model).__name__} epochs", mininterval=5, leave=False)
         for epoch in epochs:
-            model.train()
-            total, n_targets = torch.zeros((), device=device), 0
-            for rows in _batches(windows(sequences, max_length, generator), batch_size, generator):
-                items_B_T = pad_left(rows, n_items, max_length + 1, device)
-                inputs_B_T, targets_B_T = items_B_T[:, :-1], items_B_T[:, 1:]
-                real_B_T = inputs_B_T != n_items
-                targets = targets_B_T[real_B_T]
-                loss = next_item_loss(model, model(inputs_B_T)[real_B_T], targets, settings)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                scheduler.step()
-                total += loss.detach() * len(targets)
-                n_targets += len(targets)
-            report.losses.append(float(total) / n_targets)
+            if validation is not None and epoch - report.best_epoch > settings.patience:
+                break
+            started = time.perf_counter()
+            report.losses.append(fit.epoch())
             if validation is None:
                 report.best_epoch = epoch
-                continue
-            score = mean_ndcg(model, validation)
-            epochs.set_postfix({"ndcg@10": f"{score:.4f}"}, refresh=False)
-            report.validation_ndcg.append(score)
-            if score > best_score:
-                best_score, report.best_epoch = score, epoch
-                best_weights = copy.deepcopy(model.state_dict())
-            elif epoch - report.best_epoch >= settings.patience:
-                break
-    epochs.close()
+            else:
+                report.validation_ndcg.append(mean_ndcg(model, validation))
+                epochs.set_postfix({"ndcg@10": f"{report.validation_ndcg[-1]:.4f}"}, refresh=False)
+                if report.validation_ndcg[-1] > max(report.validation_ndcg[:-1], default=float("-inf")):
+                    report.best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
+            report.seconds += time.perf_counter() - started
+            if settings.keep_in is not None:
+                keep(settings.keep_in, asdict(report), best_weights, *kept)
+        epochs.close()
     if best_weights is not None:
         model.load_state_dict(best_weights)
     model.eval()
-    report.seconds = time.perf_counter() - started
     return report

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -10,6 +11,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.tokens import add_codes
 
 NOISE = 0.1  # of new rows, in standard deviations of those that are there
@@ -46,15 +48,55 @@ def add_item_tokens(
         with torch.random.fork_rng():  # what it draws is drawn anew below
             model.resize_token_embeddings(-(-len(tokenizer) // 8) * 8, mean_resizing=False)
         new += range(len(tokenizer), model.get_input_embeddings().weight.shape[0])
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    if layers[0].weight is layers[1].weight:
-        del layers[1]
     generator = torch.Generator().manual_seed(seed)
-    for weight in (layer.weight for layer in layers):
+    for weight in (layer.weight for layer in _tables(model)):
         known = weight[: min(n_known, n_rows)].float()
         noise = torch.randn(len(new), weight.shape[1], generator=generator).to(weight.device)
         weight[new] = (known.mean(0) + NOISE * known.std(0) * noise).to(weight.dtype)
     return token_ids
+
+
+@torch.no_grad()
+def start_item_tokens(
+    model: PreTrainedModel, token_ids: Sequence[int], vectors_C_X: np.ndarray, *, own_space: bool, seed: int = 0
+) -> None:
+    """Draws the rows of added tokens anew, by vectors: tokens whose vectors are alike get rows that are alike.
+
+    A vector of other width is projected by a random orthogonal matrix, which keeps angles. Rows lie about the mean of
+    those that are there, and as far from it on average; a little noise (see `add_item_tokens`) tells tokens with one
+    vector apart.
+
+    Args:
+        model: the teacher, whole in this process.
+        token_ids: C tokens, behind all others of the vocabulary.
+        vectors_C_X: a vector for each.
+        own_space: whether the first columns, as many as the embeddings are wide, are in the space of the embeddings:
+            they stay as they are.
+        seed: of projection and noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = model.get_input_embeddings().weight.shape[1]
+    vectors = torch.tensor(vectors_C_X, dtype=torch.float32)
+    n_own = width if own_space else 0
+    moved_C_D, other_C_X = vectors.new_zeros(len(vectors), width), vectors[:, n_own:]
+    if n_own:
+        moved_C_D += vectors[:, :n_own]
+    if n_other := other_C_X.shape[1]:
+        projection = torch.nn.init.orthogonal_(torch.empty(n_other, width), generator=generator)
+        moved_C_D += other_C_X @ projection * max(1.0, n_other / width) ** 0.5  # lengths stay, on average
+    moved_C_D -= moved_C_D.mean(0)
+    moved_C_D /= moved_C_D.norm(dim=1).mean().clamp(min=1e-9)
+    for weight in (layer.weight for layer in _tables(model)):
+        known = weight[: min(token_ids)].float()
+        noise = torch.randn(len(token_ids), width, generator=generator).to(weight.device)
+        away = (known - known.mean(0)).norm(dim=1).mean() * moved_C_D.to(weight.device)
+        weight[list(token_ids)] = (known.mean(0) + away + NOISE * known.std(0) * noise).to(weight.dtype)
+
+
+def _tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The embeddings, and the head where it is not tied to them."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return [embeddings] if head.weight is embeddings.weight else [embeddings, head]
 
 
 def train_item_tokens(config: PeftConfig | None, model: PreTrainedModel, token_ids: list[int]) -> PeftConfig | None:
@@ -73,13 +115,12 @@ def train_item_tokens(config: PeftConfig | None, model: PreTrainedModel, token_i
     """
     if config is None or not token_ids:
         return config
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = [embeddings] if head.weight is embeddings.weight else [embeddings, head]
-    names = [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if any(module is table for table in _tables(model))]
     if any(name.endswith(part) for name in names for part in getattr(config, "modules_to_save", None) or ()):
         return config
     if getattr(head, "bias", None) is not None:
-        raise ValueError(
+        raise UsageError(
             f"adapters cannot train added tokens in a head with a bias: set lora_modules_to_save to {names}, or train "
             f"all weights"
         )

@@ -1,5 +1,6 @@
 """Teachers by path: any causal LM, its tokenizer, and where its generation ends."""
 
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -9,6 +10,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.tokens import Tokens
 
 
@@ -31,7 +33,7 @@ def load_teacher(model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTo
             quantization_config=get_quantization_config(model_args),
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _no_teacher(path, error) from error
     return model, tokenizer
 
@@ -52,8 +54,8 @@ def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _no_teacher(path: str | None, error: Exception) -> ValueError:
-    return ValueError(
+def _no_teacher(path: str | None, error: Exception) -> UsageError:
+    return UsageError(
         f"no teacher at {path!r}: expected a model folder with config.json, model.safetensors and a tokenizer, or a "
         f"model id that can be downloaded ({error})"
     )
@@ -80,7 +82,7 @@ def stop_at_marker(model: PreTrainedModel, tokens: Tokens, write_item: bool = Fa
         if len(alike) > 1:
             names = tokens.tokenizer.convert_ids_to_tokens(alike)
             others = sorted(set(tokens.tokenizer.get_added_vocab()) - set(names))
-            raise ValueError(
+            raise UsageError(
                 f"the marker {names[alike.index(tokens.marker_id)]!r} has the same vector as {len(alike) - 1} other "
                 f"tokens and cannot be told from them; set marker_token to another one of {others}"
             )

@@ -2,12 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import dropout
 from transformers import PreTrainedModel
 
-TREE_ATTENTION = ("sdpa", "eager")
+from anyo_rl.run.settings import UsageError
+
+DIVERGED = (
+    "the teacher's probabilities are no numbers: its weights have diverged. Take a lower learning_rate, and begin "
+    "anew or from an earlier checkpoint"
+)
+TREE_ATTENTION = ("sdpa", "eager")  # take any mask
 PIECE = 1 << 22  # numbers that one gather may make
 
 
@@ -42,27 +50,50 @@ def last_hidden(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def check_tree_attention(model: PreTrainedModel) -> None:
-    """Refuses models whose layers cannot attend over a tree (each node to its context and ancestors only).
+def attends_over_trees(model: PreTrainedModel) -> bool:
+    """Whether all layers can attend over a tree, each node to its context and ancestors only: full attention can.
 
-    Raises:
-        ValueError: the attention implementation takes no 4D mask, or a layer is not full attention.
+    A sliding window counts columns of the cache, where a tree's branches lie side by side, and a recurrent state has
+    no branches at all.
     """
     config = model.config.get_text_config()
-    implementation = config._attn_implementation
-    if implementation not in TREE_ATTENTION:
-        raise ValueError(
-            f"attention implementation {implementation!r} takes no tree mask; load the teacher with "
-            f"attn_implementation set to one of {TREE_ATTENTION}"
-        )
     # Mistral names no layer types and has a window all the same.
     windowed = getattr(config, "sliding_window", None) is not None
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(
-            f"{type(model).__name__} has layers of kind {sorted(kinds)}; ranking over the prefix tree needs full "
-            f"attention in every layer"
-        )
+    return kinds == {"full_attention"}
+
+
+@contextmanager
+def divergence_told() -> Iterator[None]:
+    """Says what is behind it where torch is to draw from what is no distribution."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" in str(error):
+            raise UsageError(DIVERGED) from error
+        raise
+
+
+def attention_bias(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as what is added to attention's scores, because eager attention takes no boolean mask."""
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return bias.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that takes a tree's mask meanwhile, whatever the model trains with: FlashAttention takes none.
+
+    Keys and values in a cache are the same for all kinds.
+    """
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    if own not in TREE_ATTENTION:
+        config._attn_implementation = TREE_ATTENTION[0]
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def set_attention_dropout(model: nn.Module, rate: float) -> None:
@@ -70,6 +101,30 @@ def set_attention_dropout(model: nn.Module, rate: float) -> None:
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = rate
+
+
+def set_residual_dropout(model: nn.Module, rate: float) -> None:
+    """Drops, while training, from the embeddings and from what each block of a layer adds to its input (SASRec's way).
+
+    Decoders of today have no such setting, and from random weights on small data they learn users by heart without
+    it. Forward hooks do it: nothing of it is in the config or in what is saved.
+
+    Raises:
+        UsageError: the layers' blocks are not called `self_attn` and `mlp`.
+    """
+
+    def drop(module: nn.Module, args: tuple[object, ...], output: Any) -> Any:
+        kept, *others = output if isinstance(output, tuple) else (output,)
+        kept = dropout(kept, rate, module.training)
+        return (kept, *others) if isinstance(output, tuple) else kept
+
+    decoder = causal_lm(model).get_decoder()
+    layers = list(getattr(decoder, "layers", []))
+    if not layers or not all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in layers):
+        raise UsageError(f"dropout is {rate} and the layers of {type(decoder).__name__} are not known: set it to 0")
+    blocks = [block for layer in layers for block in (layer.self_attn, layer.mlp)]
+    for block in (decoder.get_input_embeddings(), *blocks):
+        block.register_forward_hook(drop)
 
 
 @contextmanager
@@ -85,8 +140,14 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def head_logits(model: PreTrainedModel, hidden_D: torch.Tensor) -> torch.Tensor:
-    """Float32 logits (…, V) of last hidden states (…, D), as the model's own forward gives them."""
-    return _shaped(model, model.get_output_embeddings()(hidden_D).float())
+    """Float32 logits (…, V) of last hidden states (…, D), as the model's own forward gives them.
+
+    The head takes no part in autocast, here and below: bfloat16 holds three digits, in which many items would tie.
+    """
+    head = model.get_output_embeddings()
+    dtype = next((weight.dtype for weight in head.parameters() if weight.is_floating_point()), hidden_D.dtype)
+    with torch.autocast(hidden_D.device.type, enabled=False):
+        return _shaped(model, head(hidden_D.to(dtype)).float())
 
 
 def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -103,13 +164,12 @@ def row_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, 
     """
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
-        weight = head.weight[tokens].float()
-        logits = torch.einsum("bed,ed->be", hidden[:, row].float(), weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = torch.einsum("bed,ed->be", hidden[:, row].float(), head.weight[tokens].float())
         if head.bias is not None:
             logits = logits + head.bias[tokens].float()
-    else:  # an adapted or quantised head: its rows are not plain weights
-        logits = head(hidden).float()[:, row, tokens]
-    return _shaped(model, logits)
+        return _shaped(model, logits)
+    return head_logits(model, hidden)[:, row, tokens]  # an adapted or quantised head: its rows are not plain weights
 
 
 def pair_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -126,20 +186,47 @@ def pair_logits(model: PreTrainedModel, hidden: torch.Tensor, row: torch.Tensor,
     """
     head = model.get_output_embeddings()
     logits = torch.empty(len(row), dtype=torch.float32, device=hidden.device)
-    if type(head) is nn.Linear:
+    if type(head) is nn.Linear:  # products and sums, which autocast leaves in float32
         size = max(1, PIECE // hidden.shape[1])
         for part in range(0, len(row), size):
             r, t = row[part : part + size], tokens[part : part + size]
             logits[part : part + size] = (hidden[r].float() * head.weight[t].float()).sum(-1)
         if head.bias is not None:
             logits += head.bias[tokens].float()
-    else:
-        size = max(1, PIECE // model.config.get_text_config().vocab_size)
-        for part in range(0, len(hidden), size):
-            inside = (row >= part) & (row < part + size)
-            rows = head(hidden[part : part + size]).float()
-            logits[inside] = rows[row[inside] - part, tokens[inside]]
-    return _shaped(model, logits)
+        return _shaped(model, logits)
+    size = max(1, PIECE // model.config.get_text_config().vocab_size)
+    for part in range(0, len(hidden), size):
+        inside = (row >= part) & (row < part + size)
+        logits[inside] = head_logits(model, hidden[part : part + size])[row[inside] - part, tokens[inside]]
+    return logits
+
+
+def block_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of each of some states with each of some tokens: one product, in pieces of a bounded size.
+
+    Args:
+        model: as `causal_lm` gives it.
+        hidden: (R, D) last hidden states.
+        tokens: (C,) which tokens, ascending; rows of the head that follow one another are not copied.
+
+    Returns:
+        (R, C) float32 logits.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        first, in_a_row = int(tokens[0]), int(tokens[-1]) - int(tokens[0]) + 1 == len(tokens)
+        logits = torch.empty(len(hidden), len(tokens), dtype=torch.float32, device=hidden.device)
+        size = max(1, PIECE // hidden.shape[1])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in range(0, len(tokens), size):
+                end = min(part + size, len(tokens))
+                weight = head.weight[first + part : first + end] if in_a_row else head.weight[tokens[part:end]]
+                logits[:, part:end] = hidden.float() @ weight.float().T
+        if head.bias is not None:
+            logits += head.bias[tokens].float()
+        return _shaped(model, logits)
+    size = max(1, PIECE // model.config.get_text_config().vocab_size)
+    return torch.cat([head_logits(model, part)[:, tokens] for part in hidden.split(size)])
 
 
 def _shaped(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:

@@ -140,11 +140,6 @@ def split_critic(optimizer: torch.optim.Optimizer, model: nn.Module, learning_ra
             optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
 
 
-def without_critic(names: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Named weights, those of the critic left out."""
-    return ((name, weight) for name, weight in names if not name.startswith(f"{CRITIC}."))
-
-
 def _record(model: PreTrainedModel, _: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
     into = getattr(model, "recorded_values", None)
     if into is not None:

@@ -17,6 +17,7 @@ from trl import DPOTrainer
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import Prompt
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.item_loss import excluded_items, item_log_prob
 from anyo_rl.training.loop.validation import Validation, run_validation
@@ -36,14 +37,14 @@ def check_paths(paths: pl.DataFrame, rows: Sequence[Row]) -> None:
     """
     splits = sorted(set(paths["split"].drop_nulls()) - {"train"})
     if splits:
-        raise ValueError(
+        raise UsageError(
             f"the paths are of split {', '.join(splits)}, expected train: pairs from held-out users would leak them"
         )
     known = {row.example_id: row for row in rows}
     found = paths.select("example_id", "target_id", "prompt").unique(maintain_order=True).to_dicts()
     strange = [path["example_id"] for path in found if path["example_id"] not in known]
     if strange:
-        raise ValueError(
+        raise UsageError(
             f"{len(set(strange))} of {len({path['example_id'] for path in found})} examples of the paths, such as "
             f"{strange[0]!r}, are no training examples: sample paths of the training split, with the same data "
             f"settings as here"
@@ -51,14 +52,15 @@ def check_paths(paths: pl.DataFrame, rows: Sequence[Row]) -> None:
     for path in found:
         row = known[path["example_id"]]
         if path["target_id"] != row.target_id:
-            raise ValueError(
+            raise UsageError(
                 f"example {path['example_id']!r} has the target {path['target_id']!r} in the paths and "
                 f"{row.target_id!r} in the data: they are of other data, sample them anew"
             )
         if path["prompt"] is not None and path["prompt"] != row.prompt_text:
-            raise ValueError(
+            raise UsageError(
                 f"example {path['example_id']!r} has another prompt in the paths than here: set history_tokens, "
-                f"max_history and prompt_style as they were when the paths were sampled, or sample them anew"
+                f"max_history, history_as and prompt_style as they were when the paths were sampled, or sample them "
+                f"anew"
             )
 
 
@@ -79,7 +81,7 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Row], tokens: Tokens) -> Dat
         ValueError: there are no pairs, or their ids do not spell their texts by this tokenizer.
     """
     if pairs.is_empty():
-        raise ValueError("no preference pairs: lower least_gap, or sample more paths of each example")
+        raise UsageError("no preference pairs: lower least_gap, or sample more paths of each example")
     known = {row.example_id: row for row in rows}
     encoded = []
     for pair in pairs.iter_rows(named=True):
@@ -87,7 +89,7 @@ def dpo_dataset(pairs: pl.DataFrame, rows: Sequence[Row], tokens: Tokens) -> Dat
         texts = {side: tokens.decode(pair[f"{side}_ids"]) for side in ("chosen", "rejected")}
         for side, text in texts.items():
             if not pair[side].startswith(text):
-                raise ValueError(
+                raise UsageError(
                     f"the {side} path of example {pair['example_id']!r} is {pair[side]!r}, and its token ids spell "
                     f"{text!r} by this teacher's tokenizer: train the teacher that the paths were sampled from"
                 )
@@ -147,7 +149,7 @@ class TeacherDPOTrainer(DPOTrainer):
             len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in train_dataset
         )
         if max_length is not None and longest > max_length:
-            raise ValueError(
+            raise UsageError(
                 f"a pair takes {longest} tokens and max_length is {max_length}, which would cut its reasoning off; "
                 f"raise max_length or lower history_tokens"
             )

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from anyo_rl.evidence.fusion import Fusion
 from anyo_rl.ranking.protocol import Ranker
+from anyo_rl.run.settings import UsageError
 from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.advantages.ppo import Ppo
 from anyo_rl.training.item_loss import ItemLoss
@@ -24,9 +26,10 @@ class Objective:
         item_loss_weight: its weight beside the policy loss.
         rank_cap: ranks beyond it count as the one after it; `None` for no cap.
         rank_node_budget: tree nodes evaluated for one completion, at most; `None` for no budget.
+        fusion: evidence that ranks are taken together with; `None` for those of the teacher by itself.
 
     Raises:
-        ValueError: an item loss for items that are written.
+        ValueError: an item loss or evidence for items that are written.
     """
 
     method: Credit | Ppo = field(default_factory=Credit)
@@ -35,12 +38,13 @@ class Objective:
     item_loss_weight: float = 0.1
     rank_cap: int | None = None
     rank_node_budget: int | None = None
+    fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
-        if self.written_ranker is not None and self.item_loss != "none":
-            raise ValueError(
-                "an item loss trains an answer that is read off; set item_loss to none, or ranker to likelihood"
-            )
+        if self.written_ranker is not None:
+            check_item_loss(self.item_loss)
+            if self.fusion is not None:
+                raise UsageError("evidence is fused with answers that are read off: set ranker to likelihood")
 
     @property
     def ppo(self) -> Ppo | None:
@@ -50,7 +54,38 @@ class Objective:
     @property
     def credits_steps(self) -> bool:
         """Whether advantages differ along a completion."""
-        return self.ppo is not None or self.method.source is not None
+        return credits_steps(self.method)
+
+
+def credits_steps(method: Credit | Ppo) -> bool:
+    """Whether advantages differ along a completion."""
+    return isinstance(method, Ppo) or method.source is not None
+
+
+def check_item_loss(item_loss: ItemLoss) -> None:
+    """Refuses an item loss for items that are written.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if item_loss != "none":
+        raise UsageError(
+            "an item loss trains an answer that is read off; set item_loss to none, or ranker to likelihood"
+        )
+
+
+def check_credit(method: Credit | Ppo, args: GRPOConfig, *, written: bool) -> None:
+    """Refuses credit for steps where there are none, or where rewards are not one sum.
+
+    Raises:
+        UsageError: that is asked for.
+    """
+    if credits_steps(method) and (written or args.multi_objective_aggregation != SUM_FIRST):
+        raise UsageError(
+            f"credit for steps and PPO need an answer that is read off, and rewards that are summed before they are "
+            f"normalised: set ranker to likelihood and multi_objective_aggregation to {SUM_FIRST}, or take GRPO with "
+            "advantages outcome"
+        )
 
 
 def check_writing(args: GRPOConfig) -> None:
@@ -60,7 +95,7 @@ def check_writing(args: GRPOConfig) -> None:
         ValueError: there is one.
     """
     if args.use_vllm or args.top_k or args.min_p or args.repetition_penalty != 1.0:
-        raise ValueError(
+        raise UsageError(
             "items are written with transformers, by temperature and top_p alone; unset use_vllm, top_k, min_p and "
             "repetition_penalty, or set ranker to likelihood"
         )

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.metrics.gains import log_gain, mrr, ndcg
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.paths import KEY
 
 PairGain = Literal["ndcg", "mrr", "log"]
@@ -77,11 +78,11 @@ def preference_pairs(
             another ranker.
     """
     if not least_gap > 0:
-        raise ValueError(f"least_gap is {least_gap}, expected above 0: paths of one gain are no preference")
+        raise UsageError(f"least_gap is {least_gap}, expected above 0: paths of one gain are no preference")
     if max_per_target is not None and max_per_target < 1:
-        raise ValueError(f"max_per_target is {max_per_target}, expected 1 or more, or None for no cap")
+        raise UsageError(f"max_per_target is {max_per_target}, expected 1 or more, or None for no cap")
     if gain not in get_args(PairGain):
-        raise ValueError(f"gain is {gain!r}, expected one of {', '.join(get_args(PairGain))}")
+        raise UsageError(f"gain is {gain!r}, expected one of {', '.join(get_args(PairGain))}")
     _check(paths)
     paths = paths.select(
         *("example_id", "policy", "sample_index", "prompt", "target_id", "completion"),
@@ -110,13 +111,13 @@ def preference_pairs(
 def _check(paths: pl.DataFrame) -> None:
     others = sorted(set(paths["ranker"].drop_nulls()) - {RANKER})
     if others:
-        raise ValueError(
+        raise UsageError(
             f"the paths were ranked by {', '.join(others)}, expected {RANKER}: where the item is written it is part "
             f"of what is good or bad about a path, and pairs hold reasonings alone"
         )
     twice = int(paths.select(KEY).is_duplicated().sum())
     if twice:
-        raise ValueError(
+        raise UsageError(
             f"{twice} of {len(paths)} paths share {', '.join(KEY)} with another, expected one each: leave out paths "
             f"that came twice, or name policies apart"
         )
@@ -131,13 +132,13 @@ def _gains(paths: pl.DataFrame, marker_id: int, gain: PairGain, n_items: int | N
     marked = paths["token_ids"].list.contains(marker_id).fill_null(False)
     n_unranked = int((marked & paths["rank"].is_null()).sum())
     if n_unranked:
-        raise ValueError(
+        raise UsageError(
             f"{n_unranked} of {len(paths)} paths have no rank, expected one for each: rank the paths first"
         )
     ranks = paths["rank"].cast(pl.Float64).fill_null(1.0).to_numpy()
     if gain == "log":
         if n_items is None:
-            raise ValueError("the gain log needs n_items, the size of the catalog")
+            raise UsageError("the gain log needs n_items, the size of the catalog")
         gains = log_gain(ranks, n_items)
     else:
         gains = {"ndcg": ndcg, "mrr": mrr}[gain](ranks)

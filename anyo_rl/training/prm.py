@@ -4,11 +4,13 @@ The loss is the binary cross-entropy with the value of the state, which is least
 tokens have no label. Everything else is transformers' `Trainer`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_quantization_config
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.lazy import STORED, as_stored, lazy_dataset
 from anyo_rl.values.prm import IGNORED, inputs_of, labelled_example, padded
 
 LOSS = "eval_loss"  # chooses the checkpoint
@@ -40,7 +44,7 @@ def load_classifier(model_args: ModelConfig) -> PreTrainedModel:
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"no teacher at {path!r} that a PRM can be made from: expected a model folder with config.json and "
             f"model.safetensors, of an architecture that transformers has a token classifier for ({error})"
         ) from error
@@ -48,8 +52,24 @@ def load_classifier(model_args: ModelConfig) -> PreTrainedModel:
 
 def prm_dataset(labels: pl.DataFrame, tokens: Tokens) -> Dataset:
     """Labelled paths (`anyo_rl.values.prm.label_paths`) as `input_ids` and `labels`."""
-    columns = labels.select("prompt_ids", "token_ids", "step_values").iter_rows()
-    return Dataset.from_list([labelled_example(prompt, ids, values, tokens) for prompt, ids, values in columns])
+    labels = labels.select("prompt_ids", "token_ids", "step_values")
+    lengths = labels.select(pl.col("prompt_ids").list.len() + pl.col("token_ids").list.len()).to_series()
+    return lazy_dataset(_Labelled(labels.to_arrow(compat_level=pl.CompatLevel.newest()), tokens), lengths.to_numpy())
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Labelled paths as a trainer reads them; the table is that of the labels, and not copied."""
+
+    table: pa.Table
+    tokens: Tokens
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> Mapping[str, object]:
+        (row,) = self.table.slice(number, 1).to_pylist()
+        return labelled_example(row["prompt_ids"], row["token_ids"], row["step_values"], self.tokens)
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -99,3 +119,12 @@ class PrmTrainer(Trainer):
             compute_loss_func=step_loss,
             **kwargs,
         )
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = list(STORED)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return super()._get_train_sampler(as_stored(train_dataset or self.train_dataset))
+
+    def _get_eval_sampler(self, eval_dataset):
+        return super()._get_eval_sampler(as_stored(eval_dataset))

@@ -21,29 +21,32 @@ from trl import GRPOTrainer
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import parse
+from anyo_rl.evidence.fusion import Engine, FusedRanking
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.constrained.constraint import constrained_log_probs
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
-from anyo_rl.teacher.policy import causal_lm
+from anyo_rl.teacher.policy import causal_lm, divergence_told
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states
 from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Estimates, Ppo
-from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic, without_critic
+from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic
 from anyo_rl.training.item_loss import excluded_items, item_log_prob, item_weights
 from anyo_rl.training.loop.flops import FlopCounter, token_flops
 from anyo_rl.training.loop.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.loop.throughput import Clock
 from anyo_rl.training.loop.validation import Validation, run_validation
-from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker
+from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker, weights_for_vllm
 from anyo_rl.training.loop.weights import gathered
-from anyo_rl.training.objective import SUM_FIRST, Objective, check_writing
+from anyo_rl.training.objective import Objective, check_credit, check_writing
 from anyo_rl.training.rewards.check import DeferredErrors, raise_together
 from anyo_rl.training.rewards.probes import Probes
 from anyo_rl.training.scored import Scored
 
 Tensors = dict[str, torch.Tensor]  # a batch as TRL hands it on
+Read = tuple[torch.Tensor, torch.Tensor]  # (B, T) log-probabilities of completions' tokens, and values before them
 
 LEAST_ITEM_WEIGHT = 1e-3
 
@@ -92,6 +95,7 @@ class ReasonerTrainer(GRPOTrainer):
         if objective.written_ranker is not None:
             check_writing(kwargs["args"])
             kwargs["rollout_func"] = self._write
+        check_credit(objective.method, kwargs["args"], written=objective.written_ranker is not None)
         kwargs["args"] = stop_vllm_at_marker(kwargs["args"], tokens)
         if objective.ppo is not None:
             kwargs["args"] = with_critic(kwargs["args"])
@@ -106,18 +110,12 @@ class ReasonerTrainer(GRPOTrainer):
         stops = tokens.marker_id in self.eos_token_ids
         if stops == (objective.written_ranker is not None):
             found = "stops" if stops else "does not stop"
-            raise ValueError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
-        written = objective.written_ranker is not None
-        if objective.credits_steps and (written or self.multi_objective_aggregation != SUM_FIRST):
-            raise ValueError(
-                f"credit for steps and PPO need an answer that is read off, and rewards that are summed before they "
-                f"are normalised: set ranker to likelihood and multi_objective_aggregation to {SUM_FIRST}, or take "
-                f"GRPO with advantages outcome"
-            )
-        if objective.ppo is not None and self.use_vllm:
-            names = self.vllm_generation._iter_named_params
-            self.vllm_generation._iter_named_params = lambda: without_critic(names())
+            raise UsageError(f"the teacher {found} at the marker; call stop_at_marker before making the trainer")
+        if self.use_vllm:
+            weights = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = lambda: weights_for_vllm(weights())
         self._scored: Scored | None = None
+        self._read_so_far: list[Read] | None = None  # of PPO, while a batch is sampled and scored
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """transformers' own, in which a critic has a learning rate of its own."""
@@ -145,10 +143,10 @@ class ReasonerTrainer(GRPOTrainer):
         )
 
     def _sampler(self, model: torch.nn.Module) -> TransformersSampler:
-        return TransformersSampler(model, self.tokens, tree=self.catalog.tree)
+        return TransformersSampler(model, self.tokens, self.validation.cache_tokens, tree=self.catalog.tree)
 
     def _generate(self, *args, **kwargs):
-        with self.clock("sampling"):
+        with self.clock("sampling"), divergence_told():
             return super()._generate(*args, **kwargs)
 
     def _write(self, prompts: list[Any], _: Any) -> dict[str, Any]:
@@ -169,9 +167,13 @@ class ReasonerTrainer(GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
         if self.objective.written_ranker is None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
-            )
+            forward = super()._get_per_token_logps_and_entropies
+            if self.objective.ppo is None or self._read_so_far is None or model is not self.model:
+                return forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+            with recorded_values(self.accelerator.unwrap_model(model)) as values:
+                found = forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+            self._read_so_far.append((found[0], completion_values(values, logits_to_keep)))
+            return found
         size = batch_size or len(input_ids)
         parts = []
         for start in range(0, len(input_ids), size):
@@ -210,14 +212,12 @@ class ReasonerTrainer(GRPOTrainer):
         began = time.perf_counter()
         with gathered(self.model_wrapped, self.accelerator) as model:
             # Rewards take the numbers as they are and no bracket, so no node is read for the sake of a band.
-            ranker = LikelihoodRanker(
-                self.catalog,
-                model,
-                cap=objective.rank_cap,
-                node_budget=objective.rank_node_budget,
-                tie_band=0.0,
-            )
-            scored = Scored(ranker.rank(contexts, targets, top_k=1, excluded_B=excluded), marked)
+            cap, budget = objective.rank_cap, objective.rank_node_budget
+            engine = LikelihoodRanker(self.catalog, model, cap=cap, node_budget=budget, tie_band=0.0)
+            ranker: Engine = engine if objective.fusion is None else objective.fusion.of(engine)
+            ids = [row.example_id for row in rows]
+            ranking = ranker.rank(contexts, targets, top_k=1, excluded_B=excluded, example_ids_B=ids)
+            scored = Scored(ranking, marked)
             began = self._log_seconds("rank", began)
             scored.probes = self._probes.measure(rows, completion_ids, partners_B, ranker, self.tokens)
             if scored.probes:
@@ -226,7 +226,7 @@ class ReasonerTrainer(GRPOTrainer):
                 scored.step_values_B = objective.method.source.values(
                     rows,
                     completion_ids,
-                    TransformersSampler(model, self.tokens),
+                    TransformersSampler(model, self.tokens, self.validation.cache_tokens),
                     ranker,
                     self.tokens,
                     self._sampling(self.args.seed + self.state.global_step),
@@ -290,17 +290,22 @@ class ReasonerTrainer(GRPOTrainer):
         for name, of_each_B in (("nodes", ranking.n_nodes_B), ("complete_share", ranking.complete_B)):
             if of_each_B is not None:
                 self._log_metric(f"rank/{name}", float(of_each_B.mean()))
+        if isinstance(ranking, FusedRanking):
+            for name, value in ranking.told().items():
+                self._log_metric(f"evidence/{name}", value)
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
         self._log_metric(FLAT, flat_groups(scored.rewards_A, self._group_size))
 
     def _generate_and_score_completions(self, inputs):
+        self._read_so_far = []
         output = super()._generate_and_score_completions(inputs)
-        scored, self._scored = self._scored, None
+        (scored, self._scored), (read, self._read_so_far) = (self._scored, None), (self._read_so_far, None)
         assert scored is not None, "TRL calculates rewards while it generates"
         batch = self._batch(scored, output)
         method = self.objective.method
         if isinstance(method, Ppo):
-            output |= self._estimates(method, batch, output)
+            # TRL's forward for the old log-probabilities is its first, where it has a use for one.
+            output |= self._estimates(method, batch, output, read[0] if "old_per_token_logps" in output else None)
         else:
             output["advantages"] = method.token_advantages(batch)
         if self.objective.item_loss != "none":
@@ -338,10 +343,10 @@ class ReasonerTrainer(GRPOTrainer):
             scale=self.scale_rewards,
         )
 
-    def _estimates(self, ppo: Ppo, batch: Batch, output: Tensors) -> Tensors:
-        """PPO's advantages and what its losses read, by a forward for the old values."""
+    def _estimates(self, ppo: Ppo, batch: Batch, output: Tensors, read: Read | None) -> Tensors:
+        """PPO's advantages and what its losses read; by a forward of its own where none has read the batch."""
         with torch.no_grad():
-            log_probs_B_T, old_B_T = self._log_probs_and_values(output)
+            log_probs_B_T, old_B_T = read or self._log_probs_and_values(output)
         penalty_B_T, add_up = None, self.accelerator.reduce
         if self.beta and ppo.kl == "reward":
             divergence_B_T = (log_probs_B_T - output["ref_per_token_logps"]) * batch.mask_B_T
@@ -352,8 +357,7 @@ class ReasonerTrainer(GRPOTrainer):
             self._log_number(name, number)
         return {name: getattr(estimates, name) for name in ("advantages", "old_values", "returns", "value_mask")}
 
-    def _log_probs_and_values(self, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) log-probabilities of the completions' tokens, and values of the states before them."""
+    def _log_probs_and_values(self, inputs: Tensors) -> Read:
         ids, mask = (
             torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], 1) for kind in ("ids", "mask")
         )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anyo_rl.evidence.fusion import FusedRanking
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.protocol import Ranking
 
@@ -41,8 +42,9 @@ class Scored:
 
     @property
     def log_probs_B(self) -> np.ndarray:
-        """log p(target | path); NaN without a marker, and where the item is written."""
-        log_probs = self.ranking.log_probs_B
+        """The teacher's own log p(target | path); NaN without a marker, and where the item is written."""
+        ranking = self.ranking
+        log_probs = ranking.teacher_log_probs_B if isinstance(ranking, FusedRanking) else ranking.log_probs_B
         known = np.full(len(self.marked_B), np.nan) if log_probs is None else log_probs
         return np.where(self.marked_B, known, np.nan)
 

@@ -1,8 +1,9 @@
 """The supervised start: TRL's `SFTTrainer` on reasonings, and a loss of its own for the item after them."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -11,12 +12,15 @@ from trl import SFTTrainer
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.policy import causal_lm, head_logits, last_hidden
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.item_loss import ItemChoices
+from anyo_rl.training.lazy import STORED, as_stored, lazy_dataset
 from anyo_rl.training.loop.validation import Validation, run_validation
 
 IGNORED = -100
+ALL = -1  # steps of a reasoning: none is cut off
 CHOICES = [field.name for field in fields(ItemChoices)]
 SftItemLoss = Literal["constrained", "tokens"]
 
@@ -43,7 +47,7 @@ class SftLoss:
 
     def __post_init__(self) -> None:
         if min(self.item_weight, self.reasoning_weight) < 0 or not self.item_weight + self.reasoning_weight:
-            raise ValueError(
+            raise UsageError(
                 f"found weights of {self.item_weight} for items and {self.reasoning_weight} for reasonings in SFT; "
                 "expected 0 or more, and one above 0"
             )
@@ -62,7 +66,7 @@ def sft_dataset(
     """Examples as token ids, with labels on reasoning and marker, and with the item after them.
 
     Args:
-        rows: training examples (`anyo_rl.reasoning.rows.make_rows`).
+        rows: training examples; those with a hinted prompt read that.
         catalog: the catalog.
         tokens: the teacher's tokenizer and marker.
         rationales: example id to its reasonings, each of steps; examples without are left out. `None` for the
@@ -77,47 +81,90 @@ def sft_dataset(
     Returns:
         A dataset with `input_ids` (context, reasoning, marker, item path) and `labels`, as TRL's SFT trainer takes
         it, and for each row the `item` and the items `excluded` by index, and `item_start`, tokens before the item.
+        Each row is made when it is drawn; all are made once here, for their lengths.
 
     Raises:
         ValueError: no example has a rationale, or the share is out of its range.
     """
     if not 0 <= early_share <= 1:
-        raise ValueError(f"early_answer_share is {early_share}: expected 0 to 1")
-    chosen = [row for row in rows if rationales is None or item_first or row.example_id in rationales]
-    if not chosen:
-        raise ValueError(
+        raise UsageError(f"early_answer_share is {early_share}: expected 0 to 1")
+    rng = np.random.default_rng(seed)
+    lessons = _Lessons(rows, catalog, tokens, rationales, item_first)
+    row_R, reasoning_R, n_steps_R, length_R = (array("i") for _ in range(4))
+    for number, row in enumerate(rows):
+        for which, steps in enumerate(lessons.reasonings(row)):
+            cuts = [ALL]
+            if not item_first and steps and rng.random() < early_share:
+                cuts.append(int(rng.integers(len(steps))))
+            for n_steps in cuts:
+                row_R.append(number)
+                reasoning_R.append(which)
+                n_steps_R.append(n_steps)
+                length_R.append(len(lessons.of(row, which, n_steps)["input_ids"]))
+    if not row_R:
+        raise UsageError(
             f"none of the {len(rows)} training examples has a rationale; raise rationale_share, or train a "
             f"direct teacher"
         )
-    rng = np.random.default_rng(seed)
-    encoded = []
+    lessons.plan_R_3 = np.stack([np.asarray(column) for column in (row_R, reasoning_R, n_steps_R)], axis=1)
+    return lazy_dataset(lessons, np.asarray(length_R))
 
-    def add(row: Row, steps: Sequence[str], labelled: bool = True, after: Sequence[str] = ()) -> None:
-        context, item = tokens.context_ids(row.prompt), catalog.index[row.target_id]
-        reasoning = tokens.reasoning_ids(map(tokens.safe_text, steps))
+
+class _Lesson(TypedDict):
+    """One of them; see `sft_dataset`."""
+
+    input_ids: list[int]
+    labels: list[int]
+    item: int
+    item_start: int
+    excluded: list[int]
+
+
+class _Lessons:
+    """What SFT teaches, row by row as token ids. See `sft_dataset`; `plan_R_3` has row, reasoning and cut of each."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        catalog: Catalog,
+        tokens: Tokens,
+        rationales: Mapping[str, Sequence[Sequence[str]]] | None,
+        item_first: bool,
+    ) -> None:
+        self.rows, self.catalog, self.tokens = rows, catalog, tokens
+        self.rationales, self.item_first = rationales, item_first
+        self.plan_R_3 = np.zeros((0, 3), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.plan_R_3)
+
+    def __getitem__(self, lesson: int) -> _Lesson:
+        number, which, n_steps = map(int, self.plan_R_3[lesson])
+        return self.of(self.rows[number], which, n_steps)
+
+    def reasonings(self, row: Row) -> Sequence[Sequence[str]]:
+        """The reasonings of an example; one without steps where it answers at once."""
+        if self.rationales is None:
+            return [()]
+        return self.rationales.get(row.example_id, [()] if self.item_first else [])
+
+    def of(self, row: Row, which: int, n_steps: int) -> _Lesson:
+        """A reasoning of an example as a teacher reads it, or its first steps without labels."""
+        catalog, tokens = self.catalog, self.tokens
+        whole = self.reasonings(row)[which]
+        steps, after = ((), whole) if self.item_first else (whole if n_steps == ALL else whole[:n_steps], ())
+        context, item = tokens.context_ids(row.sampled_prompt), catalog.index[row.target_id]
+        reasoning = tokens.reasoning_ids(map(tokens.safe_text, steps), context)
         path = list(catalog.paths[item])
         told = tokens.reasoning_ids(map(tokens.safe_text, after)) if after else []
-        before = [*[IGNORED] * len(context), *(reasoning if labelled else [IGNORED] * len(reasoning))]
-        encoded.append(
-            {
-                "input_ids": [*context, *reasoning, *path, *told],
-                "labels": [*before, *[IGNORED] * len(path), *told],
-                "item": item,
-                "item_start": len(before),
-                "excluded": catalog.known(row.excluded),
-            }
-        )
-
-    for row in chosen:
-        reasonings = [()] if rationales is None else rationales.get(row.example_id, [()])
-        for reasoning in reasonings:
-            if item_first:
-                add(row, (), after=reasoning)
-                continue
-            add(row, reasoning)
-            if reasoning and rng.random() < early_share:
-                add(row, reasoning[: int(rng.integers(len(reasoning)))], labelled=False)
-    return Dataset.from_list(encoded)
+        before = [*[IGNORED] * len(context), *(reasoning if n_steps == ALL else [IGNORED] * len(reasoning))]
+        return {
+            "input_ids": [*context, *reasoning, *path, *told],
+            "labels": [*before, *[IGNORED] * len(path), *told],
+            "item": item,
+            "item_start": len(before),
+            "excluded": catalog.known(row.excluded),
+        }
 
 
 class TeacherSFTTrainer(SFTTrainer):
@@ -141,7 +188,7 @@ class TeacherSFTTrainer(SFTTrainer):
         self, *args: Any, catalog: Catalog, validation: Validation, loss: SftLoss = SftLoss(), **kwargs: Any
     ) -> None:
         if kwargs["args"].packing or kwargs["args"].padding_free:
-            raise ValueError("packing and padding_free are set, and SFT reads items at their places: unset both")
+            raise UsageError("packing and padding_free are set, and SFT reads items at their places: unset both")
         self.catalog = catalog
         self.validation = validation
         self.loss = loss
@@ -154,7 +201,10 @@ class TeacherSFTTrainer(SFTTrainer):
         return dataset  # it has its token ids; TRL would drop what has no labels, and so early answers
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["input_ids", "labels", "item", "item_start", "excluded"]
+        self._signature_columns = list(STORED)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return super()._get_train_sampler(as_stored(train_dataset or self.train_dataset))
 
     def _items(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Where the tokens of each item are chosen, and among which."""

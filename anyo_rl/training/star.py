@@ -2,9 +2,12 @@
 
 Departures from the paper: a path is kept for its gain and not for a right answer, since recommendation has many near
 misses; several paths of an example may stay; and popular targets, on which paths succeed most often, can be held down.
+Where a wrong reasoning reaches the target easily, steps on which an example's paths agree are more often right than
+those that one path has (self-consistency, Wang et al. 2022, arXiv 2203.11171): `least_agreement` asks for that.
 A hinted path (*rationalisation*) is ranked without its hint, so that the answer has to follow from the reasoning.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -12,9 +15,10 @@ import polars as pl
 from anyo_rl.data.completion import MARKER
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.reasoning.rationales.filters import FilterArguments, names_target
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.seeds import request_seed
 
-REASONS = ("unfinished", "leak", "below", "duplicate", "over_example", "over_item")
+REASONS = ("unfinished", "leak", "below", "evidence", "alone", "duplicate", "over_example", "over_item")
 
 GOOD = ("duplicate", "over_example", "over_item")  # good enough, and left out for another's sake
 
@@ -35,37 +39,57 @@ class Kept:
     counts: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """A least gain that also asks for something beyond the evidence.
+
+    Attributes:
+        least_gain: NDCG of the target's rank, in [0, 1].
+        least: what a path's gain has to be above that of the evidence, at least.
+        gains: example id → NDCG of the target's rank by the evidence alone.
+    """
+
+    least_gain: float
+    least: float
+    gains: Mapping[str, float]
+
+
 def keep_paths(
     paths: pl.DataFrame,
     *,
-    least_gain: float,
+    least_gain: float | Beyond,
     most_per_example: int,
     most_per_item: int = 0,
+    least_agreement: int = 1,
     hinted: bool = False,
     seed: int = 0,
 ) -> Kept:
     """Chooses the paths to train on.
 
     Left out is, in this order: a reasoning without a step or a marker (`unfinished`); of hinted paths one that names
-    the target (`leak`); a gain below the threshold (`below`); the same steps as another path of the example
-    (`duplicate`); what is not among the best of its example (`over_example`); what is not among the best of its target
-    (`over_item`: every example's first path comes before any second one, examples in an order drawn by the seed).
+    the target (`leak`); a gain below the threshold (`below`), or not far enough above what evidence gains by itself
+    (`evidence`); steps that too few good paths of the example have (`alone`); the same steps as another path of the
+    example (`duplicate`); what is not among the best of its example (`over_example`); what is not among the best of
+    its target (`over_item`: each example's first path comes before any second one, examples in an order drawn by the
+    seed).
 
     Args:
         paths: rows of the paths table.
-        least_gain: NDCG of the target's rank, in [0, 1].
+        least_gain: NDCG of the target's rank, in [0, 1]; with evidence a `Beyond`.
         most_per_example: most paths of an example, those of the highest gain; equal ones by sample index.
         most_per_item: most paths of a target item; 0 for no limit.
+        least_agreement: paths of an example, good enough, that have the same steps; at least 1.
         hinted: whether the target was shown while sampling.
         seed: of the order of examples under `most_per_item`.
 
     Raises:
         ValueError: a setting is out of its range.
     """
-    if not 0 <= least_gain <= 1 or most_per_example < 1 or most_per_item < 0:
-        raise ValueError(
-            f"least_gain {least_gain}, most_per_example {most_per_example}, most_per_item {most_per_item}: expected "
-            f"0 to 1, at least 1, and at least 0"
+    beyond, least_gain = (least_gain, least_gain.least_gain) if isinstance(least_gain, Beyond) else (None, least_gain)
+    if not 0 <= least_gain <= 1 or most_per_example < 1 or most_per_item < 0 or least_agreement < 1:
+        raise UsageError(
+            f"least_gain {least_gain}, most_per_example {most_per_example}, most_per_item {most_per_item}, "
+            f"least_agreement {least_agreement}: expected 0 to 1, at least 1, at least 0, and at least 1"
         )
     finished = pl.col("completion").str.contains(MARKER, literal=True) & (pl.col("steps").list.len() > 0)
     frame = paths.with_columns(
@@ -76,6 +100,13 @@ def keep_paths(
     )
     reason = pl.when(~finished).then(pl.lit("unfinished")).when("leak").then(pl.lit("leak"))
     frame = frame.with_columns(reason=reason.when(pl.col("gain") < least_gain).then(pl.lit("below")))
+    if beyond is not None:
+        above = pl.col("gain") - pl.col("example_id").replace_strict(beyond.gains, return_dtype=pl.Float64)
+        low = pl.col("reason").is_null() & (above < beyond.least)
+        frame = frame.with_columns(reason=pl.when(low).then(pl.lit("evidence")).otherwise("reason"))
+    good = pl.col("reason").is_null()
+    alone = good & (good.sum().over("example_id", "text") < least_agreement)
+    frame = frame.with_columns(reason=pl.when(alone).then(pl.lit("alone")).otherwise("reason"))
     frame = frame.sort("example_id", -pl.col("gain"), "sample_index")
     frame = _leave_out(frame, "duplicate", ["example_id", "text"], 1)
     frame = _leave_out(frame, "over_example", ["example_id"], most_per_example)

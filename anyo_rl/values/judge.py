@@ -95,14 +95,17 @@ class JudgeValues:
                 f"the judge's budget ended with {outcome.report.left} of {len(requests)} states left to ask about: "
                 f"raise it (max_tokens_in_all, max_money), and what has arrived is not asked again"
             )
-        scores = [read_score(found.text) if isinstance(found, Answer) else None for found in outcome.answers_R]
+        scores = [
+            read_score(found.text, found.finish_reason) if isinstance(found, Answer) else None
+            for found in outcome.answers_R
+        ]
         failed = sum(not isinstance(found, Answer) for found in outcome.answers_R)
         unread = sum(score is None for score in scores) - failed
         logger.info("judge: %d states asked about, %d failed, %d without a score", len(requests), failed, unread)
         if failed + unread > MOST_UNSCORED * len(requests):
             raise ServerError(
                 f"of {len(requests)} states {failed} got no answer and {unread} an answer whose last line is not "
-                f"'SCORE: N' with N from 0 to 10: look at the prompt, the model and max_tokens"
+                f"'SCORE: N' with N from 0 to 10, or that was cut off: look at the prompt, the model and max_tokens"
             )
         return [np.nan if score is None else score for score in scores]
 

@@ -23,6 +23,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrai
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.paths import KEY
 from anyo_rl.teacher.policy import inference
 from anyo_rl.teacher.tokens import Tokens
@@ -87,7 +88,7 @@ def label_paths(
     completion_ids_B = paths["token_ids"].to_list()
     for ids, text in zip(completion_ids_B, paths["completion"], strict=True):
         if not text.startswith(tokens.decode(ids)):
-            raise ValueError(
+            raise UsageError(
                 f"a path is {text!r}, and its token ids spell {tokens.decode(ids)!r} by this teacher's tokenizer: "
                 f"name the teacher that the paths were sampled from"
             )
@@ -112,13 +113,13 @@ def check_ranked(paths: pl.DataFrame) -> None:
     """
     twice, unranked = int(paths.select(KEY).is_duplicated().sum()), int(paths["rank"].null_count())
     if twice or unranked:
-        raise ValueError(
+        raise UsageError(
             f"of {len(paths)} paths {twice} share {', '.join(KEY)} with another and {unranked} have no rank, expected "
             f"one of each and a rank: leave out what came twice, and rank the rest"
         )
     others = sorted(set(paths["ranker"]) - {LikelihoodRanker.kind})
     if others:
-        raise ValueError(
+        raise UsageError(
             f"the paths were ranked by {', '.join(map(str, others))}, expected {LikelihoodRanker.kind}: the values of "
             f"their steps are gains of answers that are read off"
         )
@@ -225,7 +226,7 @@ def check_same_texts(tokens: Tokens, completion_ids_B: Sequence[Sequence[int]], 
     """
     for ids, text in zip(completion_ids_B, texts_B, strict=True):
         if tokens.decode(ids) != text:
-            raise ValueError(
+            raise UsageError(
                 f"the teacher wrote {text!r}, which the PRM reads as {tokens.decode(ids)!r}: train the PRM from a "
                 f"teacher with the same tokenizer and marker"
             )

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.evidence.fusion import Engine
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.protocol import Sampler, Sampling
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.judge import JudgeValues, held
@@ -40,13 +41,13 @@ class StepSource:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StepValueKind):
-            raise ValueError(f"step_values is {self.kind!r}: expected one of {', '.join(get_args(StepValueKind))}")
+            raise UsageError(f"step_values is {self.kind!r}: expected one of {', '.join(get_args(StepValueKind))}")
         if self.n_continuations < 1:
-            raise ValueError(f"n_continuations is {self.n_continuations}: expected 1 or more")
+            raise UsageError(f"n_continuations is {self.n_continuations}: expected 1 or more")
         if (self.kind == "prm") != (self.prm is not None):
-            raise ValueError("step_values prm and a PRM go together: set prm to the folder of one, or leave it out")
+            raise UsageError("step_values prm and a PRM go together: set prm to the folder of one, or leave it out")
         if (self.kind == "judge") != (self.judge is not None):
-            raise ValueError(
+            raise UsageError(
                 "step_values judge and a judge go together, and recipes that reinforce have none: label paths by "
                 "recipes/train_prm.py --step_values judge, and take step_values prm"
             )
@@ -56,7 +57,7 @@ class StepSource:
         rows: Sequence[Row],
         completion_ids_B: Sequence[Sequence[int]],
         sampler: Sampler,
-        ranker: LikelihoodRanker,
+        ranker: Engine,
         tokens: Tokens,
         sampling: Sampling,
     ) -> list[np.ndarray]:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from anyo_rl.evidence.fusion import Engine
 from anyo_rl.metrics.gains import ndcg
-from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampler, Sampling
 from anyo_rl.teacher.tokens import Tokens
@@ -31,7 +31,7 @@ class State(NamedTuple):
 def forced_answer_values(
     rows: Sequence[Row],
     completion_ids_B: Sequence[Sequence[int]],
-    ranker: LikelihoodRanker,
+    ranker: Engine,
     tokens: Tokens,
 ) -> list[np.ndarray]:
     """The gain (NDCG of the rank) that the target would have if the teacher answered before each step.
@@ -39,7 +39,7 @@ def forced_answer_values(
     Args:
         rows: B examples (`anyo_rl.reasoning.rows.make_rows`), one for each completion.
         completion_ids_B: what was sampled.
-        ranker: the engine on the weights that are asked.
+        ranker: the engine on the weights that are asked, by itself or with evidence.
         tokens: the teacher's tokenizer and marker.
 
     Returns:
@@ -52,6 +52,7 @@ def forced_answer_values(
             [rows[state.row].target_id for state in states],
             top_k=0,
             excluded_B=[rows[state.row].excluded for state in states],
+            example_ids_B=[rows[state.row].example_id for state in states],
         )
         return ndcg(ranking.ranks_B)
 
@@ -62,7 +63,7 @@ def monte_carlo_values(
     rows: Sequence[Row],
     completion_ids_B: Sequence[Sequence[int]],
     sampler: Sampler,
-    ranker: LikelihoodRanker,
+    ranker: Engine,
     tokens: Tokens,
     sampling: Sampling,
 ) -> list[np.ndarray]:
@@ -97,6 +98,7 @@ def monte_carlo_values(
                 [row.target_id for row in asked],
                 top_k=0,
                 excluded_B=[row.excluded for row in asked],
+                example_ids_B=[row.example_id for row in asked],
             )
             np.add.at(total, [place for place, _ in finished], ndcg(ranking.ranks_B))
         return total / sampling.n

@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.on_request
 def test_the_share_is_read_from_the_recipe_s_own_log(repo_root, tmp_path):
     command = [sys.executable, "benchmarks/grpo_step.py", "--config", "tests/recipes/configs/grpo.yaml"]
     command += ["--steps", "3", "--json", str(tmp_path / "found.json")]

@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.on_request
 def test_a_tiny_teacher_is_within_the_band(repo_root, tmp_path, data_folder):
     if not (data_folder / "office").is_dir():
         pytest.skip("no office/ in ANYO_RL_DATA")

@@ -35,6 +35,7 @@ def run(repo_root, *flags):
     return subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.on_request
 @pytest.mark.slow
 def test_arms_are_held_against_the_outcome_by_their_tokens(repo_root, runs):
     done = run(repo_root, runs, "--svg", runs / "plot.svg")

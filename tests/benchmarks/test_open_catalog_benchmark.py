@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.on_request
 def test_a_mapped_catalog_takes_less_than_a_built_one(repo_root, tmp_path):
     command = [sys.executable, "benchmarks/open_catalog.py", "--items", "20000"]
     command += ["--json", str(tmp_path / "found.json")]

@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.on_request
 def test_both_trainers_do_the_same_work(repo_root, tmp_path):
     command = [sys.executable, "benchmarks/overhead.py", "--turns", "1", "--steps", "2", "--hidden_size", "32"]
     command += ["--layers", "2", "--completion_length", "8", "--batch_size", "16", "--json", str(tmp_path / "found")]

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 
@@ -8,12 +7,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.on_request
 def test_the_benchmark_prints_a_table_and_writes_json(repo_root, tmp_path):
     command = [sys.executable, "benchmarks/step_labels.py", "--examples", "3", "--paths", "2", "--train_steps", "30"]
     command += ["--continuations", "1", "2", "--reference", "2", "--max_new_tokens", "24"]
     command += ["--json", str(tmp_path / "found.json")]
-    env = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     forced, one, two = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert (forced["name"], one["name"]) == ("forced answer", "Monte Carlo, k = 1")

@@ -19,6 +19,7 @@ from anyo_rl.catalog.item_tokens import (
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.catalog.semantic_ids import read_ids
 from anyo_rl.data.schema import DataError
+from anyo_rl.encoders.titles import title_vectors
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.search.answers import How
@@ -51,9 +52,9 @@ def fresh(seed: int = 0):
     return make_tiny_teacher(tokenizer, hidden_size=16, n_layers=1, n_heads=2, seed=seed), tokenizer
 
 
-def teacher_to_ask(seed: int = 0):
+def vectors_of_titles(seed: int = 0):
     model, tokenizer = fresh(seed)
-    return model, Tokens.of(tokenizer)
+    return title_vectors(model, Tokens.of(tokenizer), TITLES)
 
 
 def never():
@@ -64,6 +65,8 @@ def test_titles_need_no_semantic_ids(tmp_path):
     assert semantic_ids(tmp_path, ITEMS, ItemTokens(), None, never) is None
     assert semantic_ids(tmp_path, ITEMS, ItemTokens(), tmp_path, never) is None
     assert teacher_files(None) == {}
+    with pytest.raises(DataError, match="item_vectors is text and item_tokens is title: there is no added token"):
+        semantic_ids(tmp_path, ITEMS, ItemTokens(vectors="text"), None, never)
     with pytest.raises(DataError, match="semantic_id_column is 'sid' but item_tokens is title"):
         semantic_ids(tmp_path, ITEMS, dataclasses.replace(PUBLISHED, kind="title"), None, never)
 
@@ -76,17 +79,37 @@ def test_published_ids_need_no_vectors(tmp_path):
         semantic_ids(tmp_path, ITEMS, dataclasses.replace(PUBLISHED, column="codes"), None, never)
 
 
+def test_item_tokens_are_ids_of_one_code(tmp_path):
+    ids = semantic_ids(tmp_path, ITEMS, ItemTokens("item"), "some/model", never)
+    assert ids.tokens() == [f"<i_{row}>" for row in range(16)]
+    assert ids.codes["i5"] == ("<i_5>",)
+    model, tokenizer = fresh()
+    add_item_tokens(model, tokenizer, ids.tokens())
+    catalog = build_catalog(ITEMS, Tokens.of(tokenizer), ids)
+    assert (catalog.tree.n_nodes, catalog.tree.n_children[0], catalog.find("<i_5>")) == (33, 16, "i5")
+    save_teacher(model, tokenizer, tmp_path / "teacher", teacher_files(ids))
+    assert semantic_ids(tmp_path, ITEMS, ItemTokens("item"), tmp_path / "teacher", never) == ids
+    for wanted in (COMPUTED, ItemTokens()):
+        with pytest.raises(DataError, match=f"answers with item tokens .* item_tokens is {wanted.kind}: set"):
+            semantic_ids(tmp_path, ITEMS, wanted, tmp_path / "teacher", never)
+    with pytest.raises(DataError, match="semantic_id_column is 'sid' but item_tokens is item"):
+        semantic_ids(tmp_path, ITEMS, dataclasses.replace(PUBLISHED, kind="item"), None, never)
+    many = pl.DataFrame({"item_id": [str(row) for row in range(100_001)]})
+    with pytest.raises(DataError, match=r"has 100,001 items, .* expected 100,000 at most: set item_tokens to"):
+        semantic_ids(tmp_path, many, ItemTokens("item"), None, never)
+
+
 def test_computed_ids_are_made_once_and_stay(tmp_path):
     pytest.importorskip("faiss", reason="needs the `semantic` extra")
     wanted = dataclasses.replace(COMPUTED, n_levels=2, n_codes=4)
-    ids = semantic_ids(tmp_path / "run", ITEMS, wanted, None, teacher_to_ask)
+    ids = semantic_ids(tmp_path / "run", ITEMS, wanted, None, vectors_of_titles)
     assert {len(codes) for codes in ids.codes.values()} <= {2, 3}
     assert read_ids(tmp_path / "run" / SEMANTIC_IDS) == ids
     assert semantic_ids(tmp_path / "run", ITEMS, wanted, None, never) == ids  # as after a kill
-    assert semantic_ids(tmp_path / "other", ITEMS, wanted, None, teacher_to_ask) == ids
-    assert semantic_ids(tmp_path / "third", ITEMS, wanted, None, lambda: teacher_to_ask(1)) != ids
+    assert semantic_ids(tmp_path / "other", ITEMS, wanted, None, vectors_of_titles) == ids
+    assert semantic_ids(tmp_path / "third", ITEMS, wanted, None, lambda: vectors_of_titles(1)) != ids
     with pytest.raises(DataError, match="n_codes is 3: expected a power of two"):
-        semantic_ids(tmp_path / "bad", ITEMS, dataclasses.replace(COMPUTED, n_codes=3), None, teacher_to_ask)
+        semantic_ids(tmp_path / "bad", ITEMS, dataclasses.replace(COMPUTED, n_codes=3), None, vectors_of_titles)
 
 
 def test_a_trained_teacher_keeps_its_own_ids(tmp_path):

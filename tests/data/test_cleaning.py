@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 import polars as pl
 import pytest
 
-from anyo_rl.data.load import PlainTable, load_interactions
+from anyo_rl.data.load import load_interactions
 from anyo_rl.data.schema import DataError
+from anyo_rl.data.tables import PlainTable
 from anyo_rl.data.text import MAX_TITLE_CHARS
 
 HEADER = "user_id,item_id,timestamp,rating\n"
@@ -62,7 +63,7 @@ def test_parquet_nan_and_null_are_dropped(tmp_path):
     frame.write_parquet(tmp_path / "log.parquet")
     (tmp_path / "items.csv").write_text(ITEMS)
     found = load_interactions(tmp_path)
-    assert found.frame.rows() == [("u", "a", 1)]
+    assert found.frame.rows() == [("u", "a", 1, 0.5)]
     assert counted(found) == {"null_key": 2}
 
 
@@ -141,11 +142,22 @@ def test_a_large_item_file_with_several_threads(tmp_path):
     assert done.stdout.split() == ["40000", "40000"]
 
 
-@pytest.mark.parametrize("title", [[b"\xff"], [["a"]], [{"a": 1}]])
-def test_a_title_that_is_no_text_names_the_item_file(load, tmp_path, title):
-    pl.DataFrame({"item_id": ["a"], "title": title}).write_parquet(tmp_path / "goods.parquet")
+def test_a_title_that_is_no_text_names_the_item_file(load, tmp_path):
+    pl.DataFrame({"item_id": ["a"], "title": [b"\xff"]}).write_parquet(tmp_path / "goods.parquet")
     with pytest.raises(DataError, match=r"goods.parquet: the column for title is .*, expected text"):
         load(HEADER + "u,a,1,1\n", items_path=tmp_path / "goods.parquet")
+
+
+@pytest.mark.parametrize("tab", ["\t", "\n", "\r\n"])
+def test_an_id_of_several_lines_is_refused(load, tab):
+    """Such as a quote that is not closed leaves: it swallows what follows up to the next one."""
+    for name, row in (("user_id", f'"u{tab}v",a,2,1'), ("item_id", f'u,"a{tab}b",2,1')):
+        with pytest.raises(
+            DataError, match=rf"log.csv: found .* as {name} .1 of 2 rows..*without tabs or line breaks"
+        ):
+            load(HEADER + f"u,a,1,1\n{row}\n")
+    with pytest.raises(DataError, match=r"items.csv: found .* as item_id .1 of 3 rows..*without tabs or line breaks"):
+        load(HEADER + "u,a,1,1\n", ITEMS + f'"c{tab}d",Cake\n')
 
 
 def test_unknown_items_are_dropped(load):

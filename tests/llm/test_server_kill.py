@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -33,9 +32,8 @@ with Journal(Path(folder)) as journal:
 
 
 def start(url, folder, concurrency, n):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", JOB, url, str(folder), str(concurrency), str(n)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def lines_of(folder):

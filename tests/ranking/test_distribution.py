@@ -17,6 +17,7 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -25,7 +26,9 @@ from transformers import (
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog
 from anyo_rl.ranking.distribution import DistributionRanker, rank_scores
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.teacher.make import make_tiny_teacher
+from anyo_rl.teacher.policy import head_logits, last_hidden, row_logits
 from anyo_rl.teacher.tokens import Tokens
 
 TOLERANCE = 1e-4
@@ -50,6 +53,13 @@ CONFIGS = {
     "granite": lambda: GraniteConfig(**SIZE, logits_scaling=0.5),
     "gpt2": lambda: GPT2Config(vocab_size=320, **GPT2),
 }
+
+WITHOUT_TREES = [
+    lambda: Gemma2Config(**SIZE, sliding_window=8),
+    lambda: MistralConfig(**SIZE, sliding_window=8),
+    lambda: Qwen3Config(**SIZE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    lambda: Lfm2Config(**SIZE, layer_types=["conv", "full_attention"], block_multiple_of=8),
+]
 
 
 def make_model(config, attention: str = "sdpa", scale: float = 8.0) -> PreTrainedModel:
@@ -202,6 +212,30 @@ def test_bfloat16_is_close(small_catalog, contexts):
     assert (rough.exp() - exact.exp()).abs().max() < 0.1
 
 
+def test_under_autocast_the_layers_round_and_the_head_does_not(small_catalog, contexts):
+    targets = small_catalog.item_ids[: len(contexts)]
+    model = make_model(CONFIGS["qwen3"](), scale=4.0)
+    heads = []
+    model.lm_head.register_forward_hook(lambda _, args, out: heads.append(out.dtype))
+    full = DistributionRanker(small_catalog, model).log_probs(contexts)
+    assert LikelihoodRanker(small_catalog, model).tie_band == 1e-5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = DistributionRanker(small_catalog, model).log_probs(contexts)
+        ranker = LikelihoodRanker(small_catalog, model)
+        assert ranker.tie_band == 0.5
+        bounded = ranker.rank(contexts, targets)
+        with last_hidden(model) as states:
+            model(torch.tensor([contexts[0]]))
+        states_D = states[0][0, -1].float()
+        logits = row_logits(model, states[0][:, -1:], torch.tensor([0, 0]), torch.tensor([5, 9]))[0]
+        assert head_logits(model, states[0]).dtype == torch.float32
+    assert heads == [torch.bfloat16, torch.float32]  # the model's own, and ours
+    torch.testing.assert_close(logits, (model.lm_head.weight[[5, 9]] @ states_D).detach(), rtol=1e-6, atol=1e-6)
+    assert 1e-3 < (found - full).abs().max() < 0.5
+    rows = np.arange(len(contexts))
+    np.testing.assert_allclose(bounded.log_probs_B, found[rows, small_catalog.indices(targets)], atol=0.05)
+
+
 def test_only_nodes_above_a_branching_are_evaluated(small_tokens):
     def n_nodes(*titles: str) -> tuple[int, int]:
         items = pl.DataFrame({"item_id": list(titles), "title": list(titles)})
@@ -280,17 +314,20 @@ def test_another_vocabulary_is_refused(small_catalog):
         DistributionRanker(small_catalog, make_model(Qwen3Config(**{**SIZE, "vocab_size": 50})))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        lambda: Gemma2Config(**SIZE, sliding_window=8),
-        lambda: MistralConfig(**SIZE, sliding_window=8),
-        lambda: Qwen3Config(**SIZE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-    ],
-)
-def test_sliding_windows_are_refused(small_catalog, config):
-    with pytest.raises(ValueError, match=r"layers of kind .*sliding_attention.*needs full attention"):
-        DistributionRanker(small_catalog, make_model(config()))
+@pytest.mark.parametrize("config", WITHOUT_TREES, ids=lambda make: type(make()).__name__)
+def test_what_cannot_attend_over_a_tree_reads_each_path_anew(small_catalog, contexts, config):
+    model = make_model(config(), scale=4.0)
+    expected = brute_force(model, small_catalog, contexts)
+    for limits in ({}, {"nodes_per_forward": 3, "tokens_per_forward": 25}):
+        found = DistributionRanker(small_catalog, model, **limits).log_probs(contexts)
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+        targets = small_catalog.item_ids[: len(contexts)]
+        ranking = LikelihoodRanker(small_catalog, model, **limits).rank(contexts, targets, top_k=4)
+        table = rank_scores(small_catalog, expected, targets, top_k=4)
+        assert (ranking.lowest_B <= table.ranks_B).all()
+        assert (table.ranks_B <= ranking.highest_B).all()
+        np.testing.assert_allclose(ranking.log_probs_B, table.log_probs_B, atol=TOLERANCE)
+        np.testing.assert_allclose(ranking.top_scores_B_K, table.top_scores_B_K, atol=TOLERANCE)
 
 
 def test_mistral_without_a_window_ranks(small_catalog, contexts):

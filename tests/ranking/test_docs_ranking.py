@@ -12,7 +12,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "ranking.md").read_text(encoding="u
 
 
 @pytest.fixture(scope="module")
-def names(small_catalog, small_tokens):
+def names(small_catalog, small_tokens, tmp_path_factory):
     """What the page takes for granted."""
     return {
         "catalog": small_catalog,
@@ -25,6 +25,7 @@ def names(small_catalog, small_tokens):
         "candidates": [["i0", "i1", "i2", "i9"], ["i4", "i5"]],
         "written": ["likes Alien -> Alien 4", "wants Toys -> Toy"],
         "popularity": np.arange(10),
+        "folder": tmp_path_factory.mktemp("vectors"),
     }
 
 

@@ -1,10 +1,12 @@
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.ranking.match import MatchRanker
-from anyo_rl.ranking.protocol import Ranking, allowed_items
+from anyo_rl.ranking.protocol import Ranking, competing_items
 
 IDS = ["a", "b", "c", "d"]
 
@@ -85,11 +87,28 @@ def test_clear_errors(ranker):
         Ranking(np.array([0]), [["a"]], [[1.0]])
 
 
-def test_allowed_items_counts_the_last_rank():
+def test_what_competes_and_the_last_rank():
     index = {item: position for position, item in enumerate(IDS)}
-    mask, last = allowed_items(index, "a", excluded=["b"], candidates=["a", "b", "c", "unknown"])
-    assert mask.tolist() == [True, False, True, False]
-    assert last == 2
-    mask, last = allowed_items(index, "a", excluded=["b"], candidates=[])
-    assert not mask.any()
-    assert last == 3
+    found = competing_items(index, "a", excluded=["b"], candidates=["a", "b", "c", "unknown"])
+    assert (found.kept, found.last_rank, found.has_target) == ((0, 2), 2, True)
+    assert found.mask(4).tolist() == [True, False, True, False]
+    found = competing_items(index, "a", excluded=["b"], candidates=[])
+    assert (found.kept, found.last_rank, found.has_target) == ((), 3, False)
+    assert not found.mask(4).any()
+    found = competing_items(index, "a", excluded=["b", "a", "unknown"])
+    assert (found.removed, found.kept, found.last_rank, found.has_target) == ((1,), None, 3, True)
+
+
+@given(
+    excluded=st.none() | st.sets(st.sampled_from("abcdx")),
+    candidates=st.none() | st.sets(st.sampled_from("abcdx")),
+    target=st.sampled_from("abcd"),
+)
+def test_lists_say_what_a_slow_loop_says(excluded, candidates, target):
+    index = {item: i for i, item in enumerate("abcd")}
+    found = competing_items(index, target, excluded, candidates)
+    left = [item for item in "abcd" if item == target or item not in (excluded or ())]
+    competing = [item for item in left if candidates is None or item in candidates]
+    assert [found.has(i) for i in range(4)] == [item in competing for item in "abcd"] == found.mask(4).tolist()
+    assert found.has_target == (target in competing)
+    assert found.last_rank == len(competing if target in competing else left)

@@ -89,12 +89,11 @@ class Launcher:
 
     def run_command(self, command: list[str], env: dict[str, str] | None = None) -> Launched:
         log = self.logs / f"launch-{len(self.started)}.log"
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with log.open("w") as stream:
             process = subprocess.Popen(
                 command,
                 cwd=self.logs,  # recipes must not depend on the folder they are started in
-                env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(env or {})},
+                env={**os.environ, "COLUMNS": "200", **(env or {})},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -145,7 +144,7 @@ class Run:
 def logged_lines(folder: Path) -> list[dict]:
     """What was logged, but for clocks and for what TRL and transformers count from the start of the process."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    varying = ("runtime", "per_second", "step_time", "rank/seconds", "total_flos", "train_loss", "num_tokens")
+    varying = ("runtime", "per_second", "step_time", "rank/seconds", "total_flos", "train_loss")
     varying += ("time_share/", "memory/", "flops")  # of what was logged last before a kill
     return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
 

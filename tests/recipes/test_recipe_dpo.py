@@ -61,7 +61,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 def lines(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    varying = ("runtime", "per_second", "total_flos", "train_loss", "num_tokens")
+    varying = ("runtime", "per_second", "total_flos", "train_loss")
     return [{k: v for k, v in row.items() if not any(word in k for word in varying)} for row in rows]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from anyo_rl.training.loop.callbacks import latest_checkpoint
+from anyo_rl.training.loop.checkpoints import latest_checkpoint
 
 SMOKE = Path(__file__).parent / "configs"
 LONGEST_S = 60  # from a fault to the end of all processes

@@ -48,11 +48,11 @@ def check(launcher, nodes, finished_run, run: Path, distributed_type: str, flags
     assert any(not np.array_equal(before[name], after[name]) for name in after)
 
 
-@pytest.mark.on_request
 def test_two_nodes_train_one_teacher_by_ddp(nodes, finished_run, launcher, tmp_path):
     check(launcher, nodes, finished_run, tmp_path / "run", "MULTI_CPU", ("--use_cpu",), config="cpu_2.yaml")
 
 
+@pytest.mark.on_request
 def test_two_nodes_train_one_teacher_by_zero3(nodes, deepspeed_ready, finished_run, launcher, tmp_path):
     launch = {"config": "zero3_nodes.yaml", "launch_flags": ("--mixed_precision", "no")}
     check(launcher, nodes, finished_run, tmp_path / "run", "DEEPSPEED", ("--ddp_backend", "gloo"), **launch)

@@ -82,6 +82,7 @@ def test_paths_are_labelled_and_the_prm_is_measured_and_serves(finished_run, lau
     assert 0 <= row["rewards/process/mean"] <= 1
 
 
+@pytest.mark.on_request
 def test_a_judge_labels_and_its_answers_are_kept(finished_run, launcher, job, tmp_path, fake_server):
     fake_server.say = lambda prompt, seed: f"SCORE: {len(prompt) % 11}"
     run, broken = tmp_path / "run", tmp_path / "broken"

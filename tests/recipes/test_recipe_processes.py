@@ -1,6 +1,7 @@
 """Recipes on two processes: DDP, and DeepSpeed's ZeRO-2 and ZeRO-3, all on the CPU."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import polars as pl
 import pytest
 import yaml
 from safetensors.numpy import load_file
+
+from anyo_rl.run.lock import hold
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).parent / "configs"
@@ -30,10 +33,11 @@ def short_warm_start(tmp_path: Path) -> Path:
     ("launch", "flags", "distributed_type"),
     [
         (DDP, ("--use_cpu",), "MULTI_CPU"),
-        (
+        pytest.param(
             ZERO2,
             ("--ddp_backend", "gloo", "--ranker", "embedding", "--item_loss", "none", "--sft_item_loss", "tokens"),
             "DEEPSPEED",
+            marks=pytest.mark.on_request,
         ),
         # Weights are shared out here: choosing examples, saving and evaluating need whole ones.
         (ZERO3, ("--ddp_backend", "gloo", "--min_gain_spread", "1e-9"), "DEEPSPEED"),
@@ -81,11 +85,21 @@ def test_both_processes_stop_where_the_folder_is_of_another_run(finished_run, la
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(finished_run.folder / "config.yaml", run)
-    flags = (*finished_run.flags, "--learning_rate", 0.5, "--output_dir", run, "--use_cpu")
+    flags = (*finished_run.flags, "--toy_users", 121, "--output_dir", run, "--use_cpu")
     done = launcher.start("grpo_teacher", *flags, **DDP).wait()
     assert done.process.returncode != 0
-    assert f"error: {run} was made with learning_rate=0.001, now 0.5" in done.output
+    assert f"error: {run} was made with toy_users=120, now 121" in done.output
     assert not (run / "sft").exists()
+
+
+@pytest.mark.on_request
+def test_both_processes_stop_where_another_program_uses_the_folder(finished_run, launcher, tmp_path):
+    run = tmp_path / "run"
+    assert hold(run) is None
+    done = launcher.start("grpo_teacher", *finished_run.flags, "--output_dir", run, "--use_cpu", **DDP).wait()
+    assert done.process.returncode != 0
+    assert f"error: {run} is in use by process {os.getpid()} on " in done.output
+    assert [file.name for file in run.iterdir()] == ["lock"]
 
 
 def test_two_processes_share_an_evaluation(finished_run, launcher, tmp_path):

@@ -22,7 +22,7 @@ def short_warm_start(folder: Path, dataset: str) -> Path:
     return folder / "sft.yaml"
 
 
-@pytest.mark.parametrize("dataset", ["ml-100k", "office"])
+@pytest.mark.parametrize("dataset", [pytest.param("ml-100k", marks=pytest.mark.on_request), "office"])
 def test_a_few_steps_on_real_data(dataset, data_folder, launcher, tmp_path):
     run = tmp_path / "run"
     where = ("--data_dir", data_folder, "--output_dir", run, "--sft_config", short_warm_start(tmp_path, dataset))

@@ -193,6 +193,7 @@ def test_direct_teacher_and_evaluate(finished_run, launcher, tmp_path):
     assert (run / "report.html").exists()
 
 
+@pytest.mark.on_request
 def test_repeat_runs_the_sft_recipe_for_each_seed(launcher, tmp_path):
     flags = ("--config", SMOKE / "sft.yaml", "--max_steps", 2, "--max_test", 8, "--output_dir", tmp_path / "runs")
     command = launcher.command("sft_teacher", *flags)

@@ -58,7 +58,7 @@ def test_computed_ids_go_through_all_stages(launcher, tmp_path):
     assert not (tmp_path / "lora" / "semantic_ids.json").exists()  # none was made
 
 
-@pytest.mark.parametrize("launch", [DDP, ZERO3], ids=["ddp", "zero3"])
+@pytest.mark.parametrize("launch", [DDP, pytest.param(ZERO3, marks=pytest.mark.on_request)], ids=["ddp", "zero3"])
 def test_two_processes_add_the_same_tokens(request, finished_run, launcher, tmp_path, launch):
     """Rows are added to a teacher that is whole in each process, and shared out afterwards."""
     pytest.importorskip("faiss", reason="needs the `semantic` extra")
@@ -81,6 +81,7 @@ def test_two_processes_add_the_same_tokens(request, finished_run, launcher, tmp_
     assert len(np.unique(after[name][-len(codes) :], axis=0)) == len(codes)
 
 
+@pytest.mark.on_request
 def test_published_ids_of_office(launcher, data_folder, tmp_path):
     if not (data_folder / "office").is_dir():
         pytest.skip("no office/ in ANYO_RL_DATA")

@@ -108,6 +108,7 @@ def test_rounds_leave_what_they_should_and_kills_cost_nothing_but_time(finished_
         np.testing.assert_array_equal(again[name], once[name], err_msg=name)
 
 
+@pytest.mark.on_request
 def test_two_processes_share_the_sampling_of_a_round(finished_run, launcher, tmp_path):
     run = tmp_path / "run"
     least = "--rounds 1 --max_steps 2 --max_test 8 --use_cpu"

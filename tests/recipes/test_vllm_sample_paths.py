@@ -32,8 +32,9 @@ def sample(launcher, vllm_engine, repo_root):
     # Without a token of its own Ray would keep one in the user's home.
     def run(folder, *flags) -> str:
         command = [sys.executable, str(repo_root / "recipes" / "sample_paths.py"), *ASKED, *SMALL]
+        environment = {"RAY_AUTH_TOKEN": uuid.uuid4().hex, "PYTHONPATH": str(repo_root)}
         command += ["--model_name_or_path", vllm_engine.llm.llm_engine.model_config.model, "--output_dir", folder]
-        done = launcher.run_command([*map(str, [*command, *flags])], {"RAY_AUTH_TOKEN": uuid.uuid4().hex})
+        done = launcher.run_command([*map(str, [*command, *flags])], environment)
         assert done.wait().process.returncode == 0, done.output[-3000:]
         return done.output
 

@@ -5,11 +5,15 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from anyo_rl.catalog.item_tokens import teacher_files
+from anyo_rl.catalog.semantic_ids import computed_ids
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import sample_texts
+from anyo_rl.teacher.codes import add_item_tokens
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.teacher.tokens import Tokens
@@ -34,26 +38,46 @@ def spy(completion_ids, rank, log_prob, **kwargs):
 '''
 
 
+LORA = "--use_peft true --lora_r 4 --lora_target_modules q_proj v_proj --item_tokens semantic_id"
+
+
 @pytest.fixture
 def teacher(tmp_path):
     """A folder with a fresh teacher that isn't told to stop at the marker, and its tokens.
 
-    It has heads of 32, the least that vLLM knows on the CPU.
+    It has heads of 32, the least that vLLM knows on the CPU, and may answer with semantic ids.
     """
     settings = yaml.safe_load((CONFIGS / "grpo.yaml").read_text())
     data = {field.name: settings[field.name] for field in dataclasses.fields(DataArguments) if field.name in settings}
-    tokenizer = train_tokenizer(sample_texts(load_task(DataArguments(**data))), 600)
-    model = make_tiny_teacher(tokenizer, hidden_size=64, n_layers=2, n_heads=2)
-    save_teacher(model, tokenizer, tmp_path / "teacher")
-    tokens = Tokens.of(tokenizer)
-    assert tokens.marker_id not in [model.generation_config.eos_token_id]
-    return tmp_path / "teacher", tokens
+    task = load_task(DataArguments(**data))
+
+    def make(semantic: bool) -> tuple[Path, Tokens]:
+        tokenizer = train_tokenizer(sample_texts(task), 600)
+        model = make_tiny_teacher(tokenizer, hidden_size=64, n_layers=2, n_heads=2)
+        item_ids, ids = task.interactions.items["item_id"].to_list(), None
+        if semantic:
+            ids = computed_ids(item_ids, np.arange(len(item_ids))[:, None] // [16, 1] % 16)
+            add_item_tokens(model, tokenizer, ids.tokens())
+        save_teacher(model, tokenizer, tmp_path / "teacher", teacher_files(ids))
+        tokens = Tokens.of(tokenizer)
+        assert tokens.marker_id not in [model.generation_config.eos_token_id]
+        return tmp_path / "teacher", tokens
+
+    return make
 
 
-# PPO's critic is a part of the model whose weights the engine gets: all that GRPO needs, and to be left out.
-@pytest.mark.parametrize("stage", ["ppo", pytest.param("grpo", marks=pytest.mark.on_request)])
-def test_two_steps_with_an_engine_beside_the_trainer(stage, teacher, vllm_environment, launcher, tmp_path):
-    folder, tokens = teacher
+# PPO's critic is a part of the model whose weights the engine gets: all that GRPO needs, and to be left out. With
+# adapters TRL hands over merged weights under peft's names, single rows that are trained among them.
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        pytest.param("ppo", LORA, id="ppo-lora-codes"),
+        pytest.param("ppo", "", id="ppo", marks=pytest.mark.on_request),
+        pytest.param("grpo", "", id="grpo", marks=pytest.mark.on_request),
+    ],
+)
+def test_two_steps_with_an_engine_beside_the_trainer(stage, more, teacher, vllm_environment, launcher, tmp_path):
+    folder, tokens = teacher(semantic=bool(more))
     run, seen = tmp_path / "run", tmp_path / "seen.jsonl"
     (tmp_path / "spy.py").write_text(SPY.format(file=str(seen)))
     flags = f"--sft_config= --model_name_or_path {folder} --max_steps 2 --eval_on_start false --max_test 4"
@@ -64,6 +88,7 @@ def test_two_steps_with_an_engine_beside_the_trainer(stage, teacher, vllm_enviro
         *("--config", CONFIGS / f"{stage}.yaml"),
         *flags.split(),
         *settings.split(),
+        *more.split(),
         *("--train_direct", "false", "--baselines", "false", *rewards, "--output_dir", run),
         env=vllm_environment,
     )

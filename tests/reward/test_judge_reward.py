@@ -44,11 +44,15 @@ def ask(reward, **columns):
         ("score: 7", None),
         ("SCORE: ٧", None),
         ("Good. SCORE: 7", None),
+        ("<think>\nSCORE: 9\n</think>\nGood.\nSCORE: 7", 0.7),
+        ("SCORE: 9\n</think>\nSCORE: 7", 0.7),  # the chat template opened the thought
+        ("<think>If I had to stop here\nSCORE: 9", None),
+        ("SCORE: 7\n<think>or better\nSCORE: 9", None),
         ("", None),
     ],
 )
 def test_the_score_is_read_strictly(answer, score):
-    assert read_score(answer) == score
+    assert read_score(answer, "stop") == score
 
 
 def test_scores_by_hand_and_what_is_counted(fake_server):
@@ -128,6 +132,10 @@ def test_the_key_is_in_the_environment_alone(fake_server, monkeypatch, sentinel_
     assert judge(fake_server, key_variable=None).server.key() is None
     with pytest.raises(ValueError, match="parameters hold api_key"):
         judge(fake_server, parameters={"api_key": "x"}, key_variable=None)
+    with pytest.raises(ValueError, match="parameters are no mapping of names"):
+        judge(fake_server, parameters="x", key_variable=None)
+    with pytest.raises(ValueError, match="concurrency is 0: expected more than 0"):
+        judge(fake_server, concurrency=0, key_variable=None)
     with pytest.raises(FileNotFoundError):
         judge(fake_server, prompt_file="nowhere.txt", key_variable=None)
 
@@ -142,6 +150,17 @@ def test_settings_of_its_server_by_name(fake_server):
         load_reward(slip)
     with pytest.raises(ValueError, match="reward 'judge' has no parameter 'max_money'"):
         judge(fake_server, max_money=1.0)
+
+
+def test_an_answer_that_was_cut_is_no_reward_whether_it_arrives_or_is_in_the_journal(fake_server, tmp_path):
+    fake_server.say = lambda prompt, seed: "<think>\nIf I had to stop here I would write\nSCORE: 9"
+    fake_server.finish_reason = "length"
+    for _ in range(2):  # the second time it is read from the journal
+        logged = {}
+        found = ask(judge(fake_server, journal=str(tmp_path)), **batch("a ->"), log_metric=logged.__setitem__)
+        assert found == [None]
+        assert logged == {"judge/failed": 0.0, "judge/unparseable": 1.0}
+    assert sum(fake_server.tries.values()) == 1
 
 
 def test_what_arrived_is_not_asked_for_again(fake_server, tmp_path):

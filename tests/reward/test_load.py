@@ -151,6 +151,22 @@ def test_an_error_inside_the_file_is_shown_as_it_is(tmp_path):
     assert load_reward(f"{path}:my_reward")() == []
 
 
+@pytest.mark.parametrize("code", ["0", "", "'bye'"])
+def test_one_that_exits_while_it_is_loaded_is_an_error(tmp_path, monkeypatch, code):
+    (tmp_path / "script_rewards.py").write_text(
+        f"import sys\ndef mine(**kwargs):\n    return []\nprint(mine())\nsys.exit({code})\n"
+    )
+    (tmp_path / "maker_rewards.py").write_text(
+        f"import sys\nclass Mine:\n    def __init__(self):\n        sys.exit({code})\n    def __call__(self): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("script_rewards.py:mine", "script_rewards.mine", "maker_rewards.py:Mine"):
+        with pytest.raises(ValueError, match=rf"reward '{name}' called sys.exit\(.*\) while it was loaded"):
+            load_reward(name)
+    assert not [name for name in sys.modules if "script_rewards" in name]
+
+
 def test_load_rewards_errors(file):
     with pytest.raises(ValueError, match=r"reward_kwargs has 'formt', which is not among reward_funcs.*'format'"):
         load_rewards(["format"], {"formt": {}})

@@ -92,7 +92,7 @@ def test_real_launches_are_refused(tmp_path: Path, flags: list[str], message: st
     script.write_text("from anyo_rl.run.launch import check_launch\ncheck_launch()\n")
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(script)]
     # Without GPUs in sight, the machine that runs the tests may well have some.
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode != 0
     assert message in result.stderr

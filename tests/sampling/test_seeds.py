@@ -3,24 +3,41 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from anyo_rl.run.settings import UsageError
+from anyo_rl.sampling import seeds
 from anyo_rl.sampling.protocol import Sampling
-from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
+from anyo_rl.sampling.seeds import OwnDraws, draws_dtype, keys_of, request_seed, uniforms
 from anyo_rl.sampling.transformers import TransformersSampler
 
 
-def test_a_number_picks_the_token_at_which_the_summed_probability_passes_it():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_picks_the_token_at_which_the_summed_probability_passes_it(dtype, monkeypatch):
     scores = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log().expand(7, 4)
-    numbers = torch.tensor([[0.0], [0.499], [0.501], [0.799], [0.801], [0.999], [1 - 2**-32]], dtype=torch.float64)
-    drawn = OwnDraws(numbers, prompt_width=2)(torch.zeros(7, 2, dtype=torch.long), scores)
+    numbers = np.array([[0.0], [0.499], [0.501], [0.799], [0.801], [0.999], [1 - 2**-32]])
+    monkeypatch.setattr(seeds, "draws_dtype", lambda _: dtype)  # single precision: the last is 1 then
+    drawn = OwnDraws(numbers, 2, scores.device)(torch.zeros(7, 2, dtype=torch.long), scores)
     assert drawn.argmax(1).tolist() == [0, 0, 2, 2, 3, 3, 3]
     assert torch.isinf(drawn).sum(1).tolist() == [3] * 7
+
+
+def test_what_is_no_distribution_is_not_drawn_from():
+    scores = torch.tensor([[0.0, 1.0], [torch.nan, 1.0]])
+    with pytest.raises(UsageError, match="its weights have diverged"):
+        OwnDraws(np.zeros((2, 1)), 0, scores.device)(torch.zeros(2, 0, dtype=torch.long), scores)
 
 
 def test_a_token_without_probability_is_never_drawn():
     scores = torch.full((200, 3), -torch.inf)
     scores[:, 1] = -5.0
-    numbers = torch.from_numpy(uniforms(0, 0, 200))[:, None]
-    assert set(OwnDraws(numbers, 0)(torch.zeros(200, 0, dtype=torch.long), scores).argmax(1).tolist()) == {1}
+    numbers = uniforms(0, 0, 200)[:, None]
+    assert set(
+        OwnDraws(numbers, 0, scores.device)(torch.zeros(200, 0, dtype=torch.long), scores).argmax(1).tolist()
+    ) == {1}
+
+
+def test_draws_are_made_in_what_a_device_has():
+    assert draws_dtype(torch.device("mps")) == torch.float32
+    assert draws_dtype(torch.device("cpu")) == draws_dtype(torch.device("cuda")) == torch.float64
 
 
 def test_uniforms_are_a_row_of_their_own():
@@ -40,12 +57,12 @@ def contexts(small_tokens):
 def test_draws_do_not_depend_on_the_company(small_teacher, small_tokens, contexts):
     asked = {"temperature": 1.5, "max_new_tokens": 6, "seed": 4}
     keys = [f"u{i}" for i in range(5)]
-    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=4)
+    sampler = TransformersSampler(small_teacher, small_tokens, cache_tokens=80)
     whole = sampler.sample(contexts, Sampling(n=3, **asked), keys_B=keys)
     assert sampler.sample(contexts[::-1], Sampling(n=3, **asked), keys_B=keys[::-1]) == whole[::-1]
     alone = [sampler.sample([c], Sampling(n=3, **asked), keys_B=[k])[0] for c, k in zip(contexts, keys, strict=True)]
     assert alone == whole
-    fewer = TransformersSampler(small_teacher, small_tokens, batch_size=7).sample(
+    fewer = TransformersSampler(small_teacher, small_tokens, cache_tokens=140).sample(
         contexts, Sampling(n=2, **asked), keys_B=keys
     )
     assert fewer == [row[:2] for row in whole]
@@ -55,7 +72,7 @@ def test_draws_do_not_depend_on_the_company(small_teacher, small_tokens, context
 def test_one_draw_follows_the_policy(small_teacher, small_tokens, contexts):
     """Many keys of one context, with a nucleus: a chi-square test against the model's own probabilities."""
     n = 4000
-    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=1000)
+    sampler = TransformersSampler(small_teacher, small_tokens)
     rows = sampler.sample([contexts[0]] * n, Sampling(temperature=0.7, top_p=0.8, max_new_tokens=1))
     counts = np.bincount([row[0].token_ids[0] for row in rows], minlength=small_teacher.config.vocab_size)
     with torch.no_grad():

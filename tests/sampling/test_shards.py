@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import anyo_rl.sampling.shards as shards_module
+import anyo_rl.run.shards as shards_module
 from anyo_rl.reasoning.rows import Row
+from anyo_rl.run.shards import MANIFEST, JobError, partition
 from anyo_rl.sampling.paths import PATHS_SCHEMA, SampledPath, paths_table
 from anyo_rl.sampling.protocol import Sampling
-from anyo_rl.sampling.shards import MANIFEST, JobError, ShardedJob, partition, read_paths, run_shards
+from anyo_rl.sampling.shards import ShardedJob, read_paths, run_shards
 
 ROWS = [Row(f"u{u}:{u % 3}", f"u{u}", [], "i1", prompt=f"Häufig, {u}\n") for u in range(20)]
 SAMPLING = Sampling(n=2, seed=3)
@@ -66,8 +67,7 @@ def start(repo_root, tmp_path):
 
     def run(folder: Path, n_shards: int, pause: float = 0.03, lease: float = 60.0, seed: int = 3) -> subprocess.Popen:
         command = [sys.executable, str(script), str(folder), *map(str, (n_shards, 4, pause, lease, seed))]
-        env = {**os.environ, "PYTHONPATH": str(repo_root)}
-        started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
     yield run
@@ -132,7 +132,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_shards", [1, 7])
+@pytest.mark.parametrize("n_shards", [pytest.param(1, marks=pytest.mark.on_request), 7])
 def test_killed_at_any_moment_it_goes_on(start, tmp_path, n_shards):
     finish(start(tmp_path / "calm", 1, pause=0))
     expected = read_paths(tmp_path / "calm")
@@ -242,6 +242,16 @@ def test_claims(tmp_path, monkeypatch):
     run(tmp_path, make_paths=lambda rows: asked.append([rows[0].example_id]) or paths_of(rows))
     assert asked == [["u0:0"], ["u13:1"], ["u6:0"]]
     assert not list(tmp_path.glob("*.claim.*"))
+    assert len(read_paths(tmp_path)) == 40
+
+
+def test_what_a_killed_owner_left_beside_a_finished_shard_goes(tmp_path):
+    run(tmp_path)
+    leave_claim(tmp_path, 0, "", age_s=0)
+    leave_claim(tmp_path, 2, json.dumps({"place": "elsewhere", "pid": 7}), age_s=1, number=1)
+    (tmp_path / "shard-00002-of-00003.partial.0").write_bytes(b"PAR1")
+    run(tmp_path, make_paths=lambda rows: pytest.fail("made again"))
+    assert len(list(tmp_path.glob("shard-*"))) == 3
     assert len(read_paths(tmp_path)) == 40
 
 

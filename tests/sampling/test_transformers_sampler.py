@@ -28,7 +28,7 @@ def test_greedy_is_greedy_whatever_the_checkpoint_says(small_teacher, small_toke
     config.suppress_tokens = [int(small_teacher(torch.tensor([contexts[0]])).logits[0, -1].argmax())] if own else None
     config.update(**own)
     before = config.to_dict()
-    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=2)
+    sampler = TransformersSampler(small_teacher, small_tokens, cache_tokens=40)
     found = sampler.sample(contexts, Sampling(temperature=0, max_new_tokens=8))
     stops = {small_tokens.eos_id, small_tokens.marker_id}
     assert [row[0].token_ids for row in found] == [greedy_by_hand(small_teacher, c, stops, 8) for c in contexts]
@@ -82,7 +82,7 @@ def test_no_tokens_after_the_stop_of_a_shorter_neighbour(small_teacher, small_to
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
 def test_log_probs_are_those_of_a_teacher_forced_forward(small_teacher, small_tokens, contexts, temperature):
-    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=4, with_log_probs=True)
+    sampler = TransformersSampler(small_teacher, small_tokens, cache_tokens=80, with_log_probs=True)
     for context, row in zip(
         contexts, sampler.sample(contexts, Sampling(n=3, temperature=temperature, max_new_tokens=6)), strict=True
     ):
@@ -106,7 +106,7 @@ def test_log_probs_are_those_of_generation(small_teacher, small_tokens, contexts
         return kept[-1].sequences
 
     monkeypatch.setattr(type(small_teacher), "generate", keep_logits)
-    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=6, with_log_probs=True)
+    sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
     rows = sampler.sample(contexts, Sampling(n=2, temperature=1.5, max_new_tokens=6))
     (output,) = kept
     by_step = torch.stack([torch.log_softmax(step.float() / 1.5, -1) for step in output.logits], 1)
@@ -134,7 +134,7 @@ def test_seeds_repeat_and_leave_other_draws_alone(small_teacher, small_tokens, c
 
 
 def test_samples_come_back_in_the_order_of_their_contexts(small_teacher, small_tokens, contexts):
-    sampler = TransformersSampler(small_teacher, small_tokens, batch_size=1)
+    sampler = TransformersSampler(small_teacher, small_tokens, cache_tokens=1)
     together = TransformersSampler(small_teacher, small_tokens).sample(
         contexts, Sampling(n=2, temperature=0, max_new_tokens=4)
     )
@@ -143,3 +143,22 @@ def test_samples_come_back_in_the_order_of_their_contexts(small_teacher, small_t
     assert [len(row) for row in together] == [2, 2, 2]
     assert sampler.sample([], Sampling(n=2)) == []
     assert together[0][0].log_probs is None
+
+
+@pytest.mark.parametrize("cache_tokens", [1, 30, 100, 10_000])
+def test_a_batch_fits_the_cache(small_teacher, small_tokens, contexts, cache_tokens, monkeypatch):
+    """A batch is as wide as its longest context and completion; one that is too long for the cache comes alone."""
+    shapes = []
+    generate = type(small_teacher).generate
+
+    def keep_shape(model, input_ids, **inputs):
+        shapes.append(tuple(input_ids.shape))
+        return generate(model, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(small_teacher), "generate", keep_shape)
+    n, most = 5, 6
+    TransformersSampler(small_teacher, small_tokens, cache_tokens).sample(contexts, Sampling(n, max_new_tokens=most))
+    assert sum(rows for rows, _ in shapes) == n * len(contexts)
+    assert all(rows == 1 or rows * (width + most) <= cache_tokens for rows, width in shapes)
+    widest = max(map(len, contexts)) + most
+    assert len(shapes) <= sum(1 + n * (len(c) + most) // max(cache_tokens - widest, len(c) + most) for c in contexts)

@@ -9,6 +9,7 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments
 from anyo_rl.run.folder import RunFolderError
 from anyo_rl.run.launch import LaunchError
+from anyo_rl.stages import checks
 from anyo_rl.stages.arguments import (
     ComparisonArguments,
     GrpoArguments,
@@ -16,7 +17,10 @@ from anyo_rl.stages.arguments import (
 )
 from anyo_rl.stages.baselines import BaselineArguments
 from anyo_rl.stages.begin import parse, plain_errors
+from anyo_rl.stages.cache import CacheArguments
+from anyo_rl.stages.evidence import EvidenceArguments
 from anyo_rl.stages.server_arguments import ServerArguments
+from anyo_rl.stages.student_arguments import StudentArguments
 from anyo_rl.stages.warm_start import parse_warm_start
 from anyo_rl.training.loop.callbacks import check_saves
 
@@ -40,10 +44,24 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path):
-    kinds = ("sft", "grpo", "ppo", "dpo", "star", "rationales", "prm", "baselines", "compare")
-    kind = next(name for name in kinds if name in path.stem.split("_"))
-    trains = kind not in ("rationales", "baselines")
-    others = {"rationales": "make_rationales", "prm": "train_prm", **{name: name for name in ("baselines", "compare")}}
+    kinds = (
+        "sft",
+        "grpo",
+        "ppo",
+        "dpo",
+        "star",
+        "rationales",
+        "prm",
+        "baselines",
+        "compare",
+        "evidence",
+        "student",
+        "pretrain",
+    )
+    kind = next(name for name in (*kinds, "cache") if name in path.stem.split("_"))
+    trains = kind not in ("rationales", "baselines", "evidence", "student", "cache")
+    others = {"rationales": "make_rationales", "prm": "train_prm", "evidence": "rank_evidence"}
+    others |= {name: name for name in ("baselines", "compare")} | {"student": path.stem}
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
     def keep(types, **kwargs):
@@ -60,6 +78,15 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     if kind == "baselines":
         args = found[BaselineArguments]
         assert args.tune or args.starts  # what is not tuned here was chosen before
+        return
+    if kind == "evidence":
+        assert set(found[EvidenceArguments].candidate_lists) <= set(found[EvidenceArguments].retrievers)
+        return
+    if kind == "student":
+        assert found[StudentArguments].start.learning_rate > 0
+        return
+    if kind == "cache":
+        assert found[CacheArguments].source != "evidence" or found[TeacherArguments].evidence
         return
     if not trains:
         assert found[ServerArguments].server().has_budget
@@ -95,7 +122,7 @@ def test_the_default_config_is_for_want_of_another(config, tmp_path):
         ("eval_mode: 3\n", "eval_mode is 3; expected one of plain, greedy, mixture"),
         ("split: user\n", "split is 'user'; expected one of users"),
         ("prompt_style: xml\n", "prompt_style is 'xml'"),
-        ("- a\n- b\n", "must contain a YAML mapping"),
+        ("- a\n- b\n", "expected a setting in each line, as `name: value`; found a list"),
         ("a: [1\n", "c.yaml"),
     ],
 )
@@ -143,9 +170,13 @@ def test_trl_arguments_are_parsed_beside_ours(config, tmp_path):
     assert (training.learning_rate, model.use_peft) == (1e-4, True)
 
 
-def test_attention_that_ranking_cannot_use_is_refused_at_the_start(config):
-    with pytest.raises(SystemExit, match="attn_implementation is 'flash_attention_2'; expected one of sdpa, eager"):
-        parse((TeacherArguments, ModelConfig), args=config("attn_implementation: flash_attention_2\n"))
+def test_attention_that_is_not_there_is_refused_at_the_start(config, monkeypatch):
+    flash = config("attn_implementation: flash_attention_2\n")
+    monkeypatch.setattr(checks, "is_flash_attn_2_available", lambda: False)
+    with pytest.raises(SystemExit, match="attn_implementation is 'flash_attention_2', for which its package or a GPU"):
+        parse((TeacherArguments, ModelConfig), args=flash)
+    monkeypatch.setattr(checks, "is_flash_attn_2_available", lambda: True)
+    assert parse((TeacherArguments, ModelConfig), args=flash)[1].attn_implementation == "flash_attention_2"
     _, model, _ = parse((TeacherArguments, ModelConfig), args=config("attn_implementation: eager\n"))
     assert model.attn_implementation == "eager"
 

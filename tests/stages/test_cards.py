@@ -7,11 +7,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evaluation.stages import CONTROLS, RANK_TRAINED, TEACHERS
 from anyo_rl.evaluation.summary import Summary
 from anyo_rl.metrics.intervals import Interval
 from anyo_rl.stages.cards import hub_id, plain, write_cards
+from anyo_rl.teacher.tokens import Tokens
 
 VALUE = Interval(0.25, 0.2, 0.3, 4)
 SECRET = "sentinel-of-a-secret"
@@ -51,7 +53,8 @@ def summary(run_dir):
 def cards(run_dir, task, tokens, teachers=None):
     log = replace(task.args, dataset=f"{run_dir}/logs/<b>my|log.csv")
     teachers = teachers or {stage: run_dir / stage / "teacher" for stage in ("sft", "direct", "grpo")}
-    write_cards(run_dir, replace(task, args=log), teachers, tokens, summary(run_dir))
+    catalog = build_catalog(task.interactions.items, tokens)
+    write_cards(run_dir, replace(task, args=log), teachers, tokens, catalog, summary(run_dir))
     return {stage: (run_dir / stage / "teacher" / "README.md").read_text() for stage in ("sft", "direct", "grpo")}
 
 
@@ -79,6 +82,14 @@ def test_a_card_tells_how_the_teacher_was_made_and_how_good_it_is(run_dir, task,
     titles = task.interactions.items["title"].head(3).to_list()
     assert "```text\nHistory:\n{}\n{}\n{}\nNext:\n```".format(*titles) in found["grpo"]
     assert "put behind the prompt" in found["direct"]
+
+
+def test_chat_models_that_think_are_asked_in_their_own_format(run_dir, task, qwen3_tokenizer):
+    found = cards(run_dir, task, tokens := Tokens.of(qwen3_tokenizer))
+    named = f"the token `</think>` ({tokens.marker_id}), two line breaks, and then the item's title"
+    tag = "It writes `<think>` (where the prompt does not end with it), its reasoning"
+    assert f"{tag}, a step a line, then the marker, {named}" in found["grpo"]
+    assert r"an empty thought, `<think>\n\n</think>\n\n`, which is put behind the prompt" in found["direct"]
 
 
 def test_no_path_no_secret_and_no_markup_of_others(run_dir, task, small_tokens):
@@ -120,4 +131,4 @@ def test_a_title_with_backticks_does_not_leave_its_block(run_dir, task, small_to
 
 
 def test_every_stage_is_told_in_words():
-    assert set(TEACHERS) == {"sft", "direct", *RANK_TRAINED, *(stage.name for stage in CONTROLS)}
+    assert set(TEACHERS) == {"sft", "pretrain", "direct", *RANK_TRAINED, *(stage.name for stage in CONTROLS)}

@@ -1,6 +1,5 @@
 """What a comparison makes itself: fillers, the answers of an ensemble, and the log of what was tried before."""
 
-import json
 from types import SimpleNamespace
 
 import polars as pl
@@ -14,7 +13,7 @@ from anyo_rl.evaluation.evaluator import Evaluation
 from anyo_rl.metrics.ranking import target_ranks
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.compare import adopt_log, ensemble_answers, evaluate_ensemble, fillers
+from anyo_rl.stages.compare import ensemble_answers, evaluate_ensemble, fillers
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.warm_start import open_ended
 from anyo_rl.teacher.save import save_teacher
@@ -61,16 +60,6 @@ def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     for job in jobs:
         kept = Evaluation(job.folder, task, catalog.item_ids, task.split("test", 6), job.seed).kept(None)
         assert kept["direct_ensemble"]["plain"]["rank"].to_list() == expected.tolist()
-
-
-def test_a_log_is_adopted_once(tmp_path):
-    tried, run = tmp_path / "tried.jsonl", tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"stage": stage, "step": 1}) for stage in ("direct", "other", "direct")]
-    tried.write_text("\n".join(lines) + "\n")
-    run.write_text(json.dumps({"stage": "sft", "step": 9}) + "\n")
-    for _ in range(2):
-        adopt_log(tried, run, "direct")
-        assert [json.loads(line)["stage"] for line in run.read_text().splitlines()] == ["sft", "direct", "direct"]
 
 
 def test_a_training_without_an_end_keeps_the_settings_it_was_given(tmp_path):

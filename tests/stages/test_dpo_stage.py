@@ -55,7 +55,8 @@ def pairs_of(small_tokens, small_catalog):
     teacher = Teacher(None, small_tokens, small_catalog)
 
     def call(folder, args: PairArguments, rows=ROWS):
-        return make_pairs(SimpleNamespace(folder=folder, rows=lambda split, of: rows), teacher, args)
+        train = SimpleNamespace(of=lambda ids: [row for row in rows if row.example_id in set(ids)])
+        return make_pairs(SimpleNamespace(folder=folder, rows=lambda split, of: train), teacher, args)
 
     return call
 

@@ -2,8 +2,8 @@ import pytest
 
 from anyo_rl.llm.http import ServerError
 from anyo_rl.run.folder import resolve
-from anyo_rl.stages.arguments import PrmArguments
 from anyo_rl.stages.judge_arguments import JudgeArguments
+from anyo_rl.stages.prm import PrmArguments
 from anyo_rl.values.judge import PROMPT
 
 KEY = "sk-Sentinel0123456789"
@@ -45,6 +45,10 @@ def test_settings_and_a_prompt_of_ones_own(tmp_path):
         ({**SERVER, "modle": "m"}, r"judge has modle: expected prompt_file or one of completion_price"),
         ({"url": "http://localhost:1/v1"}, "no model"),
         ({**SERVER, "parameters": {"api_key": "sk-x"}}, "no secrets"),
+        ({**SERVER, "url": "http://[::1"}, "is none"),
+        ({**SERVER, "parameters": {"max_tokens": "x"}}, "max_tokens in parameters is 'x'"),
+        ({**SERVER, "concurrency": None}, r"judge\.concurrency is null; expected a whole number"),
+        ({**SERVER, "skip_statuses": 200}, r"skip_statuses is \(200,\)"),
         ({**SERVER, "max_tokens_in_all": 9, "key_variable": ""}, "a judge with a budget and no journal"),
     ],
 )

@@ -9,9 +9,9 @@ from anyo_rl.catalog.opening import Teacher
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
-from anyo_rl.stages.arguments import PrmArguments, TeacherArguments
+from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.job import Job
-from anyo_rl.stages.prm import label_in_parts, some_examples
+from anyo_rl.stages.prm import PrmArguments, label_in_parts, some_examples
 from tests.tables import table_of
 
 ROWS = [

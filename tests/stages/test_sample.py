@@ -7,8 +7,9 @@ from trl import ModelConfig
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import sample_texts
+from anyo_rl.run.shards import JobError
 from anyo_rl.sampling.seeds import request_seed
-from anyo_rl.sampling.shards import JobError, read_paths
+from anyo_rl.sampling.shards import read_paths
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import JobEngine, SampleArguments, sample_job
@@ -60,7 +61,13 @@ def test_without_ranks_the_rest_is_the_same(job):
 def test_an_engine_is_not_started_for_nothing(job, monkeypatch):
     begun = []
     begin = JobEngine.begin
-    monkeypatch.setattr(JobEngine, "begin", lambda self, rows: (begun.append(len(rows)), begin(self, rows)))
+
+    def spied(self, rows):
+        rows = list(rows)
+        begun.append(len(rows))
+        begin(self, rows)
+
+    monkeypatch.setattr(JobEngine, "begin", spied)
     once = job("once")
     assert job("once").equals(once)
     assert begun == [6]

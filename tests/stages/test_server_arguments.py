@@ -29,6 +29,8 @@ def test_a_servers_arguments_are_the_servers_own(tmp_path):
     arguments, _ = parse((ServerArguments,), args=["--config", str(config)])
     assert arguments.server() == Server(url, "m", {"stop": ["x"]}, key_variable=None)
     assert ServerArguments(model="m").server() == Server(url, "m")
+    arguments, _ = parse((ServerArguments,), args=["--model", "m", "--key_variable", "null"])
+    assert arguments.server().key_variable is None
     with pytest.raises(SystemExit, match="parameters is no mapping") as refused:
         parse((ServerArguments,), args=["--parameters", '{"api_key": "sentinel"'])
     assert "sentinel" not in str(refused.value)

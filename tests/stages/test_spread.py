@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from trl import ModelConfig
 
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.metrics.gains import ndcg
@@ -12,6 +13,8 @@ from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, answer
+from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
+from anyo_rl.stages.job import Job
 from anyo_rl.stages.spread import keep_spread
 
 PROMPTS = [("Alien\n", "i1", ["i0"]), ("mug\n", "i9", ["i8"]), ("Toys\n", "i4", ["i5"]), ("lamp\n", "i6", ["i7"])]
@@ -27,16 +30,17 @@ def keep(small_teacher, small_catalog, small_tokens, tmp_path):
     """Filters `ROWS`, and counts how often the teacher was asked for."""
 
     teacher = Teacher(small_teacher, small_tokens, small_catalog)
+    job = Job(tmp_path, None, ModelConfig(), TeacherArguments())
 
     def load():
         call.n_loads += 1
-        return copy.deepcopy(small_teacher)
+        return LikelihoodRanker(small_catalog, copy.deepcopy(small_teacher), tie_band=0.0)
 
     def call(least: float, **changed) -> list[str]:
         file = tmp_path / "grpo" / "kept_examples.json"
         sampling = dataclasses.replace(SAMPLING, **changed)
-        kept = keep_spread(ROWS, load, teacher, file, sampling, least=least)
-        return [row.example_id for row in kept]
+        args = GrpoArguments(min_gain_spread=least)
+        return sorted(keep_spread(job, ROWS, load, teacher, args, sampling, file))
 
     call.n_loads = 0
     call.file = tmp_path / "grpo" / "kept_examples.json"

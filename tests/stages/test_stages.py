@@ -74,13 +74,15 @@ def trained(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def validations(run_dir: Path) -> dict[int, tuple[float, float]]:
-    """NDCG@10 and MRR on validation by step."""
+    """NDCG@10 and HR@10 on validation by step."""
     rows = map(json.loads, (run_dir / METRICS).read_text().splitlines())
-    return {row["step"]: (row["eval_ndcg@10"], row["eval_mrr"]) for row in rows if "eval_ndcg@10" in row}
+    return {row["step"]: (row["eval_ndcg@10"], row["eval_hr@10"]) for row in rows if "eval_ndcg@10" in row}
 
 
-def slow_metrics(task: Task, teacher: Path, split: str, most: int, *, reasoning: bool = True) -> tuple[float, float]:
-    """NDCG@10 and MRR after the likeliest reasoning, token by token, by the whole distribution."""
+def slow_metrics(
+    task: Task, teacher: Path, split: str, most: int, *, reasoning: bool = True
+) -> tuple[float, float, float]:
+    """NDCG@10, HR@10 and MRR after the likeliest reasoning, token by token, by the whole distribution."""
     model, tokenizer = load_teacher(ModelConfig(str(teacher), dtype="float32"))
     tokens = Tokens.of(tokenizer)
     catalog = build_catalog(task.interactions.items, tokens)
@@ -95,7 +97,8 @@ def slow_metrics(task: Task, teacher: Path, split: str, most: int, *, reasoning:
         contexts.append(tokens.marked_context(context, ids))
     targets, seen = [row.target_id for row in rows], [row.excluded for row in rows]
     ranks = DistributionRanker(catalog, model).rank(contexts, targets, excluded_B=seen).ranks_B
-    return float(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean()), float((1 / ranks).mean())
+    ndcg = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
+    return float(ndcg.mean()), float((ranks <= 10).mean()), float((1 / ranks).mean())
 
 
 def test_the_teacher_of_the_best_validation_is_kept(task, trained):
@@ -103,7 +106,7 @@ def test_the_teacher_of_the_best_validation_is_kept(task, trained):
     found = validations(trained)
     assert list(found) == [2, 4, 6]
     assert found[4] > max(found[2], found[6]), "the last is the best, or the first: the test shows nothing"
-    assert slow_metrics(task, trained / "sft" / "teacher", "validation", 7) == pytest.approx(found[4], abs=1e-6)
+    assert slow_metrics(task, trained / "sft" / "teacher", "validation", 7)[:2] == pytest.approx(found[4], abs=1e-6)
 
 
 def test_a_finished_stage_does_nothing(task, trained, monkeypatch):
@@ -120,7 +123,7 @@ def test_adapters_end_in_a_whole_teacher_of_the_best_validation(task, trained, t
     teacher = sft(task, tmp_path, lora, learning_rate=1e-2)
     assert not (teacher / "adapter_config.json").exists()
     found = validations(tmp_path)
-    assert slow_metrics(task, teacher, "validation", 7) == pytest.approx(max(found.values()), abs=1e-6)
+    assert slow_metrics(task, teacher, "validation", 7)[:2] == pytest.approx(max(found.values()), abs=1e-6)
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (start, teacher))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if any(part in name for part in names)}
@@ -151,7 +154,7 @@ def test_an_evaluation_asks_each_teacher_as_it_was_trained(task, trained, tmp_pa
         "sft": {"greedy", "mixture"},
         "direct": {"plain"},
     }
-    plain, greedy = (slow_metrics(task, teacher, "test", 11, reasoning=wanted)[1] for wanted in (False, True))
+    plain, greedy = (slow_metrics(task, teacher, "test", 11, reasoning=wanted)[2] for wanted in (False, True))
     assert plain != greedy
     for stage, mode, expected in (("direct", "plain", plain), ("sft", "greedy", greedy)):
         assert summary.stages[stage][mode]["mrr"].mean == pytest.approx(expected, abs=1e-6)

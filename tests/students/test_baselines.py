@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import top_items
 from anyo_rl.students.choice import choose_in_turn, choose_on_validation
-from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, fit_item_knn
+from anyo_rl.students.item_knn import KNN_GRID, ItemKNN, KnnSettings, choose_item_knn, fit_item_knn
 from anyo_rl.students.popularity import fit_popularity
 from anyo_rl.students.protocol import rows_at_once
 
@@ -171,6 +171,17 @@ def test_choosing_takes_the_best_on_validation():
     assert masked.value == 1.0
     np.testing.assert_array_equal(choice.fitted.scores([[0]]), fit(choice.settings).scores([[0]]))
     assert len(set(KNN_GRID)) == 27
+
+
+def test_an_item_knn_is_chosen_as_if_each_was_fitted():
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(0, 20, length).tolist() for length in generator.integers(2, 9, 60)]
+    asked = HeldOut([one[:-1] for one in sequences], [one[-1] for one in sequences], [[]] * len(sequences))
+    plain = choose_on_validation(partial(fit_item_knn, sequences, 20), KNN_GRID, asked)
+    found = choose_item_knn(sequences, 20, asked)
+    assert found.trials == plain.trials
+    assert found.settings == plain.settings
+    assert np.array_equal(found.fitted.scores(asked.histories), plain.fitted.scores(asked.histories))
 
 
 def test_settings_are_chosen_one_after_the_other():

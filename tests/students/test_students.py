@@ -7,9 +7,11 @@ import torch
 
 from anyo_rl.data.sequences import HeldOut
 from anyo_rl.metrics import target_ranks
-from anyo_rl.students import FitSettings, GRU4Rec, SASRec, fit_student, score_histories, training
+from anyo_rl.students import FitSettings, GRU4Rec, SASRec, fit_student, score_histories
+from anyo_rl.students import settings as limits
 from anyo_rl.students.choice import mean_ndcg
-from anyo_rl.students.training import next_item_loss, pad_left, windows
+from anyo_rl.students.predicted import Predicted
+from anyo_rl.students.training import pad_left, windows
 
 SMALL = {"dim": 16, "max_length": 6, "dropout": 0.0}
 STUDENTS = pytest.mark.parametrize("student", [SASRec, GRU4Rec])
@@ -168,7 +170,7 @@ def test_saves_and_loads(student, tmp_path):
 def test_windows_predict_each_event_once(length, max_length):
     generator = torch.Generator().manual_seed(length)
     for _ in range(5):
-        rows = windows([list(range(length))], max_length, generator)
+        rows = [list(range(start, end)) for _, start, end in windows([list(range(length))], max_length, generator)]
         assert all(2 <= len(row) <= max_length + 1 for row in rows)
         assert all(row == list(range(row[0], row[-1] + 1)) for row in rows)
         assert sorted(item for row in rows for item in row[1:]) == list(range(1, length))
@@ -197,15 +199,19 @@ def test_a_sampled_softmax_is_the_whole_one_on_average(monkeypatch):
     torch.manual_seed(0)
     model, hidden, targets = SASRec(50, seed=1, dim=8), torch.randn(6, 8) * 3, torch.arange(6)
     torch.nn.init.normal_(model.items.weight, std=0.3)
-    whole = next_item_loss(model, hidden, targets, FitSettings())
-    monkeypatch.setattr(training, "FULL_SOFTMAX", 10)
+
+    def next_item_loss(settings):
+        return Predicted(model, hidden, targets, settings).losses().mean()
+
+    whole = next_item_loss(FitSettings())
+    monkeypatch.setattr(limits, "FULL_SOFTMAX", 10)
     with torch.no_grad():
         logits = model.item_logits(hidden)
         others = torch.stack([logits[i, [j for j in range(50) if j != i]].logsumexp(0) for i in range(6)])
         expected = (torch.logaddexp(logits[range(6), targets], others) - logits[range(6), targets]).mean()
         assert whole.item() == pytest.approx(expected.item(), rel=1e-5)
-        few = [next_item_loss(model, hidden, targets, FitSettings(n_negatives=5)).item() for _ in range(400)]
-        many = next_item_loss(model, hidden, targets, FitSettings(n_negatives=200_000))
+        few = [next_item_loss(FitSettings(n_negatives=5)).item() for _ in range(400)]
+        many = next_item_loss(FitSettings(n_negatives=200_000))
     assert many.item() == pytest.approx(whole.item(), rel=0.02)
     # Few draws are unbiased in the sum; its logarithm lies below on average, by Jensen's inequality.
     assert sum(few) / 400 == pytest.approx(whole.item(), rel=0.2)
@@ -214,7 +220,7 @@ def test_a_sampled_softmax_is_the_whole_one_on_average(monkeypatch):
 
 @FITS
 def test_a_large_catalog_is_learned_by_samples(fit, monkeypatch):
-    monkeypatch.setattr(training, "FULL_SOFTMAX", 10)
+    monkeypatch.setattr(limits, "FULL_SOFTMAX", 10)
     sequences, held_out = cycles(60, 12, seed=0), cycles(20, 12, seed=1)
     settings = {"dim": 16, "max_length": 6, "dropout": 0.0, "learning_rate": 1e-2, "n_negatives": 8, "batch_size": 8}
     model = fit(sequences, 12, max_epochs=40, **settings)

@@ -4,13 +4,14 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from anyo_rl.teacher.policy import (
+    attends_over_trees,
     causal_lm,
-    check_tree_attention,
     head_logits,
     inference,
     last_hidden,
     row_logits,
     set_attention_dropout,
+    tree_attention,
 )
 
 SIZE = {
@@ -67,10 +68,19 @@ def test_what_is_no_causal_lm_is_refused(llama):
             causal_lm(other)
 
 
-def test_flash_attention_is_refused_and_a_mend_is_named(llama):
-    llama.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"'flash_attention_2' takes no tree mask.*attn_implementation.*sdpa"):
-        check_tree_attention(llama)
+@pytest.mark.parametrize("own", ["flash_attention_2", "eager"])
+def test_attention_over_a_tree_is_put_back_even_after_an_error(llama, own):
+    llama.config._attn_implementation = own
+    assert attends_over_trees(llama)
+
+    def ask() -> None:
+        with tree_attention(llama):
+            assert llama.config._attn_implementation == ("eager" if own == "eager" else "sdpa")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        ask()
+    assert llama.config._attn_implementation == own
 
 
 @pytest.mark.parametrize("training", [True, False])

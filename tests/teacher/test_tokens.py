@@ -271,6 +271,10 @@ def test_a_marker_that_cannot_serve_is_refused():
         Tokens.of(tokenizer_with("->"), "a")
     with pytest.raises(ValueError, match="'<eos>' is the end-of-sequence token"):
         Tokens.of(tokenizer_with("->"), "<eos>")
+    padded = tokenizer_with("->", "<pad>")
+    padded.pad_token = "<pad>"
+    with pytest.raises(ValueError, match="'<pad>' has a use already"):
+        Tokens.of(padded, "<pad>")
     with pytest.raises(ValueError, match="no end-of-sequence token"):
         Tokens.of(tokenizer_with("->", eos=None))
 

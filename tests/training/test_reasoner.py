@@ -307,7 +307,8 @@ def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys
     trainer.train()
     history = trainer.state.log_history
     evaluations = [row for row in history if "eval_ndcg@10" in row]
-    assert [set(row) for row in evaluations] == [{"eval_ndcg@10", "eval_hr@10", "eval_mrr", "epoch", "step"}] * 2
+    names = {"eval_ndcg@10", "eval_hr@10", "eval_cut_share", "epoch", "step"}
+    assert [set(row) for row in evaluations] == [names] * 2
     assert [row["step"] for row in history if "reward" in row] == [2]
     assert len(list(Path(trainer.args.output_dir, "completions").glob("*.parquet"))) == 1
 
@@ -319,7 +320,8 @@ def test_an_evaluation_leaves_the_training_metrics_pending(make_reasoner, capsys
     assert trainer._metrics["train"]["reward"] == [3.0]
     assert json.loads(json.dumps(found)) == found
     ranks = np.array([slow_greedy_rank(trainer, row) for row in ROWS])
-    expected = {"ndcg@10": np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0), "hr@10": ranks <= 10, "mrr": 1 / ranks}
+    expected = {"ndcg@10": np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0), "hr@10": ranks <= 10}
+    assert found["eval_cut_share"] == 0
     for name, of_users in expected.items():
         assert found[f"eval_{name}"] == pytest.approx(of_users.mean()), name
     assert trainer.state.log_history[-1]["eval_ndcg@10"] == found["eval_ndcg@10"]

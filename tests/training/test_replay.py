@@ -1,7 +1,6 @@
 """GRPO and PPO have the same losses on one process and on two, and go on after a checkpoint as if nothing had been."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -31,8 +30,7 @@ def replayed(folder: Path, config: str, launch_flags: str = "", flags: str = "--
     where = ["--config_file", str(ROOT / "accelerate_configs" / config), *launch_flags.split(), *PROGRAM]
     command = [*accelerate, *where, str(out), *STEPS.split(), *QUIET.split(), *flags.split()]
     command += WITHOUT_CHECKPOINTING.split()
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads(out.read_text())
 

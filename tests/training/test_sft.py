@@ -23,6 +23,10 @@ ROWS[2] = replace(ROWS[2], excluded=("i2", "gone"))
 RATIONALES = {"u0:1": [("likes -> films", "wants 3")], "u2:1": [()]}
 
 
+def column(dataset, name):
+    return [row[name] for row in dataset]
+
+
 def test_examples_by_hand(small_catalog, small_tokens):
     dataset = sft_dataset(ROWS, small_catalog, small_tokens, RATIONALES)
     assert len(dataset) == 2  # those with a rationale
@@ -47,23 +51,23 @@ def test_examples_by_hand(small_catalog, small_tokens):
 
 def test_the_direct_teacher_answers_at_once_from_every_example(small_catalog, small_tokens):
     dataset = sft_dataset(ROWS, small_catalog, small_tokens, None)
-    assert [small_tokens.decode([t for t in row if t != -100]) for row in dataset["labels"]] == [
+    assert [small_tokens.decode([t for t in row if t != -100]) for row in column(dataset, "labels")] == [
         "->",
         "->",
         "->",
     ]
-    assert [small_catalog.item_ids[item] for item in dataset["item"]] == ["i1", "i9", "i4"]
+    assert [small_catalog.item_ids[item] for item in column(dataset, "item")] == ["i1", "i9", "i4"]
 
 
 def test_an_example_may_have_several_reasonings(small_catalog, small_tokens):
     several = {"u1:1": [("cups",), ("tea", "a new mug")], "u2:1": [("toys",)]}
     dataset = sft_dataset(ROWS, small_catalog, small_tokens, several)
-    assert [small_tokens.decode([t for t in row if t != -100]) for row in dataset["labels"]] == [
+    assert [small_tokens.decode([t for t in row if t != -100]) for row in column(dataset, "labels")] == [
         "cups ->",
         "tea\na new mug ->",
         "toys ->",
     ]
-    assert [small_catalog.item_ids[item] for item in dataset["item"]] == ["i9", "i9", "i4"]
+    assert [small_catalog.item_ids[item] for item in column(dataset, "item")] == ["i9", "i9", "i4"]
 
 
 def test_early_answers_train_the_item_alone(small_catalog, small_tokens):
@@ -160,7 +164,6 @@ def test_two_steps_minimise_both_means_and_measure_ranks(kind, small_catalog, sm
     ranks = answer(ROWS, ranker, sampler, small_tokens, How("greedy", Sampling(max_new_tokens=4))).ranks_U
     assert found["eval_ndcg@10"] == pytest.approx(ndcg(ranks, 10).mean())
     assert found["eval_hr@10"] == (ranks <= 10).mean()
-    assert found["eval_mrr"] == pytest.approx((1 / ranks).mean())
     assert [row["step"] for row in logged if "eval_ndcg@10" in row] == [1, 2]
 
 

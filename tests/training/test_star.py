@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyo_rl.training.star import REASONS, diversity, keep_paths, reasonings
+from anyo_rl.training.star import REASONS, Beyond, diversity, keep_paths, reasonings
 from tests.tables import table_of
 
 
@@ -52,6 +52,8 @@ def test_what_is_kept_by_hand():
         "unfinished": 2,
         "leak": 0,
         "below": 1,
+        "evidence": 0,
+        "alone": 0,
         "duplicate": 1,
         "over_example": 1,
         "over_item": 0,
@@ -61,6 +63,14 @@ def test_what_is_kept_by_hand():
     }
     assert reasonings(kept.paths) == {"a": [("likes cups",), ("likes mugs",)], "c": [("wants TOY  Story",)]}
     assert diversity(table) == pytest.approx((3 / 4 + 3 / 3 + 1) / 3)
+
+
+def test_what_is_kept_is_beyond_evidence():
+    table = table_of([path("a", 0, ["tea"], 1), path("a", 1, ["cups"], 2), path("b", 0, ["mugs"], 1)])
+    gains = {"a": 0.5, "b": 1.0}  # the evidence ranks the first target third, and the second first
+    for least, expected, n_out in ((0.1, [("a", 0), ("a", 1)], 1), (0.2, [("a", 0)], 2), (0.0, keys(table), 0)):
+        kept = keep_paths(table, least_gain=Beyond(0.5, least, gains), most_per_example=2)
+        assert (keys(kept.paths), kept.counts["evidence"]) == (expected, n_out)
 
 
 def test_a_hinted_path_that_names_the_target_is_a_leak():
@@ -92,20 +102,49 @@ def test_nothing_sampled_keeps_nothing():
     assert reasonings(kept.paths) == {}
 
 
-@pytest.mark.parametrize("wrong", [{"least_gain": 1.1}, {"most_per_example": 0}, {"most_per_item": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"least_gain": 1.1}, {"most_per_example": 0}, {"most_per_item": -1}, {"least_agreement": 0}]
+)
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="expected 0 to 1, at least 1, and at least 0"):
+    with pytest.raises(ValueError, match="expected 0 to 1, at least 1, at least 0, and at least 1"):
         keep_paths(table_of([]), **({"least_gain": 0.5, "most_per_example": 1} | wrong))
 
 
-def slow_keep(rows, least_gain, most_per_example):
+def test_a_lucky_reasoning_is_alone():
+    table = table_of(
+        [
+            path("a", 0, ["likes tea"], 1),  # the best, but no other path says so
+            path("a", 1, ["likes cups"], 2),
+            path("a", 2, ["likes cups"], 3),
+            path("b", 0, ["likes tea"], 1),  # agrees with another example's alone
+            path("b", 1, ["likes mugs"], 2),
+            path("b", 2, ["likes mugs"], 9),  # not good enough to agree with
+        ]
+    )
+    kept = keep_paths(table, least_gain=0.5, most_per_example=2, least_agreement=2)
+    assert keys(kept.paths) == [("a", 1)]
+    assert {name: count for name, count in kept.counts.items() if count} == {
+        "sampled": 6,
+        "below": 1,
+        "alone": 3,
+        "duplicate": 1,
+        "kept": 1,
+        "examples": 2,
+        "examples_kept": 1,
+    }
+    assert kept.reached == ["a"]
+
+
+def slow_keep(rows, least_gain, most_per_example, least_agreement):
     """The rule as it is told, a path at a time."""
     found = []
     for example in sorted({row["example_id"] for row in rows}):
         seen = []
         own = [row for row in rows if row["example_id"] == example and row["steps"] and "->" in row["completion"]]
-        for row in sorted(own, key=lambda row: (row["rank"], row["sample_index"])):
-            if 1 / math.log2(1 + row["rank"]) >= least_gain and row["steps"] not in seen:
+        good = [row for row in own if 1 / math.log2(1 + row["rank"]) >= least_gain]
+        for row in sorted(good, key=lambda row: (row["rank"], row["sample_index"])):
+            agreeing = sum(other["steps"] == row["steps"] for other in good)
+            if agreeing >= least_agreement and row["steps"] not in seen:
                 seen.append(row["steps"])
                 found += [row] if len(seen) <= most_per_example else []
     return sorted((row["example_id"], row["sample_index"]) for row in found)
@@ -119,15 +158,20 @@ def slow_keep(rows, least_gain, most_per_example):
     st.sampled_from([0.0, 0.5, 1.0]),
     st.integers(1, 3),
     st.integers(0, 3),
+    st.integers(1, 3),
 )
-def test_against_a_slow_loop(drawn, least_gain, most_per_example, most_per_item):
+def test_against_a_slow_loop(drawn, least_gain, most_per_example, most_per_item, least_agreement):
     rows = [
         path(example, index, [f"step {text}"] if text else [], rank, target=target, marker=marker)
         for index, (example, rank, text, marker, target) in enumerate(drawn)
     ]
-    settings = {"least_gain": least_gain, "most_per_example": most_per_example}
+    settings = {
+        "least_gain": least_gain,
+        "most_per_example": most_per_example,
+        "least_agreement": least_agreement,
+    }
     plain = keep_paths(table_of(rows), **settings)
-    assert keys(plain.paths) == slow_keep(rows, least_gain, most_per_example)
+    assert keys(plain.paths) == slow_keep(rows, **settings)
     capped = keep_paths(table_of(rows), **settings, most_per_item=most_per_item)
     assert set(keys(capped.paths)) <= set(keys(plain.paths))
     if most_per_item:

@@ -145,10 +145,12 @@ def test_the_target_becomes_more_likely(make, small_catalog, small_tokens, small
 
 
 @pytest.mark.parametrize("item_encoder", ["teacher", "minilm"])
-def test_a_near_miss_ranks_by_its_distance(make, small_catalog, small_teacher, small_tokens, item_encoder):
+def test_a_near_miss_ranks_by_its_distance(make, small_catalog, small_teacher, small_tokens, item_encoder, tmp_path):
     if item_encoder == "minilm":
         pytest.importorskip(MINILM)
-    ranker = written_ranker("embedding", small_catalog, item_encoder, lambda: (small_teacher, small_tokens.tokenizer))
+    ranker = written_ranker(
+        "embedding", small_catalog, item_encoder, lambda: (small_teacher, small_tokens.tokenizer), tmp_path / "vectors"
+    )
     encoder = minilm_encoder() if item_encoder == "minilm" else teacher_encoder(small_teacher, small_tokens.tokenizer)
     vectors = encoder(list(small_catalog.titles)).double()
     calls = []

@@ -99,6 +99,23 @@ def test_a_judge_that_scores_next_to_nothing_ends_the_run(fake_server, small_tok
         values(judge(fake_server), paths[:2], small_tokens)
 
 
+CUT_IN_A_THOUGHT = "<think>\nThe steps look made up. If I had to stop here I would write\nSCORE: 9"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason"),
+    [(CUT_IN_A_THOUGHT, "length"), (CUT_IN_A_THOUGHT, "stop"), ("The steps are vague.\nSCORE: 9", "length")],
+)
+def test_an_answer_that_was_cut_has_no_score_whether_it_arrives_or_is_in_the_journal(
+    fake_server, small_tokens, paths, tmp_path, text, finish_reason
+):
+    fake_server.say, fake_server.finish_reason = lambda prompt, seed: text, finish_reason
+    for _ in range(2):  # the second time it is read from the journal
+        with pytest.raises(ServerError, match=r"of 3 states 0 got no answer and 3 .* or that was cut off"):
+            values(judge(fake_server, tmp_path), paths[:2], small_tokens)
+    assert len(fake_server.bodies) == 3
+
+
 def test_with_a_journal_nothing_is_paid_twice(fake_server, small_tokens, paths, tmp_path):
     fake_server.say = lambda prompt, seed: "SCORE: 6"
     first = values(judge(fake_server, tmp_path), paths[:2], small_tokens)

@@ -34,7 +34,7 @@ import polars as pl
 
 from anyo_rl.data.schema import Interactions
 from anyo_rl.data.text import squeeze
-from anyo_rl.data.toy.bounds import check_bounds
+from anyo_rl.run.settings import Bounds, check_bounds
 
 SERIES = ("tea", "mug", "candle", "lamp", "book", "pen", "bag", "scarf", "clock", "vase", "rug", "chair")
 N_FOLLOWED = 5
@@ -84,16 +84,16 @@ class OrderConfig:
 
     def __post_init__(self) -> None:
         bounds = {
-            "n_users": (1, None),
-            "min_operations": (1, self.max_operations),
-            "n_series": (N_FOLLOWED, len(SERIES)),
-            "n_variants": (1, 9),
-            "reveal": (0, 1),
-            "fidelity": (1e-9, 1),
-            "rationale_share": (0, 1),
-            "wrong_share": (0, 1),
+            "n_users": Bounds(1),
+            "min_operations": Bounds(1, self.max_operations),
+            "n_series": Bounds(N_FOLLOWED, len(SERIES)),
+            "n_variants": Bounds(1, 9),
+            "reveal": Bounds(0, 1),
+            "fidelity": Bounds(above=0, most=1),
+            "rationale_share": Bounds(0, 1),
+            "wrong_share": Bounds(0, 1),
         }
-        check_bounds(self, bounds, "orders")
+        check_bounds(self, bounds, "orders: ")
         if not self.operations or set(self.operations) - set(OPERATIONS):
             raise ValueError(f"orders: operations are {self.operations}, expected some of {', '.join(OPERATIONS)}")
 

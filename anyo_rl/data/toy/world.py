@@ -35,8 +35,8 @@ import polars as pl
 from anyo_rl.data.schema import Interactions
 from anyo_rl.data.text import squeeze
 from anyo_rl.data.toy import oracle as toy_oracle
-from anyo_rl.data.toy.bounds import check_bounds
 from anyo_rl.data.toy.routines import LONGEST_LAP, RoutineTable, routine_table
+from anyo_rl.run.settings import Bounds, check_bounds
 
 # In the order of the ring of complements: after tea a mug, after a lamp a book.
 CATEGORIES = ("tea", "mug", "candle", "lamp", "book", "pen", "bag", "scarf", "clock", "vase", "rug", "chair")
@@ -80,17 +80,17 @@ class ToyConfig:
 
     def __post_init__(self) -> None:
         bounds = {
-            "n_users": (1, None),
-            "min_events": (1, self.max_events),
-            "n_categories": (3, len(CATEGORIES)),
-            "n_styles": (2, len(STYLES)),
-            "n_grades": (2, MAX_GRADES),
-            "n_starts": (1, self.n_grades),
-            "noise": (0, 1),
-            "style_fidelity": (0, 1),
-            "rationale_share": (0, 1),
+            "n_users": Bounds(1),
+            "min_events": Bounds(1, self.max_events),
+            "n_categories": Bounds(3, len(CATEGORIES)),
+            "n_styles": Bounds(2, len(STYLES)),
+            "n_grades": Bounds(2, MAX_GRADES),
+            "n_starts": Bounds(1, self.n_grades),
+            "noise": Bounds(0, 1),
+            "style_fidelity": Bounds(0, 1),
+            "rationale_share": Bounds(0, 1),
         }
-        check_bounds(self, bounds, "toy world")
+        check_bounds(self, bounds, "toy world: ")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT, is_oracle, stag
 from anyo_rl.evaluation.summary import MAIN_METRIC, SLICE_METRICS, Summary
 from anyo_rl.metrics.intervals import finite
 from anyo_rl.run.folder import METRICS, read_metrics
+from anyo_rl.run.redact import redact_forms
 
 # What to watch while a policy learns: key in metrics.jsonl (or what follows its last `/`), title, what it tells.
 GUARD_RAILS = (
@@ -118,7 +119,8 @@ def read_run(run_dir: Path) -> Run:
         run.notes.append(f"star/rounds.json could not be read ({error}).")
     for name, attribute in (("config.yaml", "config"), ("versions.json", "versions")):
         if (run_dir / name).exists():
-            setattr(run, attribute, (run_dir / name).read_text(encoding="utf-8", errors="replace").strip())
+            text = (run_dir / name).read_text(encoding="utf-8", errors="replace").strip()
+            setattr(run, attribute, redact_forms(text))  # it may come from elsewhere, or from an older version
     return run
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import polars as pl
 
 from anyo_rl.evaluation.stages import COMPARED, SFT
+from anyo_rl.run.files import read_table, scan_table
+from anyo_rl.run.settings import UsageError
 
 BEFORE = SFT.name
 AFTER = COMPARED  # the first that a run has is compared with BEFORE
@@ -35,11 +37,11 @@ def read_keys(run_dir: Path, split: str | None = None) -> tuple[pl.DataFrame, li
     files, unreadable, frames = [], [], []
     for file in sorted((run_dir / "paths").glob("**/*.parquet")):
         try:
-            frame = pl.scan_parquet(file).select(KEYS).collect()
+            frame = read_table(file, KEYS)
             frame = frame.select(
                 pl.col("example_id", "policy", "split").cast(pl.String), pl.col("sample_index", "rank").cast(pl.Int64)
             )
-        except (pl.exceptions.PolarsError, OSError):
+        except (UsageError, pl.exceptions.PolarsError, OSError):
             unreadable.append(file.name)
             continue
         files.append(file)
@@ -110,7 +112,7 @@ def load_examples(run_dir: Path, keys: pl.DataFrame, files: list[Path], limit: i
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for file in chosen["file"].unique().to_list():
         wanted = chosen.filter(pl.col("file") == file)["row"].to_list()
-        frame = pl.scan_parquet(files[file]).with_row_index("__row").filter(pl.col("__row").is_in(wanted)).collect()
+        frame = scan_table(files[file]).with_row_index("__row").filter(pl.col("__row").is_in(wanted)).collect()
         rows |= {(file, row["__row"]): row for row in frame.iter_rows(named=True)}
     tokenizers: dict[str, Any] = {}
     examples: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,5 @@
 """Rounds of STaR: what was sampled, what was kept of it, and what that was worth; and the report's section on them."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from anyo_rl.evaluation.report.plots import Plot
 from anyo_rl.evaluation.stages import STAR
 from anyo_rl.evaluation.summary import MAIN_METRIC
 from anyo_rl.metrics.intervals import Interval, finite
+from anyo_rl.run.files import read_json, readable
 
 HEADER = ("Round", "NDCG@10", "Paths", "Kept", "With a hint", "Kept of these", "Examples kept", "Different")
 
@@ -96,10 +96,11 @@ def read_rounds(run_dir: Path) -> list[Round]:
     file = rounds_file(run_dir)
     if not file.exists():
         return []
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError("expected a list of rounds")
-    return [Round.from_json(row) for row in rows]
+    rows = read_json(file)
+    with readable(file):
+        if not isinstance(rows, list):
+            raise TypeError("expected a list of rounds")
+        return [Round.from_json(row) for row in rows]
 
 
 def round_cells(rounds: Sequence[Round]) -> list[list[str]]:

@@ -164,7 +164,7 @@ class Search:
             self.queries = space.queries(x_B_D)
             all_B = torch.arange(len(x_B_D), device=self.device)
             self.scale, target_weight_B = self._scale(targets_B)
-            distance_B = space.distances(self.queries.x_B_D, all_B, targets_B)
+            distance_B = space.distances(self.queries.x_B_D, all_B, space.vectors(targets_B), all_B)
             self.target_B = self.scale.score(distance_B, all_B, target_weight_B)
             self.rival_B = self.target_B + TIE * (distance_B + self.target_B)  # what still ties with the target
 
@@ -190,14 +190,16 @@ class Search:
             return self._found(n_near_B, best)
 
     def among_candidates(self, k: int, candidates: Pairs) -> Found:
-        """The same where nothing but `candidates` competes; each is scored by itself, so without a product."""
+        """The same where nothing but `candidates` competes; each is scored by itself, without a product."""
         with full_precision(self.device):
             best = Best(len(self.target_B), k, len(self.space.items_N_D), self.device)
             n_near_B = torch.zeros(len(self.target_B), dtype=torch.int64, device=self.device)
             candidate_parts = self._by_part(candidates)
             for part in self.space.parts:
-                weight_B_n = None if self.weights is None else self._weight(part, self.weights)
                 row_P, column_P = next(candidate_parts)
+                if not len(row_P):
+                    continue
+                weight_B_n = None if self.weights is None else self._weight(part, self.weights)
                 score_P = self._score(part, row_P, column_P, weight_B_n)
                 near_P = score_P <= self.rival_B[row_P]
                 n_near_B += torch.bincount(row_P[near_P], minlength=len(n_near_B))
@@ -237,7 +239,7 @@ class Search:
         weight_P = None
         if weight_B_n is not None:
             weight_P = weight_B_n[row_P if len(weight_B_n) > 1 else 0, column_P]
-        distance_P = self.space.distances(self.queries.x_B_D, row_P, column_P + part.start)
+        distance_P = self.space.distances(self.queries.x_B_D, row_P, self.space.chunk(part), column_P)
         return self.scale.score(distance_P, row_P, weight_P)
 
     def _count(
@@ -317,7 +319,7 @@ class Search:
 
         def take(row_P: torch.Tensor, column_P: torch.Tensor) -> None:
             row_P = row_P + tile.rows.start
-            distance_P = self.space.distances(self.queries.x_B_D, row_P, column_P + part.start)
+            distance_P = self.space.distances(self.queries.x_B_D, row_P, self.space.chunk(part), column_P)
             extreme_B.scatter_reduce_(0, row_P, distance_P, "amin" if sign > 0 else "amax")
 
         value_R = tile.square_R_n.amin(1) if sign > 0 else -tile.square_R_n.amax(1)

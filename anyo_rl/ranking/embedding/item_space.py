@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 BLOCK = 64
+RESIDENT_BYTES = 1 << 30  # vectors up to this size stay on the device as a whole
 LONGEST_SQUARE = 1e37  # a threshold beyond all squares must still be a float32
 
 
@@ -69,8 +70,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 class ItemSpace:
     """Item vectors, prepared for searches.
 
+    On a device that the vectors are not on there is a chunk of them at a time, or all where they are few.
+
     Args:
-        items_N_D: float32 vectors, finite; kept, not copied. Their device is where distances are computed.
+        items_N_D: float32 vectors, finite; kept, not copied. They may be mapped from a file.
+        device: where distances are computed; by default where the vectors are.
         chunk_size: items in a tile; by default 1,024 on a CPU, where a tile should stay in the cache, else 8,192.
         row_size: rows in a tile; by default 1,024 on a CPU, else 2,048.
 
@@ -78,32 +82,54 @@ class ItemSpace:
         ValueError: a vector is too long for float32 squares.
     """
 
-    def __init__(self, items_N_D: torch.Tensor, *, chunk_size: int | None = None, row_size: int | None = None) -> None:
+    def __init__(
+        self,
+        items_N_D: torch.Tensor,
+        *,
+        device: torch.device | str | None = None,
+        chunk_size: int | None = None,
+        row_size: int | None = None,
+    ) -> None:
         n_items, dim = items_N_D.shape
-        self.items_N_D, self.device = items_N_D, items_N_D.device
+        self.device = torch.device(device or items_N_D.device)
+        self.items_N_D = items_N_D.to(self.device) if items_N_D.nbytes <= RESIDENT_BYTES else items_N_D
         on_cpu = self.device.type == "cpu"
         self.row_size = row_size or (1_024 if on_cpu else 2_048)
         self.chunk_size = chunk_size or (1_024 if on_cpu else 8_192)
         starts = range(0, n_items, self.chunk_size)
         self.parts = [slice(start, min(start + self.chunk_size, n_items)) for start in starts]
         self.pairs_at_once = max(1, (1 << (17 if on_cpu else 24)) // max(1, dim))
+        self._held: tuple[slice, torch.Tensor] | None = None
         total_D = torch.zeros(dim, dtype=torch.float64, device=self.device)
         for part in self.parts:
-            total_D += items_N_D[part].double().sum(0)
+            total_D += self.chunk(part).double().sum(0)
         self.center_D = (total_D / max(1, n_items)).float()
         self.square_N = torch.empty(n_items, device=self.device)
         for part in self.parts:
-            self.square_N[part] = (items_N_D[part] - self.center_D).double().square().sum(1).float()
+            self.square_N[part] = (self.chunk(part) - self.center_D).double().square().sum(1).float()
         if not (self.square_N < LONGEST_SQUARE).all():
             raise ValueError("the vector of an item is too long for float32 distances: scale all vectors down")
 
-    def distances(self, x_B_D: torch.Tensor, row_P: torch.Tensor, item_P: torch.Tensor) -> torch.Tensor:
+    def chunk(self, part: slice) -> torch.Tensor:
+        """Vectors (n, D) of one of `parts` on the device, where the last one stays."""
+        if self._held is None or self._held[0] != part:
+            self._held = None  # its memory is free for the next
+            self._held = part, self.items_N_D[part].to(self.device)
+        return self._held[1]
+
+    def vectors(self, items_B: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, D) of some items on the device."""
+        return self.items_N_D[items_B.to(self.items_N_D.device)].to(self.device)
+
+    def distances(
+        self, x_B_D: torch.Tensor, row_P: torch.Tensor, items_n_D: torch.Tensor, column_P: torch.Tensor
+    ) -> torch.Tensor:
         """Distances of pairs, summed coordinate by coordinate in float64, shape (P,). `x_B_D` is float64 as well."""
         out_P = torch.empty(len(row_P), dtype=torch.float64, device=self.device)
         for start in range(0, len(row_P), self.pairs_at_once):
             part = slice(start, start + self.pairs_at_once)
             # index_select takes half the time of indexing, which is most of the price of a pair.
-            difference = x_B_D.index_select(0, row_P[part]).sub_(self.items_N_D.index_select(0, item_P[part]))
+            difference = x_B_D.index_select(0, row_P[part]).sub_(items_n_D.index_select(0, column_P[part]))
             out_P[part] = difference.square_().sum(1).sqrt_()
         return out_P
 
@@ -140,7 +166,7 @@ class ItemSpace:
         """
         dim = self.items_N_D.shape[1]
         items_n_D = queries.chunk_n_D[: part.stop - part.start]
-        torch.sub(self.items_N_D[part], self.center_D, out=items_n_D)
+        torch.sub(self.chunk(part), self.center_D, out=items_n_D)
         radius = self.square_N[part].max().sqrt()
         n_rows, width = len(queries.x_B_D), len(items_n_D)
         for start in range(0, n_rows, self.row_size):

@@ -30,7 +30,7 @@ from anyo_rl.data.completion import parse
 from anyo_rl.metrics import ndcg
 from anyo_rl.ranking.embedding.grounding import MAX_GAMMA, Pairs, Search, Weights
 from anyo_rl.ranking.embedding.item_space import ItemSpace
-from anyo_rl.ranking.protocol import Ranking, check_lengths
+from anyo_rl.ranking.protocol import Ranking, check_lengths, competing_items
 
 Encoder = Callable[[list[str]], "torch.Tensor | np.ndarray"]
 # A CF model's scores of each context for each item, (B, N), or a function that gives them for a slice of the items,
@@ -46,10 +46,12 @@ class EmbeddingRanker:
     Args:
         item_ids: the catalog, in item order.
         item_vectors_N_D: an embedding per item, shape (N, D), from the same encoder. Where it is float32 it is not
-            copied; its device is where distances are computed.
+            copied: it may be mapped from a file.
         encoder: texts to embeddings, B strings to shape (B, D).
         popularity_N: interactions per item *in the training data*, shape (N,): the W of calls that bring no scores.
         gamma: strength of W, γ, 0 to 100; 0 ranks by distance alone.
+        device: where distances are computed, a chunk of the vectors at a time where they are many and elsewhere; by
+            default where they are.
         chunk_size: items in a tile of distances; `None` fits it to the device.
 
     Raises:
@@ -64,6 +66,7 @@ class EmbeddingRanker:
         *,
         popularity_N: torch.Tensor | np.ndarray | None = None,
         gamma: float = 0.0,
+        device: torch.device | str | None = None,
         chunk_size: int | None = None,
     ) -> None:
         self.item_ids = list(item_ids)
@@ -82,7 +85,7 @@ class EmbeddingRanker:
             if not finite_n.all():
                 row = start + int((~finite_n).nonzero()[0])
                 raise ValueError(f"the vector of item {self.item_ids[row]!r} holds NaN or infinity: embed it again")
-        self.space = ItemSpace(vectors_N_D, chunk_size=chunk_size)
+        self.space = ItemSpace(vectors_N_D, device=device, chunk_size=chunk_size)
         self.popularity_N = self._checked_popularity(popularity_N)
         self.gamma = _checked_gamma(gamma)
 
@@ -103,7 +106,7 @@ class EmbeddingRanker:
         return counts_N
 
     def _encode(self, texts_B: list[str]) -> torch.Tensor:
-        vectors_B_D = torch.as_tensor(self.encoder(texts_B)).detach().to(self.space.items_N_D)
+        vectors_B_D = torch.as_tensor(self.encoder(texts_B)).detach().to(self.space.device, torch.float32)
         expected = (len(texts_B), self.space.items_N_D.shape[1])
         if tuple(vectors_B_D.shape) != expected:
             raise ValueError(f"the encoder gave shape {tuple(vectors_B_D.shape)}, the items ask for {expected}")
@@ -194,7 +197,7 @@ class EmbeddingRanker:
         if candidates_B is None:
             found = search.among_all(top_k, self._pairs([competing[b].removed for b in rows]))
         else:
-            found = search.among_candidates(top_k, self._pairs([competing[b].kept for b in rows]))
+            found = search.among_candidates(top_k, self._pairs([competing[b].kept or () for b in rows]))
 
         n_near_B, items_B_K, scores_B_K = found.n_near_B.tolist(), found.items_B_K.tolist(), found.scores_B_K.tolist()
         for row, b in enumerate(rows):
@@ -205,7 +208,7 @@ class EmbeddingRanker:
             top_scores_B_K[b] = [-score for score in scores_B_K[row][: len(items_K)]]
         return Ranking(ranks_B, top_ids_B_K, top_scores_B_K)
 
-    def _pairs(self, items_B: list[list[int]]) -> Pairs:
+    def _pairs(self, items_B: Sequence[Sequence[int]]) -> Pairs:
         counts_B = torch.tensor([len(items) for items in items_B])
         row_P = torch.repeat_interleave(torch.arange(len(items_B)), counts_B)
         item_P = torch.tensor([item for items in items_B for item in items], dtype=torch.int64)
@@ -216,37 +219,6 @@ def _checked_gamma(gamma: float) -> float:
     if not 0 <= gamma <= MAX_GAMMA:
         raise ValueError(f"found gamma={gamma}, expected 0 to {MAX_GAMMA:g}")
     return float(gamma)
-
-
-@dataclass(frozen=True)
-class Competing:
-    """What competes in one ranking, as item indices: all but `removed`, or `kept` alone where there are candidates."""
-
-    removed: list[int]
-    kept: list[int]
-    has_target: bool
-    last_rank: int
-
-
-def competing_items(
-    index: dict[str, int], target_id: str, excluded: Collection[str] | None, candidates: Collection[str] | None
-) -> Competing:
-    """`anyo_rl.ranking.protocol.allowed_items` as lists: a mask per row would be as large as the distances.
-
-    Raises:
-        ValueError: the target is not in the catalog.
-    """
-    if target_id not in index:
-        raise ValueError(
-            f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
-            "rebuild the catalog with it, or drop the example"
-        )
-    removed = {index[item] for item in (excluded or ()) if item in index and item != target_id}
-    if candidates is None:
-        return Competing(sorted(removed), [], True, len(index) - len(removed))
-    kept = {index[item] for item in candidates if item in index} - removed
-    has_target = index[target_id] in kept
-    return Competing(sorted(removed), sorted(kept), has_target, len(kept) if has_target else len(index) - len(removed))
 
 
 @dataclass(frozen=True)

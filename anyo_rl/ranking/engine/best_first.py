@@ -21,8 +21,10 @@ from typing import Protocol
 import numpy as np
 
 from anyo_rl.catalog.tree import PrefixTree
+from anyo_rl.ranking.protocol import Competing
 
 ROUNDING = 1e-9  # of sums in float64
+MANY = 4096  # children of a branching that are worth a look at the best of them first
 LEAST_WIDTH = 4  # nodes of a user expanded together while looking for top items
 
 
@@ -32,11 +34,11 @@ class Goal:
 
     Attributes:
         target: item index of the target, `None` to look for top items only.
-        allowed_N: bool mask of the items that compete; `None` for all of them.
+        competing: the items that compete; `None` for all of them.
     """
 
     target: int | None
-    allowed_N: np.ndarray | None = None
+    competing: Competing | None = None
 
 
 @dataclass(frozen=True)
@@ -127,24 +129,30 @@ class Reader(Protocol):
 
 
 class _Allowed:
-    """How many competing items lie below a node: the mask as positions in the tree's sorted order, per user."""
+    """How many competing items lie below a node, by their positions in the tree's sorted order, per user."""
 
     def __init__(self, tree: PrefixTree, goals: Sequence[Goal]) -> None:
         self.tree = tree
-        self.masks: dict[int, tuple[np.ndarray, bool]] = {}  # user: positions, and whether they are in or out
+        self.lists: dict[int, tuple[np.ndarray, bool]] = {}  # user: positions, and whether they are in or out
         for user, goal in enumerate(goals):
-            if goal.allowed_N is not None:
-                kept = goal.allowed_N[tree.order]
-                few_in = kept.sum() * 2 < len(kept)
-                self.masks[user] = (np.flatnonzero(kept if few_in else ~kept), bool(few_in))
+            if goal.competing is not None and (goal.competing.removed or goal.competing.kept is not None):
+                kept = goal.competing.kept
+                items = np.array(goal.competing.removed if kept is None else kept, dtype=np.int64)
+                places = tree.leaf_start[tree.leaf[items]]  # of an item, the first below the node where it ends
+                self.lists[user] = np.sort(places), kept is not None
+
+    def n_out(self, user: int) -> int:
+        """How many items do not compete, at most."""
+        positions, are_in = self.lists.get(user, ((), False))
+        return self.tree.leaf_end[0] - len(positions) if are_in else len(positions)
 
     def count(self, user_F: np.ndarray, node_F: np.ndarray) -> np.ndarray:
         start, end = self.tree.leaf_start[node_F], self.tree.leaf_end[node_F]
         count = end - start
-        if self.masks:
+        if self.lists:
             for user in np.unique(user_F).tolist():
-                if user in self.masks:
-                    positions, are_in = self.masks[user]
+                if user in self.lists:
+                    positions, are_in = self.lists[user]
                     rows = np.flatnonzero(user_F == user)
                     inside = np.searchsorted(positions, end[rows]) - np.searchsorted(positions, start[rows])
                     count[rows] = inside if are_in else count[rows] - inside
@@ -167,7 +175,7 @@ class Search:
         self.allowed = _Allowed(tree, goals)
         self.target_U = np.array([-1 if goal.target is None else goal.target for goal in goals])
         self.ranked_U = np.array(
-            [g.target is not None and (g.allowed_N is None or bool(g.allowed_N[g.target])) for g in goals], dtype=bool
+            [g.target is not None and (g.competing is None or g.competing.has_target) for g in goals], dtype=bool
         )
         self.log_p_U = np.full(n, np.inf)  # of the target
         self.ahead_U = np.zeros(n, dtype=np.int64)  # items at or above the target
@@ -200,21 +208,21 @@ class Search:
         has_target = np.flatnonzero(self.target_U >= 0)
         leaf_U = np.full(n, -1)
         leaf_U[has_target] = tree.leaf[self.target_U[has_target]]
-        pairs = [(user, int(tree.chain_end[0])) for user in range(n) if leaf_U[user] < 0]
+        pairs = [(user, int(tree.chain_end[0]), -1) for user in range(n) if leaf_U[user] < 0]
         for user in has_target.tolist():
-            node = int(tree.parent[leaf_U[user]])
+            below, node = int(leaf_U[user]), int(tree.parent[leaf_U[user]])
             while node >= 0:
                 if tree.n_children[node] > 1:
-                    pairs.append((user, node))
-                node = int(tree.parent[node])
-        user, node = np.array(sorted(pairs)).T  # in a user by node number: parents first
+                    pairs.append((user, node, below))
+                below, node = node, int(tree.parent[node])
+        user, node, below = np.array(sorted(pairs)).T  # in a user by node number: parents first
         pair, child, step = self.reader.log_probs(user, node)
 
-        position_U = np.where(leaf_U >= 0, tree.leaf_start[leaf_U], -1)
-        position = position_U[user[pair]]
-        on_path = (tree.leaf_start[child] <= position) & (position < tree.leaf_end[child])
+        on_path = np.flatnonzero(below >= 0)  # of the branchings, those that lead to a target, and by which edge
+        n_J = tree.n_children[node]
+        edge = (np.cumsum(n_J) - n_J + below - tree.child_start[node])[on_path]
         taken_J = np.zeros((len(user), self.reader.n_paths))
-        taken_J[pair[on_path]] = step[on_path]
+        taken_J[on_path] = step[edge]
         total_J = np.cumsum(taken_J, axis=0)
         first_U = np.searchsorted(user, np.arange(n))
         before_J = total_J - taken_J - (total_J - taken_J)[first_U][user]
@@ -223,8 +231,11 @@ class Search:
         self.log_p_U[has_target] = self._mean(log_p_U_G)[has_target]
 
         # What is read here is not to be read again.
-        keep = ~on_path | (tree.chain_end[child] == leaf_U[user[pair]])
-        self._add(user[pair][keep], child[keep], (before_J[pair] + step)[keep], tree.depth[node][pair][keep])
+        keep = np.ones(len(pair), dtype=bool)
+        keep[edge] = tree.chain_end[below[on_path]] == leaf_U[user[on_path]]
+        if not keep.all():
+            pair, child, step = pair[keep], child[keep], step[keep]
+        self._add(user[pair], child, before_J[pair] + step, tree.depth[node][pair])
 
     def _mean(self, log_p_F_G: np.ndarray) -> np.ndarray:
         """Log of the mean over the paths."""
@@ -236,6 +247,10 @@ class Search:
     def _add(self, user: np.ndarray, child: np.ndarray, log_p: np.ndarray, depth_read: np.ndarray) -> None:
         """Follows forced tokens from the children of expanded branchings: to items, or to the frontier."""
         node, mean = self.tree.chain_end[child], self._mean(log_p)
+        self._raise_kth(user, node, mean)
+        near = np.flatnonzero(mean >= self._least_U()[user])
+        if len(near) < len(mean):
+            user, node, log_p, mean, depth_read = user[near], node[near], log_p[near], mean[near], depth_read[near]
         inside = self.allowed.count(user, node) > 0
         leaf = self.tree.n_children[node] == 0
         items = np.flatnonzero(inside & leaf)
@@ -247,18 +262,44 @@ class Search:
         self.log_p = np.concatenate([self.log_p, log_p[ahead]])
         self.mean = np.concatenate([self.mean, mean[ahead]])
         # What cannot matter now never will: the k-th best only rises.
-        least_U = np.minimum(np.where(self.ranked_U, self.log_p_U - self.limits.tie_band, np.inf), self.kth_U)
-        self._keep(self.mean >= least_U[self.user] - ROUNDING)
+        self._keep(self.mean >= self._least_U()[self.user])
+
+    def _least_U(self) -> np.ndarray:
+        """(U,) the least mass that can matter: as much as the target has, or the k-th best item found."""
+        least_U = np.where(self.ranked_U, self.log_p_U - self.limits.tie_band, np.inf)
+        return np.minimum(least_U, self.kth_U) - ROUNDING
+
+    def _raise_kth(self, user: np.ndarray, node: np.ndarray, mean: np.ndarray) -> None:
+        """Tells how good the k-th best item is at least, before many children of a branching are looked at one by one.
+
+        Args:
+            user: of each child, those of a user in a row.
+            node: where its forced tokens end.
+            mean: its log-probability.
+        """
+        if not self.limits.top_k or len(user) < MANY:
+            return
+        starts = np.append(0, np.flatnonzero(user[1:] != user[:-1]) + 1)
+        for start, end in zip(starts, [*starts[1:], len(user)], strict=True):
+            place = self.limits.top_k + self.allowed.n_out(int(user[start]))
+            if end - start < max(MANY, place):
+                continue
+            items = mean[start:end][self.tree.n_children[node[start:end]] == 0]
+            if len(items) >= place:
+                kth = np.partition(items, len(items) - place)[len(items) - place]
+                self.kth_U[user[start]] = max(self.kth_U[user[start]], kth)
 
     def _add_items(self, user: np.ndarray, item: np.ndarray, log_p: np.ndarray) -> None:
         n, band = len(self.target_U), self.limits.tie_band
         rival = item != self.target_U[user]
         gap = log_p - self.log_p_U[user]
         for counter, least in ((self.ahead_U, 0.0), (self.sure_U, band), (self.maybe_U, -band)):
-            counter += np.bincount(user[rival & (gap >= least)], minlength=n)
+            counter += np.bincount(user, rival & (gap >= least), minlength=n).astype(np.int64)
         k = self.limits.top_k
-        if not k or not len(user):
+        good = np.flatnonzero(log_p >= self.kth_U[user])
+        if not k or not len(good):
             return
+        user, item, log_p = user[good], item[good], log_p[good]
         user = np.concatenate([self.top_user, user])
         item = np.concatenate([self.top_item, item])
         log_p = np.concatenate([self.top_log_p, log_p])

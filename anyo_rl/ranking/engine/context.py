@@ -1,25 +1,30 @@
-"""Contexts in the model's key-value cache, and tree nodes read on top of them: what all forms of the engine share."""
+"""Contexts, and tree nodes read on top of them: what all forms of the engine share.
+
+`ContextCache` keeps contexts in the model's key-value cache, and reads many nodes in one forward by a mask over the
+tree. `ContextPaths` is for models whose layers take no such mask (a sliding window, a recurrent state): it reads each
+path anew, context and all.
+"""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.tree import PrefixTree
-from anyo_rl.teacher.policy import causal_lm, check_tree_attention
+from anyo_rl.teacher.policy import attends_over_trees, attention_bias, causal_lm, tree_attention
 
 
 def check_catalog(model: nn.Module, catalog: Catalog) -> None:
     """Refuses a model that cannot rank a catalog.
 
     Raises:
-        ValueError: the model cannot do tree attention, or its vocabulary is smaller than the catalog's tokens.
+        ValueError: the model's vocabulary is smaller than the catalog's tokens.
     """
-    policy = causal_lm(model)
-    check_tree_attention(policy)
-    check_vocabulary(catalog.tree, policy.config.get_text_config().vocab_size)
+    check_vocabulary(catalog.tree, causal_lm(model).config.get_text_config().vocab_size)
 
 
 def check_vocabulary(tree: PrefixTree, n_tokens: int) -> None:
@@ -106,15 +111,14 @@ class ContextCache:
         device, dtype = self.policy.device, self.policy.dtype
         context = self.mask_B_T[:, None].expand(-1, size, -1)
         allowed = torch.cat([context, allowed_B_W_M.to(device).expand(n, -1, -1)], dim=-1)[:, None]
-        # Additive, because eager attention takes no boolean mask.
-        bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, torch.finfo(dtype).min)
-        states = self.decoder(
-            input_ids=tokens_B_W.to(device).expand(n, -1),
-            attention_mask=bias,
-            position_ids=self.lengths_B[:, None] - 1 + depth_B_W.to(device),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        with tree_attention(self.policy):
+            states = self.decoder(
+                input_ids=tokens_B_W.to(device).expand(n, -1),
+                attention_mask=attention_bias(allowed, dtype),
+                position_ids=self.lengths_B[:, None] - 1 + depth_B_W.to(device),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
         self.n_kept += size
         return states
 
@@ -130,3 +134,99 @@ class ContextCache:
         self.cache.batch_select_indices(rows)
         self.lengths_B, self.mask_B_T = self.lengths_B[rows], self.mask_B_T[rows]
         self.states_B_D = self.states_B_D[rows]
+
+
+class ContextPaths:
+    """B contexts whose tree nodes are read with all that comes before them: each path is a sequence of its own.
+
+    The same as `ContextCache` for any causal model, at the cost of reading the context again with each path.
+
+    Args:
+        model: the teacher; wrappers are seen through.
+        contexts: B token id lists that end with the marker.
+        tokens_per_forward: tokens read at once, padding included, as far as one sequence is not longer.
+
+    Attributes:
+        states_B_D, width: as those of `ContextCache`.
+    """
+
+    def __init__(self, model: nn.Module, contexts: Sequence[Sequence[int]], tokens_per_forward: int) -> None:
+        self.policy = causal_lm(model)
+        self.tokens_per_forward = tokens_per_forward
+        self.contexts = [tuple(context) for context in contexts]
+        self.width = max(map(len, contexts))
+        self._tokens_B_M: np.ndarray = np.zeros((len(self.contexts), 0), dtype=np.int64)
+        self._depth_B_M = self._tokens_B_M
+        self.states_B_D = self._states(self.contexts)
+
+    def __len__(self) -> int:
+        """Number of contexts B."""
+        return len(self.contexts)
+
+    @property
+    def n_kept(self) -> int:
+        """Tree nodes of each context that are known as ancestors."""
+        return self._tokens_B_M.shape[1]
+
+    def read(self, tokens_B_W: torch.Tensor, depth_B_W: torch.Tensor, allowed_B_W_M: torch.Tensor) -> torch.Tensor:
+        """See `ContextCache.read`."""
+        n, size = len(self), tokens_B_W.shape[1]
+        self._tokens_B_M = np.concatenate([self._tokens_B_M, tokens_B_W.expand(n, -1).numpy()], 1)
+        self._depth_B_M = np.concatenate([self._depth_B_M, depth_B_W.expand(n, -1).numpy()], 1)
+        sequences = []
+        for context, tokens_M, depth_M, allowed_W_M in zip(
+            self.contexts, self._tokens_B_M, self._depth_B_M, allowed_B_W_M.expand(n, -1, -1).numpy(), strict=True
+        ):
+            for allowed_M in allowed_W_M:
+                path = np.flatnonzero(allowed_M & (depth_M > 0))  # what pads has depth 0
+                sequences.append((*context, *tokens_M[path[np.argsort(depth_M[path])]].tolist()))
+        return self._states(sequences).view(n, size, -1)
+
+    def forget_nodes(self) -> None:
+        """Forgets all tree nodes."""
+        self._tokens_B_M = self._depth_B_M = np.zeros((len(self), 0), dtype=np.int64)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps these contexts only, in this order."""
+        self.contexts = [self.contexts[row] for row in rows.tolist()]
+        self._tokens_B_M, self._depth_B_M = self._tokens_B_M[rows.numpy()], self._depth_B_M[rows.numpy()]
+        self.states_B_D = self.states_B_D[rows.to(self.states_B_D.device)]
+
+    def _states(self, sequences: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """(n, D) last hidden states at the ends of n sequences; one that begins another is read with it."""
+        longest: list[tuple[int, ...]] = []
+        ends: list[list[int]] = []  # of each of the longest, lengths of those that begin it
+        for sequence in sorted(set(sequences), reverse=True):
+            if not longest or longest[-1][: len(sequence)] != sequence:
+                longest.append(sequence)
+                ends.append([])
+            ends[-1].append(len(sequence))
+        waiting = sorted(range(len(longest)), key=lambda k: len(longest[k]))
+        decoder = getattr(self.policy, self.policy.base_model_prefix)
+        found: list[torch.Tensor] = []
+        place: dict[tuple[int, ...], int] = {}
+        while waiting:
+            take = max(1, self.tokens_per_forward // len(longest[waiting[-1]]))
+            batch, waiting = waiting[-take:], waiting[:-take]
+            # What pads comes after all that is read, and causal layers do not see it.
+            ids = pad_sequence([torch.tensor(longest[k]) for k in batch], batch_first=True)
+            hidden = decoder(input_ids=ids.to(self.policy.device), use_cache=False).last_hidden_state
+            at = [(row, end) for row, k in enumerate(batch) for end in ends[k]]
+            place |= {longest[batch[row]][:end]: len(place) + i for i, (row, end) in enumerate(at)}
+            found.append(hidden[[row for row, _ in at], [end - 1 for _, end in at]])
+        return torch.cat(found)[[place[sequence] for sequence in sequences]]
+
+
+def contexts_of(
+    model: nn.Module, contexts: Sequence[Sequence[int]], tokens_per_forward: int
+) -> ContextCache | ContextPaths:
+    """Contexts ready for tree nodes, as the model can read these.
+
+    Args:
+        model: the teacher; wrappers are seen through.
+        contexts: B token id lists that end with the marker.
+        tokens_per_forward: of `ContextPaths`; with a cache the caller sees to it.
+    """
+    if attends_over_trees(causal_lm(model)):
+        return ContextCache(model, contexts)
+    return ContextPaths(model, contexts, tokens_per_forward)

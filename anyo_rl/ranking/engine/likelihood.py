@@ -5,25 +5,28 @@ search. What it costs depends on how peaked the policy is and on the target's pr
 nodes), not on the size of the catalog.
 """
 
+import copy
 from collections.abc import Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.ranking.engine.best_first import Found, Goal, Limits, Reader, Search
 from anyo_rl.ranking.engine.context import check_catalog, check_contexts
 from anyo_rl.ranking.engine.nodes import NodeReader
-from anyo_rl.ranking.protocol import Ranking, allowed_items, check_lengths
+from anyo_rl.ranking.protocol import Competing, Ranking, check_lengths, competing_items
 from anyo_rl.teacher.policy import causal_lm, inference
 
-TIE_BAND = {torch.float32: 1e-5, torch.float64: 1e-5}
+FULL_PRECISION, FULL_TIE_BAND = (torch.float32, torch.float64), 1e-5
 # bfloat16 and float16: under SmolLM2-135M in bfloat16 the log-probabilities of Office's titles were off by .08 on
 # average and by .43 at most (6,918 of them).
 HALF_TIE_BAND = 0.5
 LEAST_QUOTA = 16  # tree nodes of one context that fit a forward, at least, where many contexts share it
+EDGES = 1 << 22  # children of one branching over all contexts of a forward, at most, as far as one context has no more
 ROOM = 64  # tree nodes of one context that the cache has room for, at least, before it forgets them
 
 
@@ -76,7 +79,7 @@ class LikelihoodRanker:
         self.cap = cap
         self.nodes_per_forward = nodes_per_forward
         self.tokens_per_forward = tokens_per_forward
-        self.tie_band = TIE_BAND.get(causal_lm(model).dtype, HALF_TIE_BAND) if tie_band is None else tie_band
+        self.tie_band = _tie_band(causal_lm(model)) if tie_band is None else tie_band
         self.most_nodes = 0  # that one forward has read so far, padding included
 
     def rank(
@@ -87,11 +90,13 @@ class LikelihoodRanker:
         top_k: int = 10,
         excluded_B: Sequence[Collection[str]] | None = None,
         candidates_B: Sequence[Collection[str]] | None = None,
+        example_ids_B: Sequence[str] | None = None,
     ) -> Ranking:
         """Ranks the target of each context among the catalog; see `anyo_rl.ranking.protocol.Ranker`.
 
         Contexts are token ids that end with the marker. With candidates, probabilities stay those of the whole
-        catalog, and only the part of the tree that holds candidates is searched.
+        catalog, and only the part of the tree that holds candidates is searched. For `example_ids_B` see
+        `rank_mixture`.
 
         Raises:
             ValueError: a target is not in the catalog, or a context does not fit the model.
@@ -102,6 +107,7 @@ class LikelihoodRanker:
             top_k=top_k,
             excluded_B=excluded_B,
             candidates_B=candidates_B,
+            example_ids_B=example_ids_B,
         )
 
     def rank_mixture(
@@ -112,10 +118,12 @@ class LikelihoodRanker:
         top_k: int = 10,
         excluded_B: Sequence[Collection[str]] | None = None,
         candidates_B: Sequence[Collection[str]] | None = None,
+        example_ids_B: Sequence[str] | None = None,
     ) -> Ranking:
         """Ranks the target under the mean of the item distributions after G contexts each, by one joint search.
 
-        Other arguments as in `rank`; `n_nodes_B` counts the nodes of one of the G contexts.
+        Other arguments as in `rank`; `n_nodes_B` counts the nodes of one of the G contexts. Whose contexts they are
+        (`example_ids_B`) makes no difference here, but to `anyo_rl.evidence.fusion.FusedRanker`.
 
         Raises:
             ValueError: as `rank`; or not all rows have the same number of contexts, 1 to `nodes_per_forward`.
@@ -125,9 +133,9 @@ class LikelihoodRanker:
         for b, target in enumerate(target_ids_B):
             excluded = excluded_B[b] if excluded_B is not None else None
             candidates = candidates_B[b] if candidates_B is not None else None
-            allowed_N, last_rank = allowed_items(self.catalog.index, target, excluded, candidates)
-            goals.append(Goal(self.catalog.index[target], None if allowed_N.all() else allowed_N))
-            fallback.append(last_rank)
+            competing = competing_items(self.catalog.index, target, excluded, candidates)
+            goals.append(Goal(self.catalog.index[target], competing))
+            fallback.append(competing.last_rank)
         found = self.search(contexts_B_G, goals, top_k)
         items = self.catalog.item_ids
 
@@ -176,7 +184,7 @@ class LikelihoodRanker:
         rows = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first of each
         waiting = sorted(rows.values(), key=lambda row: max(map(len, contexts_B_G[row])))
         limits = Limits(top_k, self.cap, self.node_budget, self.tie_band)
-        most_contexts = max(self.nodes_per_forward // LEAST_QUOTA, 1)
+        most_contexts = max(min(self.nodes_per_forward // LEAST_QUOTA, EDGES // int(tree.n_children.max())), 1)
         found: dict[Hashable, Found] = {}
         with self._running():
             while waiting:
@@ -188,6 +196,29 @@ class LikelihoodRanker:
                 self.most_nodes = max(self.most_nodes, reader.most_nodes)
                 found.update(zip([keys[row] for row in batch], results, strict=True))
         return [found[key] for key in keys]
+
+    def log_probs_of(
+        self, contexts_B_G: Sequence[Sequence[Sequence[int]]], items_B: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Log-probabilities of given items among the whole catalog, exact, by one search where the tree holds them.
+
+        Args:
+            contexts_B_G: as `rank_mixture` takes them; G contexts are averaged.
+            items_B: item indices of each row, which may differ in number.
+
+        Returns:
+            For each row, float64 and in the order of its items.
+
+        Raises:
+            ValueError: as `rank_mixture`.
+        """
+        check_lengths(len(contexts_B_G), items_B=items_B)
+        goals = [Goal(None, Competing((), tuple(sorted(set(items))), False, 0)) for items in items_B]
+        exact = copy.copy(self)
+        exact.node_budget = None
+        found = exact.search(contexts_B_G, goals, top_k=max(map(len, items_B), default=0))
+        log_p_B = [dict(one.top) for one in found]
+        return [np.array([log_p[item] for item in items]) for log_p, items in zip(log_p_B, items_B, strict=True)]
 
     # What another kind of policy does in its own way: see `anyo_rl.ranking.engine.vllm`.
 
@@ -205,12 +236,17 @@ class LikelihoodRanker:
         return NodeReader(self.model, tree, contexts_U_G, self.nodes_per_forward, self.tokens_per_forward)
 
     def _key(self, contexts_G: Sequence[Sequence[int]], goal: Goal) -> Hashable:
-        allowed = None if goal.allowed_N is None else goal.allowed_N.tobytes()
-        return tuple(map(tuple, contexts_G)), goal.target, allowed
+        return tuple(map(tuple, contexts_G)), goal.target, goal.competing
 
     def _only_item(self, goal: Goal, top_k: int) -> Found:
         """A catalog of one item has no choice and asks the model nothing."""
-        competes = goal.allowed_N is None or bool(goal.allowed_N[0])
+        competes = goal.competing is None or goal.competing.has(0)
         rank = 1 if competes and goal.target is not None else None
         log_prob = None if goal.target is None else 0.0
         return Found(rank, rank, rank, log_prob, [(0, 0.0)] * (competes and top_k > 0), True, True, 0)
+
+
+def _tie_band(policy: PreTrainedModel) -> float:
+    """By the precision that the model computes in here and now."""
+    half = torch.is_autocast_enabled(policy.device.type) or policy.dtype not in FULL_PRECISION
+    return HALF_TIE_BAND if half else FULL_TIE_BAND

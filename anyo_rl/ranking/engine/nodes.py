@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from anyo_rl.catalog.tree import PrefixTree
-from anyo_rl.ranking.engine.context import ContextCache
-from anyo_rl.teacher.policy import causal_lm, pair_logits
+from anyo_rl.ranking.engine.context import contexts_of
+from anyo_rl.run.settings import UsageError
+from anyo_rl.teacher.policy import DIVERGED, block_logits, causal_lm, pair_logits
 
 NO_NODE = -1  # padding
+WIDE = 1024  # children of a branching that are worth a product of their own
 
 
 def unread(tree: PrefixTree, known: set[int], node: int) -> list[int]:
@@ -48,9 +50,10 @@ def renormalised(scores_E_G: np.ndarray, pair_E: np.ndarray, begin_J: np.ndarray
         pair_E: which branching each edge leaves; see `edges_of`.
         begin_J: where each branching's edges begin.
     """
-    scores_E_G = scores_E_G.astype(np.float64)
-    shifted = scores_E_G - np.maximum.reduceat(scores_E_G, begin_J)[pair_E]
-    return shifted - np.log(np.add.reduceat(np.exp(shifted), begin_J))[pair_E]
+    n_J = np.diff(begin_J, append=len(scores_E_G))
+    shifted = scores_E_G - np.repeat(np.maximum.reduceat(scores_E_G, begin_J), n_J, axis=0)
+    totals_J_G = np.add.reduceat(np.exp(shifted), begin_J, dtype=np.float64)
+    return shifted - np.repeat(np.log(totals_J_G), n_J, axis=0)
 
 
 class NodeReader:
@@ -83,7 +86,7 @@ class NodeReader:
         self.nodes_per_forward = nodes_per_forward
         self.tokens_in_cache = tokens_in_cache
         self.n_paths = len(contexts_U_G[0])
-        self.cache = ContextCache(model, [context for of_user in contexts_U_G for context in of_user])
+        self.cache = contexts_of(model, [c for of_user in contexts_U_G for c in of_user], tokens_in_cache)
         self.n_nodes_U = np.zeros(len(contexts_U_G), dtype=np.int64)
         self.most_nodes = 0
         self.users = np.arange(len(contexts_U_G))  # those still in the cache, in its order
@@ -125,17 +128,32 @@ class NodeReader:
         row_J = np.searchsorted(self.users, user_J)
         states_J_G_D = self._read(row_J, node_J)
         pair_E, child_E, begin_J = edges_of(self.tree, node_J)
-        g = np.arange(self.n_paths)
-        state_E_G = pair_E[:, None] * self.n_paths + g
-        device = self.policy.device
-        logits = pair_logits(
-            self.policy,
-            states_J_G_D.flatten(0, 1),
-            torch.from_numpy(state_E_G.reshape(-1)).to(device),
-            torch.from_numpy(np.repeat(self.tree.token[child_E], self.n_paths)).to(device),
-        )
-        logits_E_G = logits.cpu().numpy().reshape(state_E_G.shape)
+        logits_E_G = np.empty((len(pair_E), self.n_paths), dtype=np.float32)
+        wide_J = self.tree.n_children[node_J] >= WIDE
+        for node in np.unique(node_J[wide_J]).tolist():
+            self._read_wide(node, np.flatnonzero(node_J == node), begin_J, states_J_G_D, logits_E_G)
+        if not wide_J.all():
+            edges = np.flatnonzero(~wide_J[pair_E])
+            state_e_G = pair_E[edges, None] * self.n_paths + np.arange(self.n_paths)
+            token_e_G = np.repeat(self.tree.token[child_E[edges]], self.n_paths)
+            states, tokens = (torch.from_numpy(a).to(self.policy.device) for a in (state_e_G.reshape(-1), token_e_G))
+            logits = pair_logits(self.policy, states_J_G_D.flatten(0, 1), states, tokens)
+            logits_E_G[edges] = logits.cpu().numpy().reshape(state_e_G.shape)
+        if not np.isfinite(logits_E_G).all():
+            raise UsageError(DIVERGED)
         return pair_E, child_E, renormalised(logits_E_G, pair_E, begin_J)
+
+    def _read_wide(
+        self, node: int, rows: np.ndarray, begin_J: np.ndarray, states_J_G_D: torch.Tensor, logits_E_G: np.ndarray
+    ) -> None:
+        """Fills in the edges of one node with many children, for all who read it, by one product."""
+        device = self.policy.device
+        tokens = torch.from_numpy(self.tree.token[self.tree.children(node)]).to(device)
+        states = states_J_G_D[torch.from_numpy(rows).to(device)].flatten(0, 1)
+        logits_R_C = block_logits(self.policy, states, tokens).cpu().numpy()
+        for row, begin in enumerate(begin_J[rows].tolist()):
+            own = slice(row * self.n_paths, (row + 1) * self.n_paths)
+            logits_E_G[begin : begin + len(tokens)] = logits_R_C[own].T
 
     def _read(self, row_J: np.ndarray, node_J: np.ndarray) -> torch.Tensor:
         """(J, G, D) last hidden states at the nodes; their ancestors that are not in the cache are read with them."""

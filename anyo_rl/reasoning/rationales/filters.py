@@ -2,7 +2,7 @@
 
 `judge` gives the reasons in this order:
 
-    truncated    the server says that the answer was cut off at its length (`finish_reason` is `length`)
+    truncated    the server says that the answer was cut off (`finish_reason` is `length`), or a thought never closes
     unparsed     no marker, no step before it, or no item after it
     wrong_item   the title after the marker names no item, or others than the target
     leak         a step names the target (`names_target`)
@@ -22,6 +22,7 @@ from anyo_rl.data.completion import parse
 from anyo_rl.data.schema import DataError
 from anyo_rl.data.text import clean_text
 from anyo_rl.llm.journal import Answer
+from anyo_rl.llm.thoughts import after_thoughts
 from anyo_rl.reasoning.rationales.titles import Titles
 
 REASONS = ("truncated", "unparsed", "wrong_item", "leak", "copy", "short", "long", "duplicate")
@@ -29,7 +30,6 @@ COUNTS = ("kept", *REASONS, "failed", "left")
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without blanks: each character is a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _BULLET = re.compile(r"^(?:[-*•–]+|#+|\(?\d{1,2}[.):]|(?:step|line)\s+\d{1,2}\s*[.:)-])\s+", re.IGNORECASE)
 _LAST_PART = re.compile(r"\s*[(\[][^()\[\]]*[)\]]\s*$")  # a year or a size: "Heat (1995)"
 _ARTICLE = re.compile(r"^(.+), (the|a|an|le|la|les|der|die|das|el|il)$", re.IGNORECASE)
@@ -125,19 +125,20 @@ def judge(text: str, finish_reason: str | None, shown: Shown, titles: Titles, ar
     """Judges one answer by itself.
 
     Args:
-        text: what the server wrote; a first `<think>…</think>` is passed over.
+        text: what the server wrote; thoughts are passed over (`anyo_rl.llm.thoughts`).
         finish_reason: as the server says it.
         shown: the example as the server saw it.
         titles: of the catalog.
         args: the settings.
     """
-    parsed = parse(_THOUGHTS.sub("", text, count=1))
+    said = after_thoughts(text, finish_reason)
+    parsed = parse(said.text)
     steps = clean_steps(parsed.steps)
     named = titles.find(parsed.item)
     item_id = shown.target_id if shown.target_id in named else named[0] if named else None
     n_words = sum(len(words(step)) for step in steps)
     reason = None
-    if finish_reason == "length":
+    if not said.is_whole:
         reason = "truncated"
     elif not parsed.marked or not steps or not parsed.item:
         reason = "unparsed"

@@ -7,8 +7,8 @@ Each is a Jinja template. Placeholders, all of them text:
     target       the title of the item chosen next (kind post_hoc only)
     candidates   the titles to choose from, one a line; empty where there is no list (kind blind only)
 
-What is filled in is never read as a template, and holds no tag (`anyo_rl.reasoning.rationales.titles.prompt_line`): a
-list that the template puts between tags ends where the template ends it.
+What is filled in is never read as a template, and holds no tag (`anyo_rl.data.text.escape_tags`): a list that the
+template puts between tags ends where the template ends it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from anyo_rl.data.schema import DataError
-from anyo_rl.reasoning.rationales.titles import prompt_line
+from anyo_rl.data.text import escape_tags
 
 Kind = Literal["post_hoc", "blind"]
 PLACEHOLDERS: dict[Kind, tuple[str, ...]] = {"post_hoc": ("history", "target"), "blind": ("history", "candidates")}
@@ -55,9 +55,9 @@ class RationalePrompt:
             DataError: the template asks for something that is not there.
         """
         shown = {
-            "history": "\n".join(map(prompt_line, history)),
-            "target": prompt_line(target),
-            "candidates": "\n".join(map(prompt_line, candidates)),
+            "history": "\n".join(map(escape_tags, history)),
+            "target": escape_tags(target),
+            "candidates": "\n".join(map(escape_tags, candidates)),
         }
         values = {name: shown[name] for name in PLACEHOLDERS[self.kind]}
         try:

@@ -1,6 +1,5 @@
 """Titles as an LLM reads and writes them: safe lines for its prompt, and which item a written title names."""
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,19 +8,8 @@ import polars as pl
 from anyo_rl.data.text import clean_text
 from anyo_rl.reasoning.prompts import history_lines
 
-# Any tag: prompts are the user's own, and so are the tags that delimit their lists.
-_TAG = re.compile(r"<(?=[/!?]?[A-Za-z])([^<>]*)>?")
 _ALIKE = str.maketrans("‘’“”–—‹›", "''\"\"--<>")
 _AROUND = " \t\"'`*_.,:;"
-
-
-def prompt_line(line: str) -> str:
-    """A clean title in which nothing can close the list it stands in: `<…>` becomes `‹…›` where it looks like a tag.
-
-    >>> prompt_line("Mug </target> <3")
-    'Mug ‹/target› <3'
-    """
-    return _TAG.sub(r"‹\1›", line)
 
 
 def fold(text: str) -> str:

@@ -26,11 +26,12 @@ class CatalogMask:
         marker_id: the token after which an item follows.
         eos_id: the token that ends an item.
         max_reasoning_tokens: when set, the marker is forced after this many tokens, and the end of the sequence
-            cannot come before it.
+            cannot come before it. It is the marker alone, without the line break that ends a thought of a chat model.
     """
 
     def __init__(self, tree: PrefixTree, marker_id: int, eos_id: int, max_reasoning_tokens: int | None = None) -> None:
         self.tree = tree
+        self.first = int(tree.chain_end[0])
         self.marker_id, self.eos_id = marker_id, eos_id
         self.max_reasoning_tokens = max_reasoning_tokens
 
@@ -65,22 +66,23 @@ class CatalogMask:
             going_on = scores[rows(free_R & ~out_R)]
             going_on[:, self.eos_id] = -torch.inf
             limited[rows(free_R & ~out_R)] = going_on.log_softmax(-1)
-        self._put_first(scores, limited, rows(nodes_R == 0))
-        self._put_children(scores, limited, np.where(nodes_R > 0, nodes_R, 0), np.where(nodes_R > 0, n_children_R, 0))
+        further_R = (nodes_R >= 0) & (nodes_R != self.first)
+        self._put_first(scores, limited, rows(nodes_R == self.first))
+        self._put_children(scores, limited, np.where(further_R, nodes_R, 0), np.where(further_R, n_children_R, 0))
         return limited
 
     def _put_first(self, scores: torch.Tensor, limited: torch.Tensor, rows: torch.Tensor) -> None:
-        """At the root, where all rows come by and have the most children: the same columns for all of them."""
+        """At the first choice, where all rows come by and have the most children: the same columns for all of them."""
         if len(rows) == 0:
             return
-        tokens = torch.from_numpy(self.tree.token[self.tree.children(0)]).to(scores.device)
+        tokens = torch.from_numpy(self.tree.token[self.tree.children(self.first)]).to(scores.device)
         log_probs = scores[rows].index_select(1, tokens).log_softmax(-1)
         limited[rows] = limited[rows].index_copy(1, tokens.long(), log_probs)
 
     def _put_children(
         self, scores: torch.Tensor, limited: torch.Tensor, nodes_R: np.ndarray, n_children_R: np.ndarray
     ) -> None:
-        """Further down: the children of each row's node, as E (row, token) pairs one row after the other."""
+        """Anywhere else: the children of each row's node, as E (row, token) pairs one row after the other."""
         row_E = np.repeat(np.arange(len(nodes_R)), n_children_R)
         place_E = np.arange(len(row_E)) - np.repeat(np.cumsum(n_children_R) - n_children_R, n_children_R)
         token_E = self.tree.token[self.tree.child_start[nodes_R][row_E] + place_E]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.vllm.sampler import VllmSampler
 from anyo_rl.teacher.tokens import Tokens
 
@@ -80,7 +81,7 @@ def check_heads(teacher: Path | str) -> None:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     able = CPUAttentionBackend.get_supported_head_sizes()
     if size not in able:
-        raise ValueError(
+        raise UsageError(
             f"the attention heads of {teacher} are {size} wide, and on the CPU vLLM has them of "
             f"{', '.join(map(str, able))}: sample without vLLM (a teacher made from scratch has four heads, so "
             "tiny_hidden_size 128 would do)"
@@ -198,11 +199,11 @@ def _check_adapter(folder: Path) -> None:
     """
     file = folder / "adapter_config.json"
     if not file.is_file():
-        raise ValueError(f"found no {file}: expected the folder of a LoRA adapter, as peft saves it")
+        raise UsageError(f"found no {file}: expected the folder of a LoRA adapter, as peft saves it")
     config = json.loads(file.read_text(encoding="utf-8"))
     whole = [name for name in ("modules_to_save", "trainable_token_indices") if config.get(name)]
     if whole:
-        raise ValueError(
+        raise UsageError(
             f"the adapter in {folder} has {' and '.join(whole)} besides its LoRA matrices (semantic ids are trained "
             "so), which vLLM does not read: merge it into the teacher (`save_teacher`), and name that as the teacher"
         )

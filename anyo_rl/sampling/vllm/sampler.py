@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.seeds import keys_of, request_seed
 from anyo_rl.teacher.tokens import Tokens
@@ -25,7 +26,7 @@ def check_seeds(llm: Any) -> None:
     """
     config = llm.llm_engine.vllm_config
     if config.device_config.device_type == "cpu" and config.scheduler_config.enable_chunked_prefill:
-        raise ValueError(
+        raise UsageError(
             "on the CPU vLLM dies of requests with a seed whose prompts it reads in pieces: make the engine with "
             "LLM(..., enable_chunked_prefill=False)"
         )
@@ -44,7 +45,7 @@ def check_log_probs(mode: str, with_log_probs: bool, temperature: float, top_p: 
     if with_log_probs and temperature > 0 and not possible.get(mode, False):
         able = [name for name, can in possible.items() if can]
         mend = f"make it with LLM(..., logprobs_mode={able[0]!r})" if able else "leave top_p at 1"
-        raise ValueError(
+        raise UsageError(
             f"the engine's {mode} are not those of the policy at temperature {temperature} and top_p {top_p}: "
             f"{mend}, or sample without log-probabilities"
         )
@@ -107,7 +108,7 @@ class VllmSampler:
     def __init__(self, llm: Any, tokens: Tokens, *, with_log_probs: bool = False, lora_request: Any = None) -> None:
         config = llm.llm_engine.vllm_config
         if lora_request is not None and config.lora_config is None:
-            raise ValueError("the engine takes no adapters: make it with LLM(..., enable_lora=True)")
+            raise UsageError("the engine takes no adapters: make it with LLM(..., enable_lora=True)")
         check_seeds(llm)
         self.llm = llm
         self.tokens = tokens
@@ -159,19 +160,19 @@ class VllmSampler:
         temperature, top_p = sampling.temperature, sampling.top_p
         heated = temperature == 0 or LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE
         if n < 1 or max_new_tokens < 1 or not heated or not 0 < top_p <= 1:
-            raise ValueError(
+            raise UsageError(
                 f"n {n}, max_new_tokens {max_new_tokens}, temperature {temperature}, top_p {top_p}: expected at least "
                 f"1, at least 1, 0 or {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE:g}, and above 0 to 1"
             )
         config = self.llm.llm_engine.model_config
         longest = max(map(len, contexts), default=0) + max_new_tokens
         if longest > config.max_model_len:  # the engine would cut completions short and call it their length
-            raise ValueError(
+            raise UsageError(
                 f"a context and its completion take up to {longest} tokens, the engine {config.max_model_len}; "
                 f"shorten the history budget or max_new_tokens, or make it with LLM(..., max_model_len={longest})"
             )
         if any(not context for context in contexts):
-            raise ValueError("a context is empty; it must hold at least one token")
+            raise UsageError("a context is empty; it must hold at least one token")
         check_log_probs(config.logprobs_mode, self.with_log_probs, temperature, top_p)
 
     def _sample(self, found: Any) -> Sample:

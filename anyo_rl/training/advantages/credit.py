@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.training.advantages.batch import Batch
 from anyo_rl.training.advantages.outcome import none, outcome
 from anyo_rl.training.advantages.process import ProcessReduction, process
@@ -45,9 +46,9 @@ class Credit:
     def __post_init__(self) -> None:
         for name, kind in (("advantages", Advantages), ("reduction", ProcessReduction)):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
+                raise UsageError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
         if (self.advantages in WITHOUT_SOURCE) != (self.source is None):
-            raise ValueError(
+            raise UsageError(
                 f"advantages is {self.advantages!r} {'without' if self.source is None else 'with'} a source of step "
                 f"values: {' and '.join(WITHOUT_SOURCE)} take none, and the others need one"
             )

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from anyo_rl.run.settings import UsageError
 from anyo_rl.training.advantages.batch import AddUp, Batch, masked_mean
 from anyo_rl.training.advantages.gae import clipped_value_loss, gae, potential_shaping, whiten
 from anyo_rl.values.source import StepSource
@@ -77,17 +78,17 @@ class Ppo:
     def __post_init__(self) -> None:
         for name, kind in (("kl", KlPlace), ("critic", CriticKind), ("step_rewards", StepRewards)):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
+                raise UsageError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a number from 0 to 1")
+                raise UsageError(f"{name} is {getattr(self, name)}: expected a number from 0 to 1")
         if self.cliprange_value <= 0 or self.vf_coef < 0:
-            raise ValueError(
+            raise UsageError(
                 f"cliprange_value is {self.cliprange_value} and vf_coef is {self.vf_coef}: expected a range above 0 "
                 f"and a weight of 0 or more"
             )
         if (self.step_rewards == "none") != (self.source is None):
-            raise ValueError("rewards for steps need a source of their values, and only they do")
+            raise UsageError("rewards for steps need a source of their values, and only they do")
 
     def token_rewards(self, batch: Batch) -> torch.Tensor:
         """(B, T) rewards of tokens: the completion's at its last token (0 where there is none), and what steps get."""

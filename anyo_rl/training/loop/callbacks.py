@@ -1,19 +1,16 @@
 """Keeping the best, going on after a kill, and writing down what is logged."""
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from anyo_rl.run.folder import read_metrics, write_metrics
+from anyo_rl.run.folder import append_metrics, read_metrics, write_metrics
+from anyo_rl.run.settings import UsageError
+from anyo_rl.training.loop.checkpoints import BEST, latest_checkpoint, training_is_over
 from anyo_rl.training.loop.interruption import interruptible
-from anyo_rl.training.loop.validation import METRIC
 from anyo_rl.training.loop.vllm import stop_colocated_engine
-
-BEST = f"eval_{METRIC}"
 
 
 def check_saves(args: TrainingArguments) -> None:
@@ -23,7 +20,7 @@ def check_saves(args: TrainingArguments) -> None:
         ValueError: it does not.
     """
     if args.eval_strategy != args.save_strategy or args.eval_strategy == "no":
-        raise ValueError(
+        raise UsageError(
             f"eval_strategy is {args.eval_strategy.value} and save_strategy is {args.save_strategy.value}, expected "
             f"steps or epoch for both: the best checkpoint is chosen on validation"
         )
@@ -31,7 +28,7 @@ def check_saves(args: TrainingArguments) -> None:
         return
     every, saved = args.eval_steps, args.save_steps  # shares of the training where they are below 1
     if (every < 1) != (saved < 1) or round(saved * 1e6) % round(every * 1e6):
-        raise ValueError(
+        raise UsageError(
             f"save_steps is {saved} and eval_steps is {every}, expected a multiple of eval_steps: the best checkpoint "
             f"is chosen on validation"
         )
@@ -86,54 +83,6 @@ def train_to_the_end(trainer: Trainer, stage_dir: Path) -> None:
     accelerator.wait_for_everyone()
 
 
-def latest_checkpoint(stage_dir: Path) -> Path | None:
-    """The newest complete checkpoint; half-written ones are removed.
-
-    A checkpoint's `trainer_state.json` is written last: without it, or with half of it, a kill came in between.
-    """
-    complete = []
-    for folder in stage_dir.glob("checkpoint-*"):
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text())
-            complete.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError, TypeError):
-            shutil.rmtree(folder, ignore_errors=True)
-    return max(complete)[1] if complete else None
-
-
-def best_checkpoint(stage_dir: Path, metric: str = BEST) -> Path | None:
-    """The checkpoint with the best validation, or the newest where that one was not saved.
-
-    `None` where training made nothing better: the validation before the first step (`eval_on_start`) beats all later
-    ones. The folder may have been moved since: only the name of a checkpoint counts.
-
-    Args:
-        stage_dir: where the checkpoints are.
-        metric: as `keep_best` had it.
-
-    Raises:
-        FileNotFoundError: there is no complete checkpoint.
-    """
-    newest = latest_checkpoint(stage_dir)
-    if newest is None:
-        raise FileNotFoundError(f"no complete checkpoint in {stage_dir}, expected one at the end of training")
-    state = json.loads((newest / "trainer_state.json").read_text())
-    at_start = [row[metric] for row in state["log_history"] if row["step"] == 0 and metric in row]
-    sign = -1 if metric.endswith("loss") else 1
-    if at_start and state["best_metric"] is not None and sign * at_start[0] > sign * state["best_metric"]:
-        return None
-    named = state["best_model_checkpoint"]
-    best = stage_dir / Path(named).name if named else newest
-    return best if best.is_dir() else newest
-
-
-def training_is_over(checkpoint: Path) -> bool:
-    """Whether a checkpoint was the last one; resumed from it, the trainer would take one step too many."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    control = state["stateful_callbacks"]["TrainerControl"]["args"]
-    return state["global_step"] >= state["max_steps"] or control["should_training_stop"]
-
-
 class MetricsFile(TrainerCallback):
     """Appends what the trainer logs to the run's `metrics.jsonl`, with the stage and the step.
 
@@ -149,7 +98,7 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not self.path.exists():
             return
         rows = read_metrics(self.path)[0]
-        kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= state.global_step > 0]
+        kept = [row for row in rows if row.get("stage") != self.stage or row.get("step", 0) <= state.global_step > 0]
         write_metrics(self.path, kept)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -162,6 +111,4 @@ class MetricsFile(TrainerCallback):
                 numbers[key] = float(value)
             except (TypeError, ValueError):
                 continue
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": self.stage, "step": state.global_step, **numbers}) + "\n")
+        append_metrics(self.path, {"stage": self.stage, "step": state.global_step, **numbers})

@@ -7,8 +7,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from anyo_rl.training.loop.validation import METRIC
+from anyo_rl.training.loop.validation import FUSED, METRIC
 
+# What a validation of teachers measures, in words; by itself or with evidence.
+TEACHERS = {METRIC: "NDCG@10", "hr@10": "HR@10"}
+WITH_EVIDENCE = {f"{FUSED}{METRIC}": "NDCG@10 with evidence", "same_top10": "as evidence in the first ten"}
 SHOWN = ("reward", "loss")  # the first that is logged stands beside the bar
 QUIET_S = 30.0  # between two states of the bar where nobody watches it move
 
@@ -18,12 +21,14 @@ class Console(TrainerCallback):
 
     Args:
         stage: what is trained.
+        metrics: what a validation measures, in words; the first is what a model is chosen by.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, metrics: Mapping[str, str] = TEACHERS) -> None:
         self.stage = stage
+        self.metrics = metrics
         self.bar: tqdm | None = None
-        self.best = -1.0
+        self.best: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins where a run that was killed had come to."""
@@ -54,15 +59,16 @@ class Console(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         """One line."""
-        value = (metrics or {}).get(f"eval_{METRIC}")
-        if not state.is_world_process_zero or value is None or metrics is None:
+        values = {words: (metrics or {}).get(f"eval_{name}") for name, words in self.metrics.items()}
+        value = next(iter(values.values()))
+        if not state.is_world_process_zero or value is None:
             return
-        note = " (best so far)" if value > self.best else ""
-        self.best = max(self.best, value)
+        better = self.best is None or (value > self.best if args.greater_is_better else value < self.best)
+        self.best = value if better else self.best
+        told = ", ".join(f"{words} {value:.4f}" for words, value in values.items() if value is not None)
+        note = " (best so far)" if better else ""
         tqdm.write(
-            f"{self.stage}, update {state.global_step} of {state.max_steps}: validation NDCG@10 {value:.4f}, "
-            f"HR@10 {metrics['eval_hr@10']:.4f}{note}",
-            file=sys.stderr,
+            f"{self.stage}, update {state.global_step} of {state.max_steps}: validation {told}{note}", file=sys.stderr
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -72,8 +78,8 @@ class Console(TrainerCallback):
             self.bar = None
 
 
-def show_on_console(trainer: Trainer, stage: str) -> None:
+def show_on_console(trainer: Trainer, stage: str, metrics: Mapping[str, str] = TEACHERS) -> None:
     """Puts `Console` in the place of what prints every row that is logged."""
     for kind in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(kind)
-    trainer.add_callback(Console(stage))
+    trainer.add_callback(Console(stage, metrics))

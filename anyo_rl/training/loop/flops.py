@@ -10,7 +10,6 @@ outside of trainers (`log_flops`), tokens count, by the linear layers that they 
 Validations are apart, in `flops/validation`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +20,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from anyo_rl.run.folder import read_metrics
+from anyo_rl.run.folder import append_metrics, read_metrics
 
 FLOPS = "flops"
 VALIDATION_FLOPS = "flops/validation"
@@ -130,8 +129,7 @@ def token_flops(model: PreTrainedModel) -> int:
 def log_flops(metrics: Path, stage: str, flops: float) -> None:
     """Appends what a job outside of trainers came to, once; the main process does it."""
     if PartialState().is_main_process and stage not in {row.get("stage") for row in read_metrics(metrics)[0]}:
-        with metrics.open("a") as file:
-            file.write(json.dumps({"stage": stage, "step": 0, FLOPS: flops}) + "\n")
+        append_metrics(metrics, {"stage": stage, "step": 0, FLOPS: flops})
 
 
 class Flops(TrainerCallback):

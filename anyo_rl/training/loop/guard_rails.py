@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 
 from anyo_rl.evaluation.report.page import WARNINGS
 from anyo_rl.training.loop.callbacks import MetricsFile
-from anyo_rl.training.loop.validation import METRIC
+from anyo_rl.training.loop.validation import FUSED, METRIC
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = f"eval_{METRIC}"
+EVALUATION, FUSED_EVALUATION = f"eval_{METRIC}", f"eval_{FUSED}{METRIC}"
 FLAT = "guard/flat_groups"
 FLAT_SPREAD = 0.005  # of rewards between 0 and 1: the NDCG of rank 100 less that of rank 117
 Log = Sequence[Mapping[str, Any]]
@@ -93,8 +93,8 @@ def stretches(history: Log) -> list[tuple[float | None, float]]:
     for row in history:
         if row.get("reward") is not None:
             rewards.append(row["reward"])
-        if row.get(EVALUATION) is not None:
-            found.append((sum(rewards) / len(rewards) if rewards else None, row[EVALUATION]))
+        if (value := row.get(EVALUATION, row.get(FUSED_EVALUATION))) is not None:
+            found.append((sum(rewards) / len(rewards) if rewards else None, value))
             rewards = []
     return found
 
@@ -190,7 +190,7 @@ class GuardRails(TrainerCallback):
             first = first_mean(history, "completions/mean_length", 1)
             if first:
                 logs["guard/length_ratio"] = length / first
-        if EVALUATION in logs:
+        if EVALUATION in logs or FUSED_EVALUATION in logs:
             reward, ndcg = stretches(history)[-1]
             if reward is not None:
                 logs["guard/reward_gap"] = reward - ndcg

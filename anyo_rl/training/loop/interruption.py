@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from anyo_rl.training.loop.checkpoints import remove_older
 from anyo_rl.training.loop.vllm import stop_colocated_engine
 
 STOPPED = 128 + signal.SIGTERM  # exit status of a process that saved and stopped, as shells have it
@@ -106,6 +107,47 @@ class InCycle(TrainerCallback):
             self.trainer._step = state.global_step % updates_per_epoch * args.gradient_accumulation_steps
 
 
+class Totals(TrainerCallback):
+    """Lets what is counted since the start of a training go on after a kill: TRL and transformers begin at 0 again.
+
+    Tokens go into the trainer's state, which every checkpoint has; TRL's GRPO has them there by itself. The mean loss
+    of a training (`train_loss`) is over all steps whose loss was logged before the checkpoint, and all after it.
+
+    Args:
+        trainer: the trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.loss, self.n_steps = 0.0, 0  # of the steps before this start, their sum
+        self._log = trainer.log
+        trainer.log = self._log_whole
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes up the counts of the checkpoint."""
+        if self._counts_tokens(args):
+            self.trainer._total_train_tokens = state.num_input_tokens_seen
+        for row in state.log_history:
+            if "loss" in row:
+                self.loss += row["loss"] * (row["step"] - self.n_steps)
+                self.n_steps = row["step"]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Puts the tokens where a checkpoint has them."""
+        if self._counts_tokens(args):
+            state.num_input_tokens_seen = max(state.num_input_tokens_seen, self.trainer._total_train_tokens)
+
+    def _counts_tokens(self, args: Any) -> bool:
+        return hasattr(self.trainer, "_total_train_tokens") and args.include_num_input_tokens_seen == "no"
+
+    def _log_whole(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "train_loss" in logs and self.n_steps:
+            n_now = self.trainer.state.global_step - self.trainer._initial_global_step
+            whole = (self.loss + logs["train_loss"] * n_now) / (self.n_steps + n_now)
+            logs = {**logs, "train_loss": whole}
+        self._log(logs, *args, **kwargs)
+
+
 @contextmanager
 def interruptible(trainer: Trainer, stage_dir: Path) -> Iterator[None]:
     """Training inside may be interrupted; all processes enter together.
@@ -121,6 +163,7 @@ def interruptible(trainer: Trainer, stage_dir: Path) -> Iterator[None]:
     stop = StopOnSigterm(trainer.accelerator)
     trainer.add_callback(stop)
     trainer.add_callback(InCycle(trainer))
+    trainer.add_callback(Totals(trainer))
     _guard_saves(trainer, stage_dir)
     # Only the main thread can take signals; a trainer in another one is stopped as any program is.
     in_main = threading.current_thread() is threading.main_thread()
@@ -158,6 +201,8 @@ def _guard_saves(trainer: Trainer, stage_dir: Path) -> None:
         trainer.accelerator.wait_for_everyone()
 
     def save_or_say(*args: Any, **kwargs: Any) -> None:
+        # transformers would take any folder whose name begins with `checkpoint-` for one of its own, and remove it.
+        limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         try:
             save(*args, **kwargs)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -169,5 +214,9 @@ def _guard_saves(trainer: Trainer, stage_dir: Path) -> None:
                 f"{free_mb:.0f} MB are free there). Those before it are whole: make room, and the same command goes "
                 "on from the newest"
             ) from error
+        finally:
+            trainer.args.save_total_limit = limit
+        if trainer.args.should_save:
+            remove_older(stage_dir, limit, trainer.state.best_model_checkpoint)
 
     trainer._save_rng_state, trainer._save_checkpoint = save_random_state_together, save_or_say

@@ -16,6 +16,7 @@ from trl.import_utils import is_vllm_available
 
 from anyo_rl.sampling.vllm.engine import check_heads, engine_environment, environment
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.critic import CRITIC
 
 
 def stop_vllm_at_marker(args: GRPOConfig, tokens: Tokens) -> GRPOConfig:
@@ -29,6 +30,20 @@ def stop_vllm_at_marker(args: GRPOConfig, tokens: Tokens) -> GRPOConfig:
     args = copy.copy(args)
     args.generation_kwargs = {**(args.generation_kwargs or {}), "stop_token_ids": [tokens.marker_id]}
     return args
+
+
+def weights_for_vllm(weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights as TRL hands them to vLLM, under the names that vLLM knows.
+
+    TRL merges adapters and leaves their own weights out, but for peft's on single rows (`trainable_token_indices`),
+    and it does not know of a critic.
+
+    Args:
+        weights: names and values, while adapters are merged.
+    """
+    for name, weight in weights:
+        if not name.startswith(f"{CRITIC}.") and ".token_adapter.trainable_tokens_" not in name:
+            yield name.replace(".token_adapter.", "."), weight
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from trl.models import unwrap_model_for_generation
 
 @contextmanager
 def gathered(model_wrapped: nn.Module, accelerator: Accelerator) -> Iterator[nn.Module]:
-    """The model without wrappers, its weights whole on each process: each may run as many forwards as it needs.
+    """The model without wrappers, its weights whole on each process, in the precision that it is trained in.
+
+    Each process may run as many forwards as it needs. They are under the trainer's autocast, as a forward through its
+    wrappers would be: ranks are those of the policy that is trained, and cost what its forwards do.
 
     A search ends when it ends: processes that shared the weights out would wait for one another in its forwards. TRL
     gathers what DeepSpeed ZeRO-3 shares out, FSDP2 is gathered here. All processes must enter and leave together.
@@ -21,6 +24,7 @@ def gathered(model_wrapped: nn.Module, accelerator: Accelerator) -> Iterator[nn.
     with (
         unwrap_model_for_generation(model_wrapped, accelerator) as model,
         unsharded(model, getattr(plugin, "reshard_after_forward", True)),
+        accelerator.autocast(),
     ):
         yield model
 

@@ -1,6 +1,7 @@
 """A bug in a reward stops the run, on every process, with a message that names the reward and shows the sample.
 
-`guard` wraps each reward before the trainer gets it. TRL gathers the rewards of all processes right after computing
+`guard` wraps each reward before the trainer gets it, and gives it columns of its own. A reward that exits is one that
+failed: the run must not end as if all were well. TRL gathers the rewards of all processes right after computing
 them, so a process that raised there would leave the others waiting in the gather. `DeferredErrors` keeps the error
 instead and answers zeros, and the processes compare notes before any of these rewards is used:
 
@@ -177,8 +178,8 @@ class _Guard(_Base):
         try:
             _check_columns(self.reward_fn, self.__name__, columns)
             try:
-                values = self.reward_fn(**columns)
-            except Exception as error:
+                values = self.reward_fn(**_own(columns))
+            except (Exception, SystemExit) as error:
                 raise _explain(self.reward_fn, self.__name__, error, columns, search=True) from error
             if inspect.iscoroutine(values):
                 values.close()
@@ -196,13 +197,26 @@ class _AsyncGuard(_Base):
         try:
             _check_columns(self.reward_fn, self.__name__, columns)
             try:
-                values = await self.reward_fn(**columns)
-            except Exception as error:
+                values = await self.reward_fn(**_own(columns))
+            except (Exception, SystemExit) as error:
                 # Not called again to find the sample: async rewards are the ones that ask a paid server.
                 raise _explain(self.reward_fn, self.__name__, error, columns, search=False) from error
             return check_reward_output(self.__name__, values, n, _used(self.reward_fn, columns))
         except RewardError as error:
             return self._fail(error, n)
+
+
+def _own(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Columns for one reward alone: what it changes in them is seen by no other reward, and not by the trainer."""
+    return {name: value if name in NOT_COLUMNS else _copied(value) for name, value in columns.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_copied(inner) for inner in value)
+    return value
 
 
 def _count(columns: Mapping[str, Any]) -> int:
@@ -284,7 +298,7 @@ def _used(reward_fn: Callable[..., Any], columns: Mapping[str, Any]) -> dict[str
 
 
 def _explain(
-    reward_fn: Callable[..., Any], name: str, error: Exception, columns: Mapping[str, Any], search: bool
+    reward_fn: Callable[..., Any], name: str, error: BaseException, columns: Mapping[str, Any], search: bool
 ) -> RewardError:
     n = _count(columns)
     row = _failing_row(reward_fn, error, columns) if search else None
@@ -293,7 +307,7 @@ def _explain(
     return RewardError(f"reward '{name}' raised {type(error).__name__}: {error}, on {which}{shown}")
 
 
-def _failing_row(reward_fn: Callable[..., Any], error: Exception, columns: Mapping[str, Any]) -> int | None:
+def _failing_row(reward_fn: Callable[..., Any], error: BaseException, columns: Mapping[str, Any]) -> int | None:
     """The first completion on which the reward fails in the same way when called with it alone.
 
     The run is stopping, so the extra calls cost nothing but the few seconds that they are given.
@@ -304,8 +318,8 @@ def _failing_row(reward_fn: Callable[..., Any], error: Exception, columns: Mappi
         if time.monotonic() > deadline:
             return None
         try:
-            reward_fn(**{**columns, **{name: values[row : row + 1] for name, values in sliced.items()}})
-        except Exception as again:
+            reward_fn(**_own({**columns, **{name: values[row : row + 1] for name, values in sliced.items()}}))
+        except (Exception, SystemExit) as again:
             if type(again) is type(error):
                 return row
     return None

@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from anyo_rl.evidence.fusion import Engine
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
@@ -105,7 +106,7 @@ class Probes:
         rows: Sequence[Row],
         completion_ids: list[list[int]],
         partners_B: Sequence[list[int] | None],
-        ranker: LikelihoodRanker,
+        ranker: Engine,
         tokens: Tokens,
     ) -> dict[str, list[float | None]]:
         """Asks the engine; the weights are whole, so processes need not wait for one another.
@@ -142,6 +143,7 @@ class Probes:
                 [targets[i] for i in there],
                 top_k=0,
                 excluded_B=[rows[i].excluded for i in there],
+                example_ids_B=[rows[i].example_id for i in there],
             )
             column: list[float | None] = [None] * len(rows)
             for i, gain in zip(there, ndcg(swapped.ranks_B).tolist(), strict=True):

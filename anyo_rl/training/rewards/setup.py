@@ -8,18 +8,19 @@ A reward says so by attributes, none of which it needs to have:
 - `fit(task, catalog, seed)`: called once, on every process, before training.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from datasets import Dataset
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.sequences import train_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.reasoning.rows import Row
-from anyo_rl.students.popularity import fit_popularity
-from anyo_rl.training.rewards.check import inner_reward, wanted_columns
+from anyo_rl.students.popularity import fit_popularity, propensities
+from anyo_rl.training.lazy import lazy_dataset
+from anyo_rl.training.rewards.check import RewardError, inner_reward, wanted_columns
 
 PROPENSITY = "propensity"
 
@@ -58,35 +59,46 @@ def prepare_rewards(
 ) -> Dataset:
     """Fits the rewards that want it, and gives the training examples with the columns that rewards ask for.
 
+    Each row is made when it is drawn (`anyo_rl.training.lazy`).
+
     Args:
         reward_funcs: the rewards, as they were loaded.
         rows: training examples.
         task: the data.
         catalog: the catalog.
         seed: of fits.
+
+    Raises:
+        RewardError: a fit exits.
     """
     for reward in reward_funcs:
         fit = getattr(inner_reward(reward), "fit", None)
         if fit is not None:
-            fit(task, catalog, seed)
+            try:
+                fit(task, catalog, seed)
+            except SystemExit as error:
+                name = getattr(reward, "__name__", reward)
+                raise RewardError(
+                    f"reward {name!r} called sys.exit({error.code!r}) in its fit: let it raise"
+                ) from error
     if PROPENSITY not in wanted_columns(reward_funcs):
-        return Dataset.from_list([row.columns() for row in rows])
+        return lazy_dataset(_Prompts(rows))
     counts_N = fit_popularity(train_sequences(task, catalog.index), len(catalog)).counts
     of_item = dict(zip(catalog.item_ids, propensities(counts_N).tolist(), strict=True))
-    return Dataset.from_list([{**row.columns(), PROPENSITY: of_item[row.target_id]} for row in rows])
+    return lazy_dataset(_Prompts(rows, of_item))
 
 
-def propensities(counts_N: np.ndarray) -> np.ndarray:
-    """Users of each item over those of the most popular one; an item without users counts as one with a single one.
+@dataclass(frozen=True)
+class _Prompts:
+    """Examples as columns, with the propensity of the target where a reward asks for it."""
 
-    Args:
-        counts_N: (N,) training users of each item.
+    rows: Sequence[Row]
+    propensity: Mapping[str, float] | None = None
 
-    Returns:
-        (N,) in (0, 1].
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    >>> propensities(np.array([4.0, 1.0, 0.0])).tolist()
-    [1.0, 0.25, 0.25]
-    """
-    least_one_N = np.maximum(counts_N, 1.0)
-    return least_one_N / least_one_N.max(initial=1.0)
+    def __getitem__(self, number: int) -> Mapping[str, object]:
+        row = self.rows[number]
+        more = {} if self.propensity is None else {PROPENSITY: self.propensity[row.target_id]}
+        return row.columns() | more

@@ -9,6 +9,7 @@ ends with the process.
 import asyncio
 import inspect
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -33,7 +34,7 @@ def limit_time(
             `floor` (0.0 if there is none), `raise` stops the run.
 
     Raises:
-        ValueError: the limit is not above 0, or what to do is unknown.
+        ValueError: the limit is not above 0, what to do is unknown, or a reward's `concurrency` or `floor` is none.
     """
     if timeout_s is None:
         return list(reward_funcs)
@@ -53,6 +54,9 @@ class Limited:
     """A reward with a time limit for each completion; see `limit_time`.
 
     Logs `rewards/<name>/timeouts`, the share of completions whose time was over.
+
+    Raises:
+        ValueError: its `concurrency` or `floor` is none.
     """
 
     def __init__(self, reward: Callable[..., Any], timeout_s: float, on_timeout: OnTimeout) -> None:
@@ -63,6 +67,12 @@ class Limited:
         self.floor: float = getattr(inner, "floor", 0.0)
         self.concurrency: int = getattr(inner, "concurrency", CONCURRENCY)
         self.__name__ = getattr(inner, "__name__", type(inner).__name__)
+        if type(self.concurrency) is not int or self.concurrency < 1:  # with none at once it would wait for ever
+            raise ValueError(
+                f"reward {self.__name__!r} has concurrency {self.concurrency!r}: expected a whole number of 1 or more"
+            )
+        if not isinstance(self.floor, int | float) or not math.isfinite(self.floor):
+            raise ValueError(f"reward {self.__name__!r} has floor {self.floor!r}: expected a finite number")
         self.__signature__ = inspect.signature(reward)  # what columns it takes is checked before the call
         for name in ("columns", "weighs_groups", "fit"):
             if hasattr(inner, name):

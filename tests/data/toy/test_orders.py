@@ -166,8 +166,8 @@ def test_a_task_asks_for_the_last_purchase_alone():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"n_users": 0}, "n_users is 0, expected 1 to any"),
-        ({"n_series": 4}, "n_series is 4, expected 5 to 12"),
+        ({"n_users": 0}, "n_users is 0: expected 1 or more"),
+        ({"n_series": 4}, "n_series is 4: expected 5 to 12"),
         ({"fidelity": 0.0}, "fidelity is 0"),
         ({"operations": ("swap", "spin")}, "operations are"),
     ],

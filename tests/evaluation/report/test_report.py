@@ -66,7 +66,7 @@ def full(tmp_path_factory):
          "guard/flat_groups": 0.1, "parsed_share": 0.9, "validation_ndcg@10": 0.2} for s in range(30)
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics) + '{"stage": "gr')
-    (folder / "config.yaml").write_text(f"note: {NASTY}\n")
+    (folder / "config.yaml").write_text(f"note: {NASTY}\npasswd: sentinel\n")
     (folder / "versions.json").write_text('{"trl": "1.16.0"}')
     rows = [
         path_row(str(example), 0, policy, 1 + (7 * example + place) % 60, title=NASTY)
@@ -100,6 +100,11 @@ class Page(HTMLParser):
         if tag == "script":
             self.script_texts.append(self._in)
             self._in = None
+
+
+def test_the_settings_are_shown_without_secrets(full):
+    assert "passwd: &lt;redacted&gt;" in full
+    assert "sentinel" not in full
 
 
 def test_all_sections_and_plots_are_there(full):

@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from anyo_rl.ranking.embedding.ranker import EmbeddingRanker, choose_gamma, competing_items
-from anyo_rl.ranking.protocol import allowed_items
+from anyo_rl.ranking.embedding.ranker import EmbeddingRanker, choose_gamma
 
 IDS = ["a", "b", "c"]
 VECTORS = np.array([[1.0], [2.0], [5.0]])  # from 0: D = 1, 2, 5 and D̂ = 0, 1/4, 1
@@ -96,20 +93,3 @@ def test_errors_about_gamma():
         choose_gamma(ranker, ["-> x"], ["a"])
     with pytest.raises(ValueError, match="mean is nan with gamma=0"):
         choose_gamma(ranker, ["-> x"], ["a"], gammas=[0], metric=lambda ranks: ranks * np.nan)
-
-
-@given(
-    excluded=st.none() | st.sets(st.sampled_from("abcdx")),
-    candidates=st.none() | st.sets(st.sampled_from("abcdx")),
-    target=st.sampled_from("abcd"),
-)
-def test_lists_say_what_masks_say(excluded, candidates, target):
-    index = {item: i for i, item in enumerate("abcd")}
-    allowed_N, last_rank = allowed_items(index, target, excluded, candidates)
-    one = competing_items(index, target, excluded, candidates)
-    assert one.last_rank == last_rank
-    assert one.has_target == allowed_N[index[target]]
-    if candidates is None:
-        assert one.removed == np.flatnonzero(~allowed_N).tolist()
-    else:
-        assert one.kept == np.flatnonzero(allowed_N).tolist()

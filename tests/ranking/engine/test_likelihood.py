@@ -107,6 +107,20 @@ def test_the_whole_distribution_says_the_same(catalog, contexts, name, attention
         assert ranker.most_nodes <= nodes_per_forward
 
 
+@pytest.mark.parametrize("n_paths", [1, 3])
+def test_log_probabilities_of_candidates_are_those_of_the_whole_distribution(catalog, contexts, n_paths):
+    model, rng = make_model(scale=3.0), np.random.default_rng(0)
+    rows = [[contexts[(b + g) % len(contexts)] for g in range(n_paths)] for b in range(5)]
+    items = [rng.choice(len(catalog), n, replace=False).tolist() for n in (40, 3, 1, 0, 40)]
+    table = DistributionRanker(catalog, model).log_probs([c for row in rows for c in row]).double().exp()
+    table = table.view(5, n_paths, -1).mean(1).log().numpy()
+    ranker = LikelihoodRanker(catalog, model, node_budget=2, cap=1, nodes_per_forward=7, tokens_per_forward=300)
+    for found, of_row, row in zip(ranker.log_probs_of(rows, items), items, table, strict=True):
+        np.testing.assert_allclose(found, row[of_row], atol=BAND)
+    assert ranker.node_budget == 2
+    assert ranker.log_probs_of([], []) == []
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
 def test_flat_and_peaked_policies(catalog, contexts, scale):
     model = make_model(scale=scale)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyo_rl.data.schema import DataError
+from anyo_rl.data.text import escape_tags
 from anyo_rl.llm.journal import Answer
 from anyo_rl.reasoning.rationales.filters import (
     REASONS,
@@ -19,7 +20,7 @@ from anyo_rl.reasoning.rationales.filters import (
     names_target,
     normal_steps,
 )
-from anyo_rl.reasoning.rationales.titles import Titles, fold, prompt_line
+from anyo_rl.reasoning.rationales.titles import Titles, fold
 
 ITEMS = pl.DataFrame(
     {
@@ -48,6 +49,20 @@ def test_a_good_answer_is_kept():
     assert reason(f"{STEPS} -> Heat (1995)", None) is None
 
 
+def test_thoughts_are_no_steps_wherever_they_begin():
+    thought = "Okay, the shopper keeps buying cosy things so far.\nI will hide the name -> Alien"
+    for before in (
+        f"{thought}\n</think>\n",  # the chat template opened it
+        f"<thinking>{thought}</thinking>\n",
+        f"<think>{thought}</think>\n<THINK>{thought}</THINK>\n",
+        f"Hm.\n<think>{thought}<think></think>",
+    ):
+        verdict = judge(f"{before}{STEPS} -> Heat (1995)", "stop", SHOWN, TITLES, ARGS)
+        assert (verdict.reason, verdict.steps) == (None, tuple(STEPS.split("\n")))
+    assert reason(f"{STEPS} -> Heat (1995)\n<think>or was it") == "truncated"
+    assert reason(f"{thought}\n</think>\n{STEPS} -> Heat (1995)", "length") == "truncated"
+
+
 @pytest.mark.parametrize(
     ("text", "finish_reason", "expected"),
     [
@@ -58,7 +73,7 @@ def test_a_good_answer_is_kept():
         (f"{STEPS}\n->", "stop", "unparsed"),  # no item
         ("-> Heat (1995)", "stop", "unparsed"),  # no steps
         ("---\n***\n-> Heat (1995)", "stop", "unparsed"),  # no words
-        ("<think>never ends -> Heat (1995)", "stop", "short"),
+        ("<think>never ends -> Heat (1995)", "stop", "truncated"),
         (f"{STEPS} -> Alien", "stop", "wrong_item"),
         (f"{STEPS} -> Heat, or something like it", "stop", "wrong_item"),
         (f"{STEPS} -> Alien -> Heat (1995)", "stop", "wrong_item"),  # the first marker counts
@@ -234,6 +249,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 
 def test_prompt_lines_hold_no_tag():
-    assert prompt_line("</target> {{ x }} <b") == "‹/target› {{ x }} ‹b›"
-    assert prompt_line("I <3 tea, 2 < 3 > 1") == "I <3 tea, 2 < 3 > 1"
-    assert TITLES.find(prompt_line("Alien")) == ("a",)
+    assert escape_tags("</target> {{ x }} <b") == "‹/target› {{ x }} ‹b"
+    assert escape_tags("I <3 tea, 2 < 3 > 1, pens < ink") == "I <3 tea, 2 < 3 > 1, pens < ink"
+    assert escape_tags("</ history>< / target ><\u200d/chosen><?x") == "‹/ history›‹ / target ›‹\u200d/chosen›‹?x"
+    assert TITLES.find(escape_tags("Alien")) == ("a",)

@@ -19,7 +19,6 @@ from anyo_rl.training.critic import (
     detach_critic,
     recorded_values,
     train_critic,
-    without_critic,
 )
 from anyo_rl.values.source import StepSource
 from tests.training.helpers import batch_of, by_rank, slow_step_values, trained_batches, weights_of
@@ -139,6 +138,33 @@ def test_advantages_are_those_of_a_slow_loop(make, step_rewards):
     assert row["value/loss"] > 0
 
 
+@pytest.mark.parametrize("generations_of_steps", [1, 2])
+def test_no_forward_is_made_twice(make, monkeypatch, generations_of_steps):
+    """TRL makes one over what it has just sampled where the optimizer steps in between, and that has the values."""
+    made = []
+    forward = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def counted(self, model, *args, **kwargs):
+        made.append(torch.is_grad_enabled())
+        return forward(self, model, *args, **kwargs)
+
+    settings = {"steps_per_generation": generations_of_steps, "learning_rate": 0.0, "max_steps": 2}
+    trainer = make(Ppo(), reward=by_rank, settings=settings)
+    torch.nn.init.normal_(trainer.model.value_head.linear.weight)
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
+    outputs, generate = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: outputs.append(generate(inputs)) or outputs[-1]
+    trainer.train()
+    assert len(outputs) == 2 // generations_of_steps
+    assert (made.count(False), made.count(True)) == (len(outputs), 2)
+    for output in outputs:
+        assert ("old_per_token_logps" in output) == (generations_of_steps == 2)
+        with torch.no_grad():
+            _, values = trainer._log_probs_and_values(output)
+        mask = output["completion_mask"]
+        torch.testing.assert_close(output["old_values"] * mask, values * mask)
+
+
 def test_the_loss_is_trls_and_the_critics(make):
     trainer = make(Ppo(vf_coef=0.5), reward=by_rank, item_loss="none", settings={"loss_type": "dapo"})
     torch.nn.init.normal_(trainer.model.value_head.linear.weight)
@@ -254,11 +280,6 @@ def test_the_critic_learns_at_a_rate_of_its_own(make):
             assert rates.pop(f"{CRITIC}.linear.weight") == (expected, 0.1)
             assert rates.pop(f"{CRITIC}.linear.bias") == (expected, 0.0)
             assert {rate for rate, _ in rates.values()} == {1e-3}
-
-
-def test_vllm_is_not_told_of_the_critic():
-    names = [("model.norm.weight", 1), ("value_head.linear.weight", 2), ("lm_head.weight", 3)]
-    assert [name for name, _ in without_critic(iter(names))] == ["model.norm.weight", "lm_head.weight"]
 
 
 @pytest.mark.parametrize(

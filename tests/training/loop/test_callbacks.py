@@ -7,46 +7,9 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from anyo_rl.training.loop.callbacks import (
     MetricsFile,
-    best_checkpoint,
     keep_best,
-    latest_checkpoint,
     stopping,
-    training_is_over,
 )
-
-
-def checkpoint(stage_dir: Path, step: int, state: str | None) -> Path:
-    folder = stage_dir / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"x")
-    if state is not None:
-        (folder / "trainer_state.json").write_text(state)
-    return folder
-
-
-def state_of(step: int) -> str:
-    return json.dumps({"global_step": step, "log_history": []}, indent=2)
-
-
-def test_the_newest_checkpoint_is_found_by_its_step(tmp_path):
-    assert latest_checkpoint(tmp_path / "nowhere") is None
-    assert latest_checkpoint(tmp_path) is None
-    for step in (5, 100, 25):  # as text, 5 comes last
-        checkpoint(tmp_path, step, state_of(step))
-    (tmp_path / "teacher").mkdir()
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
-    assert (tmp_path / "teacher").exists()
-
-
-@pytest.mark.parametrize(
-    "state", [None, "", state_of(30)[:12], "{}", "null", "[]", '{"global_step": null}', "\x00\x00"]
-)
-def test_half_written_checkpoints_are_removed(tmp_path, state):
-    whole = checkpoint(tmp_path, 25, state_of(25))
-    half = checkpoint(tmp_path, 30, state)
-    assert latest_checkpoint(tmp_path) == whole
-    assert not half.exists()
-    assert (whole / "model.safetensors").exists()
 
 
 class Run:
@@ -155,38 +118,6 @@ def test_checkpoints_without_a_validation_are_refused(tmp_path, changed, message
 )
 def test_checkpoints_with_a_validation_are_fine(tmp_path, changed):
     assert keep_best(trainer_settings(tmp_path, **changed), tmp_path).load_best_model_at_end
-
-
-def over(step: int, best: str | None, stopped: bool = False, at_start: float | None = None) -> str:
-    control = {"TrainerControl": {"args": {"should_training_stop": stopped}}}
-    state = {"global_step": step, "max_steps": 30, "best_model_checkpoint": best, "stateful_callbacks": control}
-    history = [{"step": 0, "eval_ndcg@10": at_start}] if at_start is not None else []
-    return json.dumps(state | {"best_metric": 0.3, "log_history": [*history, {"step": 10, "eval_ndcg@10": 0.3}]})
-
-
-def test_the_best_checkpoint_is_found_where_the_folder_lies_now(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
-        best_checkpoint(tmp_path)
-    best = checkpoint(tmp_path, 10, over(10, None))
-    newest = checkpoint(tmp_path, 30, over(30, "some/other/place/checkpoint-10"))
-    assert best_checkpoint(tmp_path) == best
-    (newest / "trainer_state.json").write_text(over(30, "checkpoint-20"))  # it was never saved
-    assert best_checkpoint(tmp_path) == newest
-    (newest / "trainer_state.json").write_text(over(30, None))
-    assert best_checkpoint(tmp_path) == newest
-
-
-@pytest.mark.parametrize(("at_start", "kept"), [(None, True), (0.2, True), (0.3, True), (0.31, False)])
-def test_a_start_that_was_better_than_all_checkpoints_is_kept(tmp_path, at_start, kept):
-    best = checkpoint(tmp_path, 10, over(10, None))
-    checkpoint(tmp_path, 30, over(30, "checkpoint-10", at_start=at_start))
-    assert best_checkpoint(tmp_path) == (best if kept else None)
-
-
-def test_whether_training_is_over(tmp_path):
-    assert not training_is_over(checkpoint(tmp_path, 10, over(10, None)))
-    assert training_is_over(checkpoint(tmp_path, 20, over(20, None, stopped=True)))
-    assert training_is_over(checkpoint(tmp_path, 30, over(30, None)))
 
 
 def test_keep_best_leaves_the_given_arguments_alone(tmp_path):

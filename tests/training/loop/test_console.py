@@ -6,7 +6,7 @@ from anyo_rl.training.loop.console import Console
 
 
 def told(console: Console, main: bool = True, **metrics: float) -> None:
-    args = SimpleNamespace(disable_tqdm=False)
+    args = SimpleNamespace(disable_tqdm=False, greater_is_better="ndcg@10" in console.metrics)
     state = SimpleNamespace(is_world_process_zero=main, global_step=3, max_steps=10)
     console.on_train_begin(args, state, None)
     console.on_log(args, state, None, logs={"loss": 0.5, "reward": 0.25, "epoch": 1.0})
@@ -28,6 +28,18 @@ def test_a_line_for_each_validation(capfd):
     ]
     assert "grpo:  30%" in err
     assert "{" not in out + err
+
+
+def test_of_losses_the_least_is_best(capfd):
+    console = Console("prm", {"loss": "loss"})
+    for value in (0.5, 0.75, 0.25):
+        told(console, eval_loss=value)
+    lines = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if "validation" in line]
+    assert [line.split("validation ")[1] for line in lines] == [
+        "loss 0.5000 (best so far)",
+        "loss 0.7500",
+        "loss 0.2500 (best so far)",
+    ]
 
 
 def test_other_processes_are_silent(capfd):

@@ -1,5 +1,6 @@
 """A training that is interrupted: it stops where it should, with all of it saved, and ends as one that was not."""
 
+import contextlib
 import errno
 import json
 import os
@@ -12,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from anyo_rl.training.loop.callbacks import BEST, best_checkpoint, keep_best, latest_checkpoint, train_to_the_end
+from anyo_rl.training.loop.callbacks import keep_best, train_to_the_end
+from anyo_rl.training.loop.checkpoints import BEST, best_checkpoint, latest_checkpoint
 from anyo_rl.training.loop.interruption import STOPPED, CheckpointError, disk_is_full
 
 pytestmark = pytest.mark.slow
@@ -140,6 +142,46 @@ def test_what_was_measured_since_the_last_line_is_logged(tmp_path):
         train_to_the_end(make(stage_dir, At("on_step_begin", 2, sigterm), logging_steps=100), stage_dir)
     history = json.loads((latest_checkpoint(stage_dir) / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in history if "loss" in row] == [3]
+
+
+def test_without_its_optimizer_a_checkpoint_is_not_gone_on_from(tmp_path, unbroken_dir):
+    stage_dir = tmp_path / "sft"
+    mine = stage_dir / "checkpoint-best-keep"
+    mine.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        train_to_the_end(make(stage_dir, At("on_step_begin", 5, sigterm)), stage_dir)
+    (stage_dir / "checkpoint-6" / "optimizer.pt").unlink()
+    assert latest_checkpoint(stage_dir).name == "checkpoint-4"
+    train_to_the_end(make(stage_dir), stage_dir)
+    assert end(stage_dir) == end(unbroken_dir)
+    assert mine.exists()
+
+
+class CountsTokens(Scored):
+    """Counts what it reads, as TRL's trainers do."""
+
+    _total_train_tokens = 0
+
+    def training_step(self, *args, **kwargs):
+        self._total_train_tokens += 10 + self.state.global_step
+        return super().training_step(*args, **kwargs)
+
+
+def test_totals_go_on_after_a_kill(tmp_path):
+    def train(folder: Path, *callbacks: TrainerCallback) -> Trainer:
+        made = make(folder, *callbacks)
+        made.__class__ = CountsTokens
+        with contextlib.suppress(SystemExit):
+            train_to_the_end(made, folder)
+        return made
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "killed", At("on_step_begin", 5, sigterm))
+    resumed = train(tmp_path / "killed")
+    assert whole._total_train_tokens == resumed._total_train_tokens == 8 * 10 + sum(range(8))
+    expected, found = (trainer.state.log_history[-1]["train_loss"] for trainer in (whole, resumed))
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert expected > 0
 
 
 def full() -> None:

@@ -1,13 +1,19 @@
 """What vLLM is told inside GRPO, and what needs no engine to be seen."""
 
 import importlib.util
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig
+from trl.generation.vllm_generation import VLLMGeneration
 
 from anyo_rl.teacher.make import make_tiny_teacher
 from anyo_rl.teacher.save import save_teacher
-from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker
+from anyo_rl.training.critic import attach_critic, train_critic
+from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker, weights_for_vllm
 
 
 def settings(folder, **changed) -> GRPOConfig:
@@ -42,3 +48,48 @@ def test_heads_that_vllm_has_no_code_for_are_refused_before_an_engine_dies_of_th
         colocated_engine(args, model),
     ):
         pass
+
+
+KINDS = {
+    "none": {},
+    "lora": {"target_modules": ["q_proj", "v_proj"]},
+    "lora on the head": {"target_modules": ["q_proj", "lm_head"]},
+    "whole embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 7]}},
+    "rows of a head too": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"embed_tokens": [3, 7], "lm_head": [3, 7]},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vllm_gets_each_weight_once_by_its_name_whatever_adapters_there_are(small_tokens, kind):
+    tied = kind in ("none", "lora", "rows")
+    model = make_tiny_teacher(small_tokens.tokenizer, hidden_size=32, n_layers=1)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    names = [name for name, _ in model.named_parameters()]
+    ids = torch.tensor([[3, 7, 5, 2]])
+    attach_critic(model)
+    if kind != "none":
+        model = get_peft_model(model, train_critic(LoraConfig(task_type="CAUSAL_LM", **KINDS[kind])))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+        expected = model.eval()(ids).logits
+    generation = VLLMGeneration.__new__(VLLMGeneration)
+    generation.model = model
+    generation._dist = SimpleNamespace(is_fsdp=False, gather_params=lambda _: nullcontext())
+    told = {name: weight.clone() for name, weight in weights_for_vllm(generation._iter_named_params())}
+    assert sorted(told) == sorted(names)
+    fresh = make_tiny_teacher(small_tokens.tokenizer, hidden_size=32, n_layers=1).eval()
+    if not tied:
+        fresh.config.tie_word_embeddings = False
+        fresh.lm_head.weight = torch.nn.Parameter(fresh.lm_head.weight.detach().clone())
+    fresh.load_state_dict(told, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(ids).logits, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model(ids).logits, expected)  # and the trainer goes on with what it had

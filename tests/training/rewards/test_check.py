@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import functools
 import os
 import pickle
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +136,55 @@ def test_an_exception_of_the_batch_shows_the_first_sample():
     assert "completions: 'c0'" in str(caught.value)
 
 
+def test_each_reward_has_columns_of_its_own():
+    columns = {**BATCH, "rank": [1, 2, 4], "steps": [["a"], ["b", "c"], []], "excluded": [{"i"}, set(), set()]}
+    columns["prompts"] = [[{"role": "user", "content": "p"}] for _ in range(3)]
+    columns["trainer_state"] = None
+    before = copy.deepcopy(columns)
+
+    def spoils(rank, steps, prompts, completion_ids, excluded, **kwargs):
+        rank[:] = [9] * 3
+        steps[1].clear()
+        prompts[0][0]["content"] = "other"
+        completion_ids[0].append(7)
+        excluded[0].clear()
+        return [0.0] * 3
+
+    async def spoils_later(**columns):
+        return spoils(**columns)
+
+    assert guard(spoils)(**columns) == [0.0] * 3
+    assert asyncio.run(guard(spoils_later)(**columns)) == [0.0] * 3
+    assert columns == before
+    assert guard(inverse_rank)(**columns) == [1.0, 0.5, 0.25]
+
+
+def test_what_an_error_shows_is_what_the_reward_was_given():
+    def spoils(rank, **kwargs):
+        rank[:] = [9] * len(rank)
+        raise ValueError("no")
+
+    with pytest.raises(RewardError, match="rank: 3"):
+        guard(spoils)(**{**BATCH, "rank": [3, 2, 1]})
+
+
+def test_a_reward_that_exits_has_failed():
+    def leaves(rank, **kwargs):
+        sys.exit(0) if 2 in rank else None
+        return [0.0] * len(rank)
+
+    async def leaves_later(**columns):
+        return leaves(**columns)
+
+    with pytest.raises(RewardError, match="reward 'leaves' raised SystemExit: 0, on completion 1 of 3"):
+        guard(leaves)(**{**BATCH, "rank": [1, 2, 3]})
+    with pytest.raises(RewardError, match="reward 'leaves_later' raised SystemExit: 0"):
+        asyncio.run(guard(leaves_later)(**{**BATCH, "rank": [1, 2, 3]}))
+    errors = []
+    assert guard(leaves, errors)(**{**BATCH, "rank": [1, 2, 3]}) == [0.0] * 3  # on one process of several
+    assert len(errors) == 1
+
+
 def test_a_reward_that_names_no_column_shows_them_all():
     def anything(**kwargs):
         return [0.0, float("inf"), 0.0]
@@ -230,14 +279,12 @@ def test_two_processes_go_on_together_and_stop_together(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = str(Path(__file__).parents[3])
     # Started by hand: a launcher would kill the second process when the first one ends.
     started = [
         subprocess.Popen(
             [sys.executable, str(script)],
             env={
                 **os.environ,
-                "PYTHONPATH": root,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": "2",

@@ -1,6 +1,7 @@
 """Checks before training, columns from the training split, and weights that change."""
 
 import functools
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,12 @@ from anyo_rl.catalog.catalog import build_catalog
 from anyo_rl.data.sequences import training_sequences
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.reasoning.rows import make_rows, sample_texts
+from anyo_rl.students.popularity import propensities
 from anyo_rl.teacher.make import train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
+from anyo_rl.training.rewards.check import RewardError
 from anyo_rl.training.rewards.schedule import RewardSchedules, Schedule, parse_schedules
-from anyo_rl.training.rewards.setup import check_rewards, prepare_rewards, propensities
+from anyo_rl.training.rewards.setup import check_rewards, prepare_rewards
 from reward.cf import CfReward
 from reward.rank import RankReward
 
@@ -75,6 +78,17 @@ def test_rewards_are_fitted_with_the_task(toy):
     prepare_rewards([reward], rows, task, catalog, seed=0)
     (value,) = reward(item_id=[rows[0].target_id], history=[rows[0].history])
     assert 0 <= value <= 1
+
+
+def test_a_reward_that_exits_in_its_fit_has_failed(toy):
+    task, catalog, rows = toy
+
+    def mine(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    mine.fit = lambda *_: sys.exit(0)
+    with pytest.raises(RewardError, match=r"reward 'mine' called sys.exit\(0\) in its fit"):
+        prepare_rewards([mine], rows, task, catalog, seed=0)
 
 
 def test_schedules_by_hand():

@@ -150,3 +150,23 @@ def test_at_most_so_many_at_once_and_waiting_is_not_counted():
 def test_clear_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         limit_time([quick], *arguments)
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 1.5, "8", None, True])
+def test_a_concurrency_that_would_hang_is_refused(concurrency):
+    async def mine(completions, **kwargs):
+        return [1.0]
+
+    mine.concurrency = concurrency
+    with pytest.raises(ValueError, match=r"reward 'mine' has concurrency .*: expected a whole number of 1 or more"):
+        limit_time([mine], 1.0)
+
+
+@pytest.mark.parametrize("floor", [float("nan"), "low", None])
+def test_a_floor_that_is_no_number_is_refused(floor):
+    async def mine(completions, **kwargs):
+        return [1.0]
+
+    mine.floor = floor
+    with pytest.raises(ValueError, match=r"reward 'mine' has floor .*: expected a finite number"):
+        limit_time([mine], 1.0)
