@@ -35,6 +35,8 @@ _HF_HOME = tempfile.mkdtemp(prefix="anyo_rl_tests_")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = _HF_HOME
 _ROOT = Path(__file__).resolve().parents[1]
+# pytest would import it for its docstrings, and vLLM would be gone from the process that is to test it.
+collect_ignore = ["without_vllm"]
 
 import polars as pl  # noqa: E402
 import torch  # noqa: E402
