@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -35,8 +36,10 @@ _HF_HOME = tempfile.mkdtemp(prefix="anyo_rl_tests_")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = _HF_HOME
 _ROOT = Path(__file__).resolve().parents[1]
-# pytest would import it for its docstrings, and vLLM would be gone from the process that is to test it.
-collect_ignore = ["without_vllm"]
+# What child processes begin with. pytest would import it for its docstrings, and vLLM would be gone from this process.
+_CHILDREN = _ROOT / "tests" / "children"
+collect_ignore = ["children"]
+sys.path.append(str(_CHILDREN))
 
 import polars as pl  # noqa: E402
 import torch  # noqa: E402
@@ -61,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Those that xdist starts are to run tests of vLLM, and set this for themselves.
     """
     if config.getoption("dist", "no") == "no":
-        path = [str(_ROOT / "tests" / "without_vllm"), str(_ROOT), os.environ.get("PYTHONPATH")]
+        path = [str(_CHILDREN), str(_ROOT), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 

@@ -1,4 +1,8 @@
-"""Recipes are started as a user starts them, by `accelerate launch`, and one finished smoke run is shared."""
+"""Recipes are started as a user starts them, by `accelerate launch`, and one finished smoke run is shared.
+
+Where a recipe runs in one process, only its first start is by the launcher; others are forked from a process that has
+imported the libraries, with the environment that the launcher would give them.
+"""
 
 import contextlib
 import fcntl
@@ -11,9 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
+from forked import Forked, fork
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
@@ -40,7 +46,7 @@ def my_reward(completions: Sequence[str], rank: Sequence[int | None], **kwargs) 
 class Launched:
     """A recipe that was started: its process and where its output goes."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | Forked
     log: Path
 
     @property
@@ -75,6 +81,8 @@ class Launched:
 class Launcher:
     """Starts recipes with the smoke configs."""
 
+    launched: ClassVar[set[str]] = set()  # recipes that `accelerate launch` has started
+
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.started: list[Launched] = []
@@ -84,11 +92,29 @@ class Launcher:
         where = ["--config_file", str(ROOT / "accelerate_configs" / config), *launch_flags]
         return [*accelerate, *where, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, flags)]
 
-    def start(self, recipe: str, *flags: object, env: dict[str, str] | None = None, **kwargs) -> Launched:
-        return self.run_command(self.command(recipe, *flags, **kwargs), env)
+    def start(self, recipe: str, *flags: object, env: dict[str, str] | None = None, **launch) -> Launched:
+        """Starts a recipe, forked where neither environment nor launch is special.
+
+        Args:
+            recipe: its name.
+            *flags: its flags.
+            env: more environment variables.
+            **launch: for `command`; empty where how it is launched doesn't matter.
+        """
+        command = self.command(recipe, *flags, **launch)
+        if env or launch or recipe not in self.launched:
+            self.launched.add(recipe)
+            return self.run_command(command, env)
+        log = self._log()
+        log.touch()
+        self.started.append(Launched(fork(command[command.index("--config_file") :], log, self.logs), log))
+        return self.started[-1]
+
+    def _log(self) -> Path:
+        return self.logs / f"launch-{len(self.started)}.log"
 
     def run_command(self, command: list[str], env: dict[str, str] | None = None) -> Launched:
-        log = self.logs / f"launch-{len(self.started)}.log"
+        log = self._log()
         with log.open("w") as stream:
             process = subprocess.Popen(
                 command,

@@ -58,7 +58,7 @@ class Faults:
         Returns the launch, and the seconds until none of its processes was left.
         """
         before = self.metrics.stat().st_ino if self.metrics.exists() else None
-        launched = self.launcher.start(self.recipe, *self.flags, **self.launch)
+        launched = self.launcher.start(self.recipe, *self.flags, **({"config": "cpu.yaml"} | self.launch))
         ranks: dict[int, int] = {}
         # A resumed training writes the file anew.
         while not (
