@@ -17,6 +17,7 @@ from anyo_rl.run.files import write_whole
 FILE = "evaluation.json"
 MODE_ORDER = ("mixture", "greedy", "plain")
 MAIN_METRIC = "ndcg@10"
+FUSED = "fused_"  # before the names of what is measured under ranks by teacher and evidence together
 SLICE_METRICS = (MAIN_METRIC, "hr@10")
 
 Metrics = dict[str, Interval]  # metric → value

@@ -242,7 +242,8 @@ class Star:
         values = per_user_metrics(ranks_U, cutoffs=(10,))
         interval = bootstrap_interval(values[METRIC], seed=self.training_args.seed)
         kept = self.job.folder / STAR / f"round-{number}" / "kept.json"
-        measured = Round(number, interval, Chosen.from_json(read_json(kept)) if number else Chosen())
+        chosen = Chosen.from_json(read_json(kept)) if number else Chosen()
+        measured = Round(number, interval, chosen, fused=self.fusion is not None)
         if state.is_main_process:
             file = rounds_file(self.job.folder)
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from anyo_rl.evaluation.report import plots
 from anyo_rl.evaluation.report import rounds as report_rounds
 from anyo_rl.evaluation.report.plots import Plot
 from anyo_rl.evaluation.stages import DIRECT, RANK_TRAINED, SFT, is_oracle, stage_of
-from anyo_rl.evaluation.summary import MAIN_METRIC, SLICE_METRICS, Summary
+from anyo_rl.evaluation.summary import FUSED, MAIN_METRIC, SLICE_METRICS, Summary
 from anyo_rl.metrics.intervals import finite
 from anyo_rl.run.folder import METRICS, read_metrics
 from anyo_rl.run.redact import redact_forms
@@ -159,7 +159,7 @@ def render(run: Run, run_dir: Path) -> str:
             ("Results", "plots-results", result_plots(run.summary, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
         ],
-        round_header=report_rounds.HEADER,
+        round_header=report_rounds.round_header(run.rounds),
         rounds=report_rounds.round_cells(run.rounds),
         round_plots=report_rounds.round_plots(run.rounds),
         guard_rails=guard_rail_plots(run.metrics),
@@ -273,7 +273,12 @@ def training_plots(metrics: list[Logged]) -> list[Plot]:
     if series:
         svg = plots.line_plot(series, "p-validation", "NDCG@10", smooth=False)
         found.append(Plot("Validation NDCG@10 over steps", "Checkpoints are chosen by this, never by the test.", svg))
-    spent = {stage: points for stage in stages if (points := over_flops(metrics, stage))}
+    spent = {
+        stage + told: points
+        for stage in stages
+        for metric, told in ((MAIN_METRIC, ""), (f"{FUSED}{MAIN_METRIC}", " with evidence"))
+        if (points := over_flops(metrics, stage, metric))
+    }
     if spent:
         svg = plots.line_plot(spent, "p-flops", "NDCG@10", smooth=False, xlabel="10¹² FLOPs")
         note = "All FLOPs that led there, those of the stage that it goes on from too; validation apart."
@@ -281,9 +286,9 @@ def training_plots(metrics: list[Logged]) -> list[Plot]:
     return found
 
 
-def over_flops(metrics: list[Logged], stage: str) -> tuple[list[float], list[float]] | None:
-    """TFLOPs since the very start, and validation NDCG@10; `None` where one of them was not logged."""
-    values, flops = (_points(metrics, stage, [key]) for key in (f"eval_{MAIN_METRIC}", FLOPS))
+def over_flops(metrics: list[Logged], stage: str, metric: str = MAIN_METRIC) -> tuple[list[float], list[float]] | None:
+    """TFLOPs since the very start, and a metric of validation; `None` where one of them was not logged."""
+    values, flops = (_points(metrics, stage, [key]) for key in (f"eval_{metric}", FLOPS))
     if values is None or flops is None:
         return None
     start = 0.0

@@ -10,11 +10,11 @@ from anyo_rl.evaluation import table
 from anyo_rl.evaluation.report import plots
 from anyo_rl.evaluation.report.plots import Plot
 from anyo_rl.evaluation.stages import STAR
-from anyo_rl.evaluation.summary import MAIN_METRIC
+from anyo_rl.evaluation.summary import FUSED, MAIN_METRIC
 from anyo_rl.metrics.intervals import Interval, finite
 from anyo_rl.run.files import read_json, readable
 
-HEADER = ("Round", "NDCG@10", "Paths", "Kept", "With a hint", "Kept of these", "Examples kept", "Different")
+COLUMNS = ("Paths", "Kept", "With a hint", "Kept of these", "Examples kept", "Different")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class Round:
         number: 0 for the teacher that the rounds start from.
         validation: NDCG@10; `None` where it is not known.
         chosen: what it was trained on.
+        fused: whether it was validated together with evidence.
     """
 
     number: int
     validation: Interval | None = None
     chosen: Chosen = Chosen()
+    fused: bool = False
 
     @property
     def ndcg(self) -> float:
@@ -67,7 +69,8 @@ class Round:
         """The row."""
         interval = self.validation or Interval(math.nan)
         bounds = {"low": interval.low, "high": interval.high}
-        return {"round": self.number, MAIN_METRIC: finite(interval.mean), **bounds, **self.chosen.as_json()}
+        metric = f"{FUSED}{MAIN_METRIC}" if self.fused else MAIN_METRIC
+        return {"round": self.number, metric: finite(interval.mean), **bounds, **self.chosen.as_json()}
 
     @classmethod
     def from_json(cls, raw: object) -> Self:
@@ -79,7 +82,9 @@ class Round:
         number = raw.get("round") if isinstance(raw, Mapping) else None
         if not isinstance(raw, Mapping) or not isinstance(number, int):
             raise ValueError("expected a list of rounds")
-        return cls(number, Interval.from_json({**raw, "mean": raw.get(MAIN_METRIC)}), Chosen.from_json(raw))
+        fused = f"{FUSED}{MAIN_METRIC}" in raw
+        mean = raw.get(f"{FUSED}{MAIN_METRIC}" if fused else MAIN_METRIC)
+        return cls(number, Interval.from_json({**raw, "mean": mean}), Chosen.from_json(raw), fused)
 
 
 def rounds_file(run_dir: Path) -> Path:
@@ -103,6 +108,11 @@ def read_rounds(run_dir: Path) -> list[Round]:
         return [Round.from_json(row) for row in rows]
 
 
+def round_header(rounds: Sequence[Round]) -> list[str]:
+    """What stands over the columns of `round_cells`."""
+    return ["Round", _metric(rounds), *COLUMNS]
+
+
 def round_cells(rounds: Sequence[Round]) -> list[list[str]]:
     """A row for each round: validation, paths and the share kept, the same of the hinted ones, and diversity."""
     return [
@@ -123,8 +133,10 @@ def round_plots(rounds: Sequence[Round]) -> list[Plot]:
     found = []
     values = [(each.number, each.validation.mean) for each in rounds if each.validation is not None]
     if values:
-        svg = plots.line_plot({"": _axes(values)}, "p-rounds", "NDCG@10", smooth=False, xlabel="round")
-        found.append(Plot("Validation NDCG@10 by round", "Round 0 is the teacher that the rounds start from.", svg))
+        svg = plots.line_plot({"": _axes(values)}, "p-rounds", _metric(rounds), smooth=False, xlabel="round")
+        found.append(
+            Plot(f"Validation {_metric(rounds)} by round", "Round 0 is the teacher that the rounds start from.", svg)
+        )
     shares = {
         "reasonings that differ": [(each.number, each.chosen.diversity) for each in rounds],
         "kept with a hint": [(each.number, _ratio(each.chosen.hinted)) for each in rounds],
@@ -140,6 +152,10 @@ def round_plots(rounds: Sequence[Round]) -> list[Plot]:
         note = "Paths that a round is trained on, and reasonings of one example that differ from one another."
         found.append(Plot("Acceptance and diversity by round", note, svg))
     return found
+
+
+def _metric(rounds: Sequence[Round]) -> str:
+    return "NDCG@10 with evidence" if any(each.fused for each in rounds) else "NDCG@10"
 
 
 def _counts(raw: object) -> dict[str, int]:

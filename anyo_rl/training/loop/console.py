@@ -7,7 +7,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from anyo_rl.training.loop.validation import FUSED, METRIC
+from anyo_rl.evaluation.summary import FUSED
+from anyo_rl.training.loop.validation import METRIC
 
 # What a validation of teachers measures, in words; by itself or with evidence.
 TEACHERS = {METRIC: "NDCG@10", "hr@10": "HR@10"}

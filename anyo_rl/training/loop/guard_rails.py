@@ -16,8 +16,9 @@ import torch
 from transformers import TrainerCallback
 
 from anyo_rl.evaluation.report.page import WARNINGS
+from anyo_rl.evaluation.summary import FUSED
 from anyo_rl.training.loop.callbacks import MetricsFile
-from anyo_rl.training.loop.validation import FUSED, METRIC
+from anyo_rl.training.loop.validation import METRIC
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.evaluation.summary import FUSED
 from anyo_rl.evidence.fusion import SAME_TOP, Engine, Fusion
 from anyo_rl.metrics.ranking import mean_metrics, per_user_metrics
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
@@ -19,7 +20,6 @@ from anyo_rl.training.loop.flops import validating
 from anyo_rl.training.loop.weights import gathered
 
 METRIC = "ndcg@10"
-FUSED = "fused_"  # before the names of what is measured under fused ranks
 DEPTH = (
     10  # ranks beyond it are not told apart: the metrics do not, and a flat teacher is searched without end for them
 )

@@ -19,6 +19,8 @@ def test_validation_over_flops_counts_what_a_stage_goes_on_from():
         {"stage": "star/round-2", "step": 10, "flops": 1e12},
         {"stage": "star/round-2", "step": 10, "eval_ndcg@10": 0.3},
         {"stage": "dpo", "step": 10, "eval_ndcg@10": 0.3},
+        {"stage": "ppo", "step": 10, "eval_fused_ndcg@10": 0.4},
+        {"stage": "ppo", "step": 10, "flops": 2e12},
     ]
     assert report.over_flops(metrics, "sft") == ([2.0], [0.1])
     assert report.over_flops(metrics, "grpo") == ([2.0, 4.0], [0.1, 0.2])
@@ -26,4 +28,8 @@ def test_validation_over_flops_counts_what_a_stage_goes_on_from():
     assert report.over_flops(metrics, "star/round-1") == ([6.0], [0.2])  # 2 of SFT, 3 of sampling, its own
     assert report.over_flops(metrics, "star/round-2") == ([7.0], [0.3])
     assert report.over_flops(metrics, "dpo") is None
-    assert [plot.title for plot in report.training_plots(metrics)][-1] == "Validation NDCG@10 over FLOPs"
+    assert report.over_flops(metrics, "ppo") is None
+    assert report.over_flops(metrics, "ppo", "fused_ndcg@10") == ([4.0], [0.4])
+    plot = report.training_plots(metrics)[-1]
+    assert plot.title == "Validation NDCG@10 over FLOPs"
+    assert "ppo with evidence" in plot.svg

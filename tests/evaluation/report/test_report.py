@@ -407,6 +407,10 @@ def test_rounds_are_written_as_they_were_read_and_lack_what_is_not_told():
     rows = [{"round": 0, "ndcg@10": 0.3, "low": None, "high": None}, {**ROUNDS[1], "diversity": None}]
     rounds = [report_rounds.Round.from_json(row) for row in rows]
     assert [each.as_json() for each in rounds] == rows
+    fused = {"round": 1, "fused_ndcg@10": 0.4, "low": 0.3, "high": 0.5}
+    assert report_rounds.Round.from_json(fused).as_json() == fused
+    assert report_rounds.round_header([report_rounds.Round.from_json(fused)])[1] == "NDCG@10 with evidence"
+    assert report_rounds.round_header(rounds)[1] == "NDCG@10"
     bare = report_rounds.Round.from_json({"round": 2, "sampled": {"sampled": 4}})
     assert report_rounds.round_cells([bare]) == [["2", *["–"] * 7]]
     assert report_rounds.round_plots([bare]) == []
