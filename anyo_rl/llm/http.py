@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
 
 from anyo_rl.llm.reply import Reply, read_body, read_json, read_reply
 from anyo_rl.llm.report import Report
 from anyo_rl.run.redact import is_secret, redact_text
+from anyo_rl.run.settings import Bounds, check_bounds, fitted
 
 if TYPE_CHECKING:  # a process that only asks a server does without transformers
     from anyo_rl.data.completion import Prompt
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # a process that only asks a server does without transformers
 Cause = Literal["rate_limit", "server_error", "timeout", "connection", "cut", "garbage", "refused"]
 
 OWN_FIELDS = {"model", "messages", "prompt", "n", "stream", "seed"}
-ABOVE_0 = {"concurrency", "max_attempts", "max_failures_in_a_row", "connect_timeout_s", "timeout_s"}
 MOST_CHARS = 500  # of a server's message in an error
 MENDS = {
     400: "look at the parameters, the model and the length of the prompt",
@@ -83,7 +82,11 @@ class Server:
         },
     )
     seed: int | None = field(
-        default=None, metadata={"help": "Sample i of an example is asked for with seed + i; none is sent if unset."}
+        default=None,
+        metadata={
+            "bounds": Bounds(),
+            "help": "Sample i of an example is asked for with seed + i; none is sent if unset.",
+        },
     )
     key_variable: str | None = field(
         default="OPENAI_API_KEY",
@@ -92,18 +95,35 @@ class Server:
             "free": True,
         },
     )
-    concurrency: int = field(default=8, metadata={"help": "Most requests in flight.", "free": True})
-    connect_timeout_s: float = field(default=10.0, metadata={"help": "Longest wait for a connection.", "free": True})
-    timeout_s: float = field(
-        default=600.0, metadata={"help": "Longest wait for a whole answer, connection included.", "free": True}
+    concurrency: int = field(
+        default=8, metadata={"bounds": Bounds(1), "help": "Most requests in flight.", "free": True}
     )
-    max_attempts: int = field(default=6, metadata={"help": "After which a request has failed.", "free": True})
+    connect_timeout_s: float = field(
+        default=10.0, metadata={"bounds": Bounds(above=0), "help": "Longest wait for a connection.", "free": True}
+    )
+    timeout_s: float = field(
+        default=600.0,
+        metadata={
+            "bounds": Bounds(above=0),
+            "help": "Longest wait for a whole answer, connection included.",
+            "free": True,
+        },
+    )
+    max_attempts: int = field(
+        default=6, metadata={"bounds": Bounds(1), "help": "After which a request has failed.", "free": True}
+    )
     max_failures_in_a_row: int = field(
-        default=10, metadata={"help": "After which the job ends, since nothing works any more.", "free": True}
+        default=10,
+        metadata={
+            "bounds": Bounds(1),
+            "help": "After which the job ends, since nothing works any more.",
+            "free": True,
+        },
     )
     first_wait_s: float = field(
         default=1.0,
         metadata={
+            "bounds": Bounds(0),
             "help": "The wait before attempt k + 1 is drawn between 0 and first_wait_s · 2^(k - 1).",
             "free": True,
         },
@@ -111,6 +131,7 @@ class Server:
     max_wait_s: float = field(
         default=120.0,
         metadata={
+            "bounds": Bounds(0),
             "help": "The most that it is drawn from; a server that asks for a longer one by Retry-After ends the job.",
             "free": True,
         },
@@ -125,18 +146,30 @@ class Server:
     )
     prompt_price: float | None = field(
         default=None,
-        metadata={"help": "Money for a million prompt tokens; unset where it does not matter.", "free": True},
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Money for a million prompt tokens; unset where it does not matter.",
+            "free": True,
+        },
     )
     completion_price: float | None = field(
-        default=None, metadata={"help": "Money for a million completion tokens.", "free": True}
+        default=None, metadata={"bounds": Bounds(0), "help": "Money for a million completion tokens.", "free": True}
     )
     max_tokens_in_all: int | None = field(
         default=None,
-        metadata={"help": "Budget of prompt and completion tokens of the whole journal.", "free": True},
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Budget of prompt and completion tokens of the whole journal.",
+            "free": True,
+        },
     )
     max_money: float | None = field(
         default=None,
-        metadata={"help": "Budget in the currency of the prices, of the whole journal.", "free": True},
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Budget in the currency of the prices, of the whole journal.",
+            "free": True,
+        },
     )
 
     def __post_init__(self) -> None:
@@ -152,7 +185,9 @@ class Server:
             raise ValueError("key_variable is no name of an environment variable; it names the one that holds the key")
         self._check_parameters()
         for item in dataclasses.fields(self):
-            _check_number(item, getattr(self, item.name))
+            if "bounds" in item.metadata:
+                fitted(item.name, getattr(self, item.name), item.type)
+        check_bounds(self)
         statuses = self.skip_statuses
         if not isinstance(statuses, list | tuple) or not all(type(s) is int and 400 <= s <= 599 for s in statuses):
             raise ValueError(f"skip_statuses is {statuses!r}: expected a list of whole numbers from 400 to 599")
@@ -248,26 +283,6 @@ class Server:
         is_chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         body = {"model": self.model, "messages" if is_chat else "prompt": prompt, **self.parameters}
         return body if self.seed is None else {**body, "seed": self.seed + sample_index}
-
-
-def _check_number(item: "dataclasses.Field[Any]", value: Any) -> None:
-    """Refuses a number of `Server` that is none, or out of its range.
-
-    Raises:
-        ValueError: it does.
-    """
-    kinds = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
-    if not {int, float} & set(kinds) or (value is None and type(None) in kinds):
-        return
-    whole = int in kinds
-    if type(value) not in ((int,) if whole else (int, float)):
-        raise ValueError(f"{item.name} is {value!r}: expected a {'whole ' if whole else ''}number")
-    if not math.isfinite(value):
-        raise ValueError(f"{item.name} is {value}: expected a finite number")
-    if item.name in ABOVE_0 and value <= 0:
-        raise ValueError(f"{item.name} is {value}: expected more than 0")
-    if item.name != "seed" and value < 0:
-        raise ValueError(f"{item.name} is {value}: expected 0 or more")
 
 
 def fingerprint(body: Mapping[str, Any]) -> str:
