@@ -16,9 +16,10 @@ from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.table import console_table
-from anyo_rl.stages.arguments import GrpoArguments, StarArguments, TeacherArguments
+from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.compare import CompareArguments, Comparison
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.reinforce import checked_method, checked_rewards
 from anyo_rl.stages.warm_start import parse_beside, parse_warm_start, recorded
 from reward.load import load_rewards

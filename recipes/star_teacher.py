@@ -15,9 +15,10 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig
 
 from anyo_rl.data.task import DataArguments
-from anyo_rl.stages.arguments import StarArguments, TeacherArguments
+from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.evaluate import evaluate_run, show
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.star import Star
 from anyo_rl.stages.warm_start import parse_warm_start, recorded, train_direct, train_warm_start
 

@@ -50,9 +50,10 @@ from anyo_rl.run.folder import CONFIG, FINGERPRINT, METRICS
 from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.run.settings import Bounds, UsageError
 from anyo_rl.search.answers import Answers
-from anyo_rl.stages.arguments import GrpoArguments, StarArguments
+from anyo_rl.stages.arguments import GrpoArguments
 from anyo_rl.stages.evaluate import ask_teachers, conclude, evaluation_of
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.reinforce import Reward, train_reasoning
 from anyo_rl.stages.sft import DIRECTLY, Lesson, train_sft
 from anyo_rl.stages.star import Star

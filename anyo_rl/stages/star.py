@@ -1,8 +1,6 @@
 """STaR as a stage of a run: rounds of sample, rank, keep, train and measure, until validation gains no more.
 
-    star/round-1/paths/      what was sampled, in shards; shared out over the processes
-    star/round-1/hinted/     a second try, with the target as a hint, where nothing was kept
-    star/round-1/kept.parquet, kept.json      what the round trains on, and what was left out for which reason
+    star/round-1/            its paths, as `anyo_rl.stages.kept_paths` keeps them
     star/round-1/teacher/    the round's teacher
     star/rounds.json         a row for each round, the start being round 0
     star/teacher/            the best of them on validation
@@ -15,7 +13,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +21,21 @@ from accelerate import PartialState
 from trl import SFTConfig
 
 from anyo_rl.catalog.item_tokens import teacher_files
-from anyo_rl.catalog.opening import Teacher
-from anyo_rl.data.schema import EXAMPLE_ID
 from anyo_rl.evaluation import stages
 from anyo_rl.evaluation.report.rounds import Chosen, Round, read_rounds, rounds_file
 from anyo_rl.evidence.fusion import Fusion
-from anyo_rl.metrics.gains import ndcg
 from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
-from anyo_rl.reasoning.rows import Row
-from anyo_rl.run.files import read_json, read_table, write_table, write_whole
-from anyo_rl.run.folder import METRICS
+from anyo_rl.run.files import read_json, write_whole
 from anyo_rl.run.launch import whole_weights
-from anyo_rl.run.settings import UsageError
-from anyo_rl.sampling.protocol import Sampling
-from anyo_rl.sampling.shards import ShardedJob, read_paths
-from anyo_rl.stages.arguments import StarArguments
-from anyo_rl.stages.fusion import training_fusion, with_headroom
+from anyo_rl.stages.fusion import training_fusion
 from anyo_rl.stages.job import Job
-from anyo_rl.stages.sample import EngineChoice, JobEngine, check_engine, path_ranker, sample_in_shards
+from anyo_rl.stages.kept_paths import KeptPaths
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.sft import Lesson, train_sft
 from anyo_rl.teacher.save import save_teacher
-from anyo_rl.training.loop.flops import log_flops, token_flops
 from anyo_rl.training.loop.validation import METRIC
-from anyo_rl.training.star import Beyond, diversity, keep_paths, reasonings
+from anyo_rl.training.star import reasonings
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +57,13 @@ class Star:
     star_args: StarArguments
     training_args: SFTConfig
     fusion: Fusion | None = None
+
+    def paths(self, number: int) -> KeptPaths:
+        """The paths of a round."""
+        folder, policy = self.job.folder / STAR / f"round-{number}", f"{STAR}-{number - 1}"
+        return KeptPaths(
+            self.job, self.star_args, folder, policy, self.training_args.seed, number=number, fusion=self.fusion
+        )
 
     def train(self, start: Path | str) -> Path:
         """Trains rounds from a teacher, and keeps the best on validation, which may be the start itself.
@@ -129,107 +124,13 @@ class Star:
         return self.job.teacher_folder(stage)
 
     def kept(self, number: int, teacher: Path | str) -> pl.DataFrame:
-        """The paths that a round trains on: sampled, ranked and chosen, by all processes together.
+        """The paths that a round trains on, by all processes together.
 
         Raises:
             ValueError: there is nothing to train on.
         """
-        folder = self.job.folder / STAR / f"round-{number}"
-        file = folder / "kept.parquet"
-        state = PartialState()
-        if self.star_args.engine != "hf":
-            check_engine(teacher, self.job.teacher_args)
-        if not file.exists():
-            with whole_weights():
-                paths, chosen = self._choose(number, folder, teacher)
-            if paths.is_empty() and not (self.star_args.mix_rationales and self.job.task.rationales):
-                raise UsageError(
-                    f"round {number}: no path has a gain of {self.star_args.least_gain} or more: lower least_gain, "
-                    f"raise n_samples, or start from a better teacher ({folder} has the paths)"
-                )
-            state.wait_for_everyone()
-            if state.is_main_process:
-                write_whole(folder / "kept.json", json.dumps(chosen.as_json(), indent=2))
-                write_table(paths, file)
-        state.wait_for_everyone()
-        return read_table(file)
-
-    def _choose(self, number: int, folder: Path, path: Path | str) -> tuple[pl.DataFrame, Chosen]:
-        """Samples, and once more with a hint where nothing was good enough; what is kept, and the counts."""
-        args = self.star_args
-        places = self.places(number)
-        keep = partial(
-            keep_paths,
-            least_gain=self._least_gain(places),
-            most_per_example=args.most_per_example,
-            most_per_item=args.most_per_item,
-            least_agreement=args.least_agreement,
-            seed=self.training_args.seed,
-        )
-        with self.job.opened(path) as teacher:
-            rows = self.job.rows("train", teacher).at(places)
-            paths = self.sample(folder / "paths", number, path, teacher, rows, args.n_samples)
-            found = keep(paths)
-            chosen = Chosen(found.counts, diversity=diversity(paths))
-            if not args.rationalise:
-                return found.paths, chosen
-            failed = rows.of(found.reached, wanted=False).hinted()
-            hinted = keep(self.sample(folder / "hinted", number, path, teacher, failed, args.n_hinted), hinted=True)
-        return pl.concat([found.paths, hinted.paths]), replace(chosen, hinted=hinted.counts)
-
-    def places(self, number: int) -> np.ndarray:
-        """The row numbers of a round's training examples, other ones for each where there is a limit."""
-        train = with_headroom(self.job.task, self.job.task.places("train"), self.fusion, self.star_args.headroom)
-        most = self.star_args.max_examples
-        if most is None or most >= len(train):
-            return train
-        rng = np.random.default_rng([self.training_args.seed, number])
-        return train[np.sort(rng.choice(len(train), most, replace=False))]
-
-    def _least_gain(self, places: np.ndarray) -> float | Beyond:
-        """What paths of these examples have to gain, also beyond the evidence where that is asked for."""
-        args = self.star_args
-        if self.fusion is None or args.min_beyond_evidence is None:
-            return args.least_gain
-        ids = self.job.task.examples[EXAMPLE_ID].gather(places).to_list()
-        ranks_R = self.fusion.evidence.target_ranks(ids)
-        if args.rank_cap:
-            ranks_R = np.minimum(ranks_R, args.rank_cap + 1)
-        gains = dict(zip(ids, ndcg(ranks_R).tolist(), strict=True))
-        return Beyond(args.least_gain, args.min_beyond_evidence, gains)
-
-    def sample(
-        self, folder: Path, number: int, path: Path | str, teacher: Teacher, rows: Sequence[Row], n: int
-    ) -> pl.DataFrame:
-        """A sampling job in shards, which all processes do together, each with the whole teacher."""
-        args, dtype = self.star_args, self.job.model_args.dtype
-        sampling = Sampling(
-            n,
-            args.temperature,
-            args.top_p,
-            self.job.max_reasoning_tokens,
-            self.training_args.seed + number,
-        )
-        choice = EngineChoice(
-            args.engine,
-            dtype=dtype,
-            gpu_memory_utilization=args.gpu_memory_utilization,
-            cache_tokens=self.job.teacher_args.sampling_tokens,
-        )
-        sample_in_shards(
-            rows,
-            ShardedJob(folder, sampling, policy=f"{STAR}-{number - 1}", n_shards=args.n_shards, split="train"),
-            JobEngine(choice, path, teacher.model, teacher.tokens, sampling),
-            teacher.catalog,
-            ranker=path_ranker(teacher.catalog, teacher.model, args, self.fusion),
-        )
-        paths = read_paths(folder)
-        n_read = n * sum(len(teacher.tokens.context_ids(row.sampled_prompt)) for row in rows)
-        n_tokens = n_read + int(paths["token_ids"].list.len().sum())
-        # A path is written, and read once more for its rank.
-        flops = 2 * n_tokens * token_flops(teacher.model)
-        log_flops(self.job.folder / METRICS, f"{STAR}/round-{number}/{folder.name}", flops)
-        return paths
+        instead = self.star_args.mix_rationales and bool(self.job.task.rationales)
+        return self.paths(number).kept(teacher, may_be_empty=instead)
 
     def measured(self, number: int, teacher: Path | str) -> Round:
         """Validation of a round's teacher, and what the round was made of: its row of `rounds.json`."""

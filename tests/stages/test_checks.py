@@ -10,10 +10,11 @@ from trl.trainer import dpo_trainer, grpo_trainer
 from anyo_rl.data.task import DataArguments
 from anyo_rl.run.settings import UsageError
 from anyo_rl.stages import checks
-from anyo_rl.stages.arguments import GrpoArguments, PpoArguments, StarArguments, TeacherArguments
+from anyo_rl.stages.arguments import GrpoArguments, PpoArguments, TeacherArguments
 from anyo_rl.stages.baselines import BaselineArguments
 from anyo_rl.stages.begin import parse
 from anyo_rl.stages.judge_arguments import JudgeArguments
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.reinforce import checked_method, checked_rewards
 from anyo_rl.stages.sample import SampleArguments
 from reward.load import load_rewards

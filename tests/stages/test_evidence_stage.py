@@ -23,12 +23,13 @@ from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import make_rows, sample_texts
 from anyo_rl.run.settings import UsageError
-from anyo_rl.stages.arguments import GrpoArguments, StarArguments, TeacherArguments
+from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
 from anyo_rl.stages.baselines import BaselineArguments, evaluate_all
 from anyo_rl.stages.evaluate import ask_teachers
 from anyo_rl.stages.evidence import EvidenceArguments, rank_by_evidence
 from anyo_rl.stages.fusion import check_evidence, with_headroom
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.save import save_teacher
 from anyo_rl.teacher.tokens import Tokens

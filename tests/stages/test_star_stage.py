@@ -9,8 +9,10 @@ from trl import ModelConfig
 
 from anyo_rl.evaluation.report.rounds import Chosen, Round
 from anyo_rl.metrics.intervals import Interval
-from anyo_rl.stages.arguments import StarArguments, TeacherArguments
+from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.kept_paths import KeptPaths
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.star import Star
 from tests.tables import table_of
 
@@ -46,16 +48,16 @@ def test_rounds_end_when_validation_gains_no_more(star, values, patience, goes_o
 
 def test_each_round_draws_its_own_examples(star):
     train = star.job.task.places("train").tolist()
-    assert star.places(1).tolist() == train
+    assert star.paths(1).places().tolist() == train
     few = settings(star, max_examples=8)
-    first, again, second = (few.places(number).tolist() for number in (1, 1, 2))
+    first, again, second = (few.paths(number).places().tolist() for number in (1, 1, 2))
     assert first == again != second
     for drawn in (first, second):
         assert len(set(drawn) & set(train)) == len(drawn) == 8
 
 
 def test_a_round_without_a_good_path_says_what_to_do(star, monkeypatch):
-    monkeypatch.setattr(Star, "_choose", lambda *args: (table_of([]), Chosen()))
-    with pytest.raises(ValueError, match=r"round 1: no path has a gain of 0\.5 or more: lower least_gain"):
+    monkeypatch.setattr(KeptPaths, "_choose", lambda *args: (table_of([]), Chosen()))
+    with pytest.raises(ValueError, match=r"round-1: no path has a gain of 0\.5 or more: lower least_gain"):
         star.kept(1, "teacher")
     assert not (star.job.folder / "star" / "round-1" / "kept.parquet").exists()

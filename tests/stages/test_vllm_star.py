@@ -12,8 +12,9 @@ from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.ranked import ranked_paths
 from anyo_rl.sampling.vllm.sampler import VllmSampler
 from anyo_rl.stages import sample as sample_job
-from anyo_rl.stages.arguments import StarArguments, TeacherArguments
+from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.star import Star
 
 
@@ -42,8 +43,8 @@ def test_a_round_samples_with_the_engine(vllm_engine, tmp_path, monkeypatch):
     monkeypatch.setattr(sample_job, "RoundEngine", Shared)
     star = star_of(tmp_path)
     with star.job.opened(teacher) as opened:
-        rows = star.job.rows("train", opened).at(star.places(1))
-        paths = star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2)
+        rows = star.job.rows("train", opened).at(star.paths(1).places())
+        paths = star.paths(1).sample("paths", teacher, opened, rows, 2)
         sampler = VllmSampler(vllm_engine.llm, opened.tokens)
         asked = Sampling(n=2, max_new_tokens=12, seed=4)
         expected = ranked_paths(rows, sampler, opened.tokens, opened.catalog, asked)
@@ -51,7 +52,7 @@ def test_a_round_samples_with_the_engine(vllm_engine, tmp_path, monkeypatch):
         assert paths.select(columns).equals(pl.DataFrame(expected).select(columns))
         assert paths["rank"].null_count() == 0
         assert events == ["start", "stop"]
-        assert star.sample(tmp_path / "paths", 1, teacher, opened, rows, 2).equals(paths)
+        assert star.paths(1).sample("paths", teacher, opened, rows, 2).equals(paths)
         assert events == ["start", "stop"]  # nothing was left to do
 
 
