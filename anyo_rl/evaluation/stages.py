@@ -50,6 +50,9 @@ GRPO = Stage(
     "grpo", "GRPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True
 )
 PPO = Stage("ppo", "PPO on the rank that it gives to the item the user really chose", reasons=True, learned_ranks=True)
+TEACHER = Stage("teacher", reasons=True)  # what a small model learns from
+TAUGHT = Stage("taught", "supervised fine-tuning of a small model on a teacher's reasonings", reasons=True)
+DISTILLED = Stage("distilled", "on-policy distillation of a teacher's reasoning into a small model", reasons=True)
 PRETRAIN = Stage("pretrain", "the next item at every event of whole sequences, answered at once")
 DIRECT = Stage("direct", "supervised fine-tuning to answer at once, without reasoning")
 DIRECT_ENSEMBLE = Stage("direct_ensemble")
@@ -68,7 +71,7 @@ STUDENT = Stage("student")  # and what learned in another way, as `student_<how>
 BASELINES = ("popularity", "item_knn", "ease", "sasrec", "gru4rec")
 # In the order of tables. Stages of other names come after these, and oracles last.
 STAGES = (
-    *(SFT, STAR, DPO, GRPO, PPO, *CONTROLS, PRETRAIN, DIRECT, DIRECT_ENSEMBLE),
+    *(SFT, STAR, DPO, GRPO, PPO, TEACHER, TAUGHT, DISTILLED, *CONTROLS, PRETRAIN, DIRECT, DIRECT_ENSEMBLE),
     *(STUDENT, EVIDENCE, *map(Stage, BASELINES)),
 )
 ORACLE, INTENT_ORACLE = "oracle", "intent_oracle"

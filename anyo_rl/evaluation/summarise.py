@@ -21,12 +21,15 @@ from anyo_rl.evaluation.stages import (
     CONTROLS,
     DIRECT,
     DIRECT_ENSEMBLE,
+    DISTILLED,
     EVIDENCE,
     FILLER,
     POST_HOC,
     RANK_TRAINED,
     SFT,
     STUDENT,
+    TAUGHT,
+    TEACHER,
     is_student,
 )
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
@@ -40,6 +43,7 @@ SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "
 SEED = "seed"
 COVERAGE = "coverage@10"
 BESIDE_SFT = (DIRECT.name, POST_HOC.name, FILLER.name)
+BESIDE_TAUGHT = (TEACHER.name, TAUGHT.name, DIRECT.name, "item_knn", "sasrec")
 BESIDE_RANK_TRAINED = (
     *(SFT.name, *(stage.name for stage in CONTROLS), DIRECT.name, DIRECT_ENSEMBLE.name),
     *(EVIDENCE.name, "item_knn", "sasrec"),
@@ -186,12 +190,14 @@ def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
 def differences(frames: Frames, seed: int) -> dict[str, Modes]:
     """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
 
-    And evidence alone − each baseline, each student − the plain one, evidence and each baseline.
+    And evidence alone − each baseline, each student − the plain one, evidence and each baseline, small models that
+    learned to reason − their teacher, each other and `direct`.
 
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
     found: dict[str, Modes] = {}
     pairs = [*product([SFT.name], BESIDE_SFT), *product(RANK_TRAINED, BESIDE_RANK_TRAINED)]
+    pairs += product([TAUGHT.name, DISTILLED.name], BESIDE_TAUGHT)
     pairs += product([EVIDENCE.name], BASELINES)
     pairs += product(filter(is_student, frames), [STUDENT.name, EVIDENCE.name, *BASELINES])
     for a, b in pairs:

@@ -47,8 +47,8 @@ class KeptPaths:
         args: which paths.
         folder: where they are kept.
         policy: what the one who samples them is called.
-        seed: of what is drawn.
-        number: of the round; each draws other examples and other paths.
+        sampling: how.
+        places: the row numbers of the examples.
         fusion: evidence that ranks are taken together with.
     """
 
@@ -56,8 +56,8 @@ class KeptPaths:
     args: PathArguments
     folder: Path
     policy: str
-    seed: int
-    number: int = 1
+    sampling: Sampling
+    places: np.ndarray
     fusion: Fusion | None = None
 
     def kept(self, teacher: Path | str, *, may_be_empty: bool = False) -> pl.DataFrame:
@@ -90,17 +90,17 @@ class KeptPaths:
 
     def _choose(self, path: Path | str) -> tuple[pl.DataFrame, Chosen]:
         """Samples, and once more with a hint where nothing was good enough; what is kept, and the counts."""
-        args, places = self.args, self.places()
+        args = self.args
         keep = partial(
             keep_paths,
-            least_gain=self._least_gain(places),
+            least_gain=self._least_gain(),
             most_per_example=args.most_per_example,
             most_per_item=args.most_per_item,
             least_agreement=args.least_agreement,
-            seed=self.seed,
+            seed=self.sampling.seed,
         )
         with self.job.opened(path) as teacher:
-            rows = self.job.rows("train", teacher).at(places)
+            rows = self.job.rows("train", teacher).at(self.places)
             paths = self.sample("paths", path, teacher, rows, args.n_samples)
             found = keep(paths)
             chosen = Chosen(found.counts, diversity=diversity(paths))
@@ -110,21 +110,12 @@ class KeptPaths:
             hinted = keep(self.sample("hinted", path, teacher, failed, args.n_hinted), hinted=True)
         return pl.concat([found.paths, hinted.paths]), replace(chosen, hinted=hinted.counts)
 
-    def places(self) -> np.ndarray:
-        """The row numbers of the training examples, other ones for each round where there is a limit."""
-        train = with_headroom(self.job.task, self.job.task.places("train"), self.fusion, self.args.headroom)
-        most = self.args.max_examples
-        if most is None or most >= len(train):
-            return train
-        rng = np.random.default_rng([self.seed, self.number])
-        return train[np.sort(rng.choice(len(train), most, replace=False))]
-
-    def _least_gain(self, places: np.ndarray) -> float | Beyond:
-        """What paths of these examples have to gain, also beyond the evidence where that is asked for."""
+    def _least_gain(self) -> float | Beyond:
+        """What paths have to gain, also beyond the evidence where that is asked for."""
         args = self.args
         if self.fusion is None or args.min_beyond_evidence is None:
             return args.least_gain
-        ids = self.job.task.examples[EXAMPLE_ID].gather(places).to_list()
+        ids = self.job.task.examples[EXAMPLE_ID].gather(self.places).to_list()
         ranks_R = self.fusion.evidence.target_ranks(ids)
         if args.rank_cap:
             ranks_R = np.minimum(ranks_R, args.rank_cap + 1)
@@ -142,8 +133,7 @@ class KeptPaths:
             n: paths of each.
         """
         args, folder = self.args, self.folder / name
-        most = self.job.max_reasoning_tokens
-        sampling = Sampling(n, args.temperature, args.top_p, most, self.seed + self.number)
+        sampling = replace(self.sampling, n=n)
         choice = EngineChoice(
             args.engine,
             dtype=self.job.model_args.dtype,
@@ -164,3 +154,20 @@ class KeptPaths:
         flops = 2 * n_tokens * token_flops(teacher.model)
         log_flops(self.job.folder / METRICS, str(folder.relative_to(self.job.folder)), flops)
         return paths
+
+
+def training_places(job: Job, args: PathArguments, seed: int, number: int, fusion: Fusion | None) -> np.ndarray:
+    """The row numbers of a round's training examples, other ones for each where there is a limit.
+
+    Args:
+        job: of the run.
+        args: the limit, and the headroom that examples need.
+        seed: of the draw.
+        number: of the round.
+        fusion: has the evidence that headroom is of.
+    """
+    train = with_headroom(job.task, job.task.places("train"), fusion, args.headroom)
+    if args.max_examples is None or args.max_examples >= len(train):
+        return train
+    rng = np.random.default_rng([seed, number])
+    return train[np.sort(rng.choice(len(train), args.max_examples, replace=False))]

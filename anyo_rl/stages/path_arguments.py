@@ -24,10 +24,6 @@ class PathArguments(RankArguments, FusionArguments, ComparisonArguments):
             "free": True,
         },
     )
-    temperature: float = field(default=1.0, metadata={"bounds": Bounds(0, 100), "help": "At which paths are sampled."})
-    top_p: float = field(
-        default=1.0, metadata={"bounds": Bounds(above=0, most=1), "help": "Nucleus, above 0 and up to 1."}
-    )
     n_shards: int = field(
         default=16, metadata={"bounds": Bounds(1), "help": "Parts that sampling comes in; a kill costs one."}
     )
@@ -79,6 +75,10 @@ class PathArguments(RankArguments, FusionArguments, ComparisonArguments):
 class StarArguments(PathArguments):
     """How a teacher makes its own training data, round by round."""
 
+    temperature: float = field(default=1.0, metadata={"bounds": Bounds(0, 100), "help": "At which paths are sampled."})
+    top_p: float = field(
+        default=1.0, metadata={"bounds": Bounds(above=0, most=1), "help": "Nucleus, above 0 and up to 1."}
+    )
     rounds: int = field(
         default=3, metadata={"bounds": Bounds(1), "help": "Most rounds; 1 without rationalise is rejection sampling."}
     )

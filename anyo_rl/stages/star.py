@@ -28,9 +28,10 @@ from anyo_rl.metrics.intervals import bootstrap_interval
 from anyo_rl.metrics.ranking import per_user_metrics
 from anyo_rl.run.files import read_json, write_whole
 from anyo_rl.run.launch import whole_weights
+from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.stages.fusion import training_fusion
 from anyo_rl.stages.job import Job
-from anyo_rl.stages.kept_paths import KeptPaths
+from anyo_rl.stages.kept_paths import KeptPaths, training_places
 from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.sft import Lesson, train_sft
 from anyo_rl.teacher.save import save_teacher
@@ -60,10 +61,11 @@ class Star:
 
     def paths(self, number: int) -> KeptPaths:
         """The paths of a round."""
+        args, seed = self.star_args, self.training_args.seed
+        sampling = Sampling(args.n_samples, args.temperature, args.top_p, self.job.max_reasoning_tokens, seed + number)
+        places = training_places(self.job, args, seed, number, self.fusion)
         folder, policy = self.job.folder / STAR / f"round-{number}", f"{STAR}-{number - 1}"
-        return KeptPaths(
-            self.job, self.star_args, folder, policy, self.training_args.seed, number=number, fusion=self.fusion
-        )
+        return KeptPaths(self.job, args, folder, policy, sampling, places, self.fusion)
 
     def train(self, start: Path | str) -> Path:
         """Trains rounds from a teacher, and keeps the best on validation, which may be the start itself.

@@ -29,14 +29,15 @@ from anyo_rl.stages.arguments import (
     GrpoArguments,
     PpoArguments,
     RankArguments,
-    StarArguments,
     TeacherArguments,
 )
 from anyo_rl.stages.begin import plain_errors
 from anyo_rl.stages.cache import CacheArguments
+from anyo_rl.stages.distill_reasoning import DistillReasoningArguments
 from anyo_rl.stages.dpo import PairArguments
 from anyo_rl.stages.evidence import EvidenceArguments
 from anyo_rl.stages.judge_arguments import JudgeArguments
+from anyo_rl.stages.path_arguments import StarArguments
 from anyo_rl.stages.prm import PrmArguments
 from anyo_rl.stages.server_arguments import ServerArguments
 from anyo_rl.stages.student_arguments import DistillArguments, StudentArguments
@@ -197,6 +198,7 @@ FREE = {
     GrpoArguments: {"sft_config", "train_direct", "baselines"},
     PpoArguments: {"sft_config", "train_direct", "baselines"},
     StarArguments: {"sft_config", "train_direct", "baselines", "n_samples", "max_examples"},
+    DistillReasoningArguments: {"sft_config", "train_direct", "baselines"},
     PrmArguments: {"max_examples", "judge"},
     PairArguments: {"baselines"},
     CacheArguments: {"output_dir", "plan"},

@@ -57,11 +57,13 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
         "evidence",
         "student",
         "pretrain",
+        "reasoning",
     )
     kind = next(name for name in (*kinds, "cache") if name in path.stem.split("_"))
     trains = kind not in ("rationales", "baselines", "evidence", "student", "cache")
     others = {"rationales": "make_rationales", "prm": "train_prm", "evidence": "rank_evidence"}
-    others |= {name: name for name in ("baselines", "compare")} | {"student": path.stem}
+    others |= {name: name for name in ("baselines", "compare")}
+    others |= dict.fromkeys(("student", "reasoning"), path.stem)
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
     def keep(types, **kwargs):

@@ -131,4 +131,5 @@ def test_a_title_with_backticks_does_not_leave_its_block(run_dir, task, small_to
 
 
 def test_every_stage_is_told_in_words():
-    assert set(TEACHERS) == {"sft", "pretrain", "direct", *RANK_TRAINED, *(stage.name for stage in CONTROLS)}
+    supervised = {"sft", "pretrain", "direct", "taught", "distilled"}
+    assert set(TEACHERS) == {*supervised, *RANK_TRAINED, *(stage.name for stage in CONTROLS)}

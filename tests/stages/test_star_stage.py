@@ -48,9 +48,9 @@ def test_rounds_end_when_validation_gains_no_more(star, values, patience, goes_o
 
 def test_each_round_draws_its_own_examples(star):
     train = star.job.task.places("train").tolist()
-    assert star.paths(1).places().tolist() == train
+    assert star.paths(1).places.tolist() == train
     few = settings(star, max_examples=8)
-    first, again, second = (few.paths(number).places().tolist() for number in (1, 1, 2))
+    first, again, second = (few.paths(number).places.tolist() for number in (1, 1, 2))
     assert first == again != second
     for drawn in (first, second):
         assert len(set(drawn) & set(train)) == len(drawn) == 8

@@ -43,7 +43,7 @@ def test_a_round_samples_with_the_engine(vllm_engine, tmp_path, monkeypatch):
     monkeypatch.setattr(sample_job, "RoundEngine", Shared)
     star = star_of(tmp_path)
     with star.job.opened(teacher) as opened:
-        rows = star.job.rows("train", opened).at(star.paths(1).places())
+        rows = star.job.rows("train", opened).at(star.paths(1).places)
         paths = star.paths(1).sample("paths", teacher, opened, rows, 2)
         sampler = VllmSampler(vllm_engine.llm, opened.tokens)
         asked = Sampling(n=2, max_new_tokens=12, seed=4)

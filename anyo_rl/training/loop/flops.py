@@ -143,8 +143,9 @@ class Flops(TrainerCallback):
         self.trainer = trainer
         self.counter = trainer.flop_counter = FlopCounter()
         self.counter.watch(trainer.model)
-        if getattr(trainer, "ref_model", None) is not None:
-            self.counter.watch(trainer.ref_model)
+        for other in ("ref_model", "teacher_model"):
+            if getattr(trainer, other, None) is not None:
+                self.counter.watch(getattr(trainer, other))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Goes on from what a run that was killed had logged."""
