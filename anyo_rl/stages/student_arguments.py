@@ -45,6 +45,13 @@ class StudentArguments:
         default=False,
         metadata={"help": "Add a learned projection of these vectors to the items' own; else items begin as them."},
     )
+    least_events: int = field(
+        default=0,
+        metadata={
+            "bounds": Bounds(0, 10**6),
+            "help": "Items with fewer training events get, after the fit, what item_vectors predict for them (ridge).",
+        },
+    )
     dim: int = field(default=64, metadata={"bounds": Bounds(2, 4096), "help": "Width of item vectors."})
     dropout: float = field(default=0.3, metadata={"bounds": Bounds(0, 0.95), "help": "See the student's class."})
     learning_rate: float = field(default=1e-3, metadata={"bounds": Bounds(above=0, most=1), "help": "Of AdamW."})
@@ -79,6 +86,8 @@ class StudentArguments:
             raise UsageError(f"dim is {self.dim}; expected an even number: SASRec has two heads")
         if self.fuse and self.item_vectors == NO_VECTORS:
             raise UsageError("fuse is true and item_vectors is none; name the vectors")
+        if self.least_events and self.item_vectors == NO_VECTORS:
+            raise UsageError("least_events is set and item_vectors is none; name the vectors")
 
     @property
     def start(self) -> StudentSettings:

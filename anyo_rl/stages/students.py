@@ -10,6 +10,7 @@ A run folder holds, besides what every run folder holds:
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,10 +39,13 @@ from anyo_rl.stages.baselines import RANKER, choices, read_baseline
 from anyo_rl.stages.student_arguments import NO_VECTORS, DistillArguments, StudentArguments
 from anyo_rl.stages.vectors import title_vectors
 from anyo_rl.students.choice import choose_in_turn
+from anyo_rl.students.cold import warm_up
 from anyo_rl.students.distillation import Lessons
 from anyo_rl.students.files import Student, load_student, save_student
 from anyo_rl.students.fit import Help
 from anyo_rl.students.settings import DistillSettings
+
+logger = logging.getLogger(__name__)
 
 TITLES = ("tfidf", "minilm")
 BESIDE = ("popularity", "item_knn")  # what is fitted beside a student where no other run is named
@@ -115,6 +119,9 @@ def train_student(
     kind: Any = StudentSettings if distill is None else Distilled
     for seed, evaluation in evaluations.items():
         student = trainer.student(kind(**chosen.settings), seed)
+        if args.least_events and vectors is not None:
+            n_cold = warm_up(student, vectors, fitting.sequences, args.least_events)
+            logger.info("%d items with fewer than %d events get predicted vectors", n_cold, args.least_events)
         save_student(student, item_ids, evaluation.run_dir / "student")
         keep_baseline(evaluation, args.name, lambda student=student: student)  # type: ignore[misc]
     evaluate_baselines(first, () if args.beside else BESIDE)
