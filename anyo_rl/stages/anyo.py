@@ -71,9 +71,7 @@ class AnyoArguments:
     distill_config: str | None = _config("the distilled student (recipes/distill_student.py)")
     reasoning: bool = field(
         default=True,
-        metadata={
-            "help": "Whether the teacher reasons; else SFT trains one that answers at once, the last stage."
-        },
+        metadata={"help": "Whether the teacher reasons; else SFT trains one that answers at once, the last stage."},
     )
     train_direct: bool = field(
         default=True,
