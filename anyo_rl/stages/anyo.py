@@ -24,7 +24,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from anyo_rl.data.task import DataArguments
-from anyo_rl.evaluation.stages import DIRECT, EVIDENCE, GRPO, PRETRAIN, SFT, STAR, STUDENT, stage_of
+from anyo_rl.evaluation.stages import DIRECT, EVIDENCE, GRPO, PRETRAIN, SFT, STAR, STUDENT
 from anyo_rl.evaluation.summary import FILE, Summary
 from anyo_rl.run.folder import PRETRAINING, ROUNDS, WARM_START, Section, claim, resolve, start_run
 from anyo_rl.run.settings import Bounds, UsageError
@@ -302,25 +302,6 @@ class Anyo:
     def _claim(self, folder: str, *arguments: Any, **sections: Any) -> None:
         task = self.job.task
         claim(Path(folder), resolve(*arguments, self.data_args, **sections), task.report, task.fingerprint)
-
-
-def last_stage(steps: Mapping[str, Step]) -> str:
-    """The stage whose teacher is cached.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if not steps:
-        raise UsageError(
-            "the cache is of a teacher, and the run trains none: name a config of one of its stages, or set source to "
-            "evidence or a baseline in the cache's config"
-        )
-    return list(steps)[-1]
-
-
-def how_asked(stage: str) -> list[str]:
-    """Flags of the cache for a teacher that cannot be asked as its config says."""
-    return [] if stage_of(stage).reasons else ["--mode", "plain"]
 
 
 def _text(path: Path | None) -> str | None:

@@ -9,9 +9,9 @@ import torch
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from anyo_rl.data.task import DataArguments
-from anyo_rl.evaluation.stages import DIRECT, EVIDENCE, GRPO, PRETRAIN, SFT, STAR, STUDENT
+from anyo_rl.evaluation.stages import DIRECT, EVIDENCE, GRPO, PRETRAIN, SFT, STAR, STUDENT, stage_of
 from anyo_rl.run.settings import UsageError
-from anyo_rl.stages.anyo import BASELINES, CACHE, DISTILLED, AnyoArguments, Parts, Step, how_asked, last_stage
+from anyo_rl.stages.anyo import BASELINES, CACHE, DISTILLED, AnyoArguments, Parts, Step
 from anyo_rl.stages.arguments import GrpoArguments, StarArguments, TeacherArguments
 from anyo_rl.stages.baselines import BaselineArguments
 from anyo_rl.stages.cache import EVIDENCE as OF_EVIDENCE
@@ -58,11 +58,14 @@ def read_parts(
     steps = _steps(args, config, teacher_args, model_args, load_rewards)
     if args.cache_config:
         flags = ["--seed", str(args.seed), "--run_dir", args.output_dir]
-        kinds = [CacheArguments, ModelConfig, TeacherArguments]
-        cache, *_ = part(args.cache_config, kinds, CACHE, flags)
-        if cache.source == TEACHER:
-            flags += ["--stage", last_stage(steps), *how_asked(last_stage(steps))]
-            cache, *_ = part(args.cache_config, kinds, CACHE, flags)
+        for stage in list(steps)[-1:]:
+            flags += ["--stage", stage, *([] if stage_of(stage).reasons else ["--mode", "plain"])]
+        cache, *_ = part(args.cache_config, [CacheArguments, ModelConfig, TeacherArguments], CACHE, flags)
+        if cache.source == TEACHER and not steps:
+            raise UsageError(
+                "the cache is of a teacher, and the run trains none: name a config of one of its stages, or set "
+                "source to evidence or a baseline in the cache's config"
+            )
         if cache.source == OF_EVIDENCE and not has_evidence:
             raise UsageError("the cache is of evidence, and there is none: name evidence_config")
     if args.student_config:
@@ -74,6 +77,8 @@ def read_parts(
         flags = [*seeds, "--teacher_cache", str(Path(args.output_dir) / CACHE)]
         defaults = {"name": f"{STUDENT.name}_distilled"}
         distill = part(args.distill_config, [StudentArguments, DistillArguments], DISTILLED, flags, defaults)
+        if distill[0].name == STUDENT.name:
+            raise UsageError("the distilled student's name is student, as the plain one's: set name to student_…")
     return Parts(baselines, evidence, steps, cache, student, distill)
 
 
