@@ -170,7 +170,7 @@ def claim(
     report: Mapping[str, int],
     data: Mapping[str, str] | None = None,
 ) -> None:
-    """The same for a part of a run, a folder in the run's own, whose logs are the run's.
+    """Holds a folder for a run and writes what is needed to repeat it; by itself for a part of a run, without logs.
 
     Args:
         run_dir: the run folder; all processes call this, the main one writes.
