@@ -16,6 +16,7 @@ from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.table import console_table
+from anyo_rl.run.folder import ROUNDS
 from anyo_rl.stages.arguments import GrpoArguments, TeacherArguments
 from anyo_rl.stages.begin import begin, plain_errors, start_job
 from anyo_rl.stages.compare import CompareArguments, Comparison
@@ -45,8 +46,8 @@ def main() -> None:
         rounds, of_rounds = None, {}
         if args.star_config:
             *_, star_args, _, star_training_args = parse_beside(args.star_config, config, training_args, StarArguments)
-            rounds, of_rounds = (star_args, star_training_args), {"Rounds": star_training_args.to_dict()}
-            of_rounds["Rounds"] |= asdict(star_args)
+            rounds, of_rounds = (star_args, star_training_args), {ROUNDS: star_training_args.to_dict()}
+            of_rounds[ROUNDS] |= asdict(star_args)
     job = start_job(
         *(data_args, model_args, teacher_args, training_args, grpo_args, args), **recorded(warm_start), **of_rounds
     )

@@ -50,16 +50,20 @@ BESIDE_RANK_TRAINED = (
 )
 
 
-def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -> Summary:
+def summarise(
+    evaluation: Evaluation, ranker: str, n_paths: int | None = None, added: Sequence[tuple[str, str]] = ()
+) -> Summary:
     """All answers that a run kept of its test users.
 
     Args:
         evaluation: of the run.
         ranker: how the teachers' ranks were taken.
         n_paths: how many a mixture has; `None` where none is asked for.
+        added: a stage and the one that it builds on, each; left out where one of the two was not evaluated.
     """
     args, test, seed = evaluation.task.args, evaluation.test, evaluation.seed
     frames = evaluation.kept(n_paths)
+    added = [pair for pair in added if set(pair) <= set(frames)]
     why = not_converged(read_trainings(evaluation.run_dir / METRICS))
     stated = true = None
     if evaluation.task.world is not None:
@@ -80,7 +84,8 @@ def summarise(evaluation: Evaluation, ranker: str, n_paths: int | None = None) -
         n_paths=n_paths,
         not_converged={DIRECT.name: why} if why and DIRECT.name in frames else {},
         stages=stage_values(frames, len(evaluation.item_ids), seed),
-        differences=differences(frames, seed),
+        differences=differences(frames, seed, added),
+        added=tuple(f"{a}-{b}" for a, b in added),
         slices=_slices(evaluation, frames),
         stated_intent=stated,
         true_intent=true,
@@ -133,7 +138,7 @@ def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
         seeds=tuple(parts),
         not_converged={stage: why for part in parts.values() for stage, why in part.not_converged.items()},
         stages=stage_values(frames, first.n_items or 1, seed=0),
-        differences=differences(frames, seed=0),
+        differences=differences(frames, seed=0, added=[pair for pair in map(first.compared, first.added) if pair]),
         slices={},
         stated_intent=None,
         true_intent=_mean_shares(list(parts.values())),
@@ -187,11 +192,11 @@ def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
     }
 
 
-def differences(frames: Frames, seed: int) -> dict[str, Modes]:
+def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()) -> dict[str, Modes]:
     """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
 
     And evidence alone − each baseline, each student − the plain one, evidence and each baseline, small models that
-    learned to reason − their teacher, each other and `direct`.
+    learned to reason − their teacher, each other and `direct`, and what `added` has.
 
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
@@ -200,7 +205,7 @@ def differences(frames: Frames, seed: int) -> dict[str, Modes]:
     pairs += product([TAUGHT.name, DISTILLED.name], BESIDE_TAUGHT)
     pairs += product([EVIDENCE.name], BASELINES)
     pairs += product(filter(is_student, frames), [STUDENT.name, EVIDENCE.name, *BASELINES])
-    for a, b in pairs:
+    for a, b in dict.fromkeys([*pairs, *added]):
         for mode, frame in frames.get(a, {}).items():
             other = frames.get(b, {}).get(mode)
             if other is None:

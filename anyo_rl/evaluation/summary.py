@@ -66,6 +66,7 @@ class Summary:
         not_converged: stage → why it is no opponent to claim anything over (`anyo_rl.evaluation.convergence`).
         stages: stage → mode → metric → value.
         differences: `a-b` → mode → metric → paired difference.
+        added: names of differences that say what a stage added to the one that it builds on, in the order of a run.
         slices: stage → mode → slice.
         stated_intent: stage → share of greedy reasonings that state an intent (toy world).
         true_intent: stage → share of these that state the true one.
@@ -84,6 +85,7 @@ class Summary:
     not_converged: dict[str, str] = field(default_factory=dict)
     stages: dict[str, Modes] = field(default_factory=dict)
     differences: dict[str, Modes] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
     slices: dict[str, dict[str, dict[str, Slice]]] = field(default_factory=dict)
     stated_intent: Metrics | None = None
     true_intent: Metrics | None = None
@@ -157,7 +159,7 @@ class Summary:
         def shares(name: str) -> Metrics | None:
             return _read(raw[name], Interval.from_json) if name in raw else None
 
-        masked, seeds = raw.get("mask_history"), raw.get("seeds")
+        masked, seeds, added = (raw.get(name) for name in ("mask_history", "seeds", "added"))
         return cls(
             dataset=text("dataset"),
             split=text("split"),
@@ -172,6 +174,7 @@ class Summary:
             not_converged=_read(raw.get("not_converged"), lambda why: why if isinstance(why, str) else None),
             stages=_read(raw.get("stages"), _modes),
             differences=_read(raw.get("differences"), _modes),
+            added=tuple(name for name in added if isinstance(name, str)) if isinstance(added, list) else (),
             slices=_read(raw.get("slices"), lambda modes: _read(modes, lambda cut: _read(cut, Slice.from_json))),
             stated_intent=shares("stated_intent"),
             true_intent=shares("true_intent"),

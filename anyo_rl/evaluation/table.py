@@ -4,7 +4,7 @@ Every table states how it was measured (dataset, split, users, items, ranker, hi
 without these cannot be compared with another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from anyo_rl.evaluation.stages import DRAW_NOTHING, table_order
@@ -15,6 +15,7 @@ COLUMNS = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"), ("mrr", "MRR"), ("coverag
 SAME_COLUMNS = (("same_top1", "Top 1 as evidence"), ("same_top10", "Top 10 as evidence"))  # where any answer has them
 DIFFERENCE_COLUMNS = ("ndcg@10", "hr@10", "mrr")
 NONE = "–"
+ADDED, DIFFERENCES = "What each stage added", "Paired differences"
 
 Cells = list[list[str]]
 
@@ -109,14 +110,28 @@ def _label(summary: Summary, row: Row) -> str:
 
 
 def difference_cells(summary: Summary) -> tuple[list[str], Cells]:
-    """Header and cells of the table of paired differences; no cells where there are no differences."""
-    header = ["Difference", "Mode", "NDCG@10", "Lift", "HR@10", "MRR"]
+    """Header and cells of the table of paired differences; no cells where there are no differences.
+
+    Those of `Summary.added` stand in a table of their own.
+    """
+    names = [name for name in summary.differences if name not in summary.added]
+    return _difference_cells(summary, names, "Difference", "−")
+
+
+def added_cells(summary: Summary) -> tuple[list[str], Cells]:
+    """Header and cells of what each stage added to the one that it builds on; no cells where that is not known."""
+    return _difference_cells(summary, summary.added, "Added by", "to")
+
+
+def _difference_cells(summary: Summary, names: Iterable[str], label: str, word: str) -> tuple[list[str], Cells]:
+    header = [label, "Mode", "NDCG@10", "Lift", "HR@10", "MRR"]
     body = []
-    for name, mode, metrics in _differences(summary):
-        cells = [format_value(metrics.get(key), bounds=True, signed=True) for key in DIFFERENCE_COLUMNS]
-        lift = format_percent(summary.lift_percent(name, mode), signed=True)
-        pair = summary.compared(name)
-        body.append([name if pair is None else f"{pair[0]} − {pair[1]}", mode, cells[0], lift, *cells[1:]])
+    for name in names:
+        for mode, metrics in sorted(summary.differences.get(name, {}).items()):
+            cells = [format_value(metrics.get(key), bounds=True, signed=True) for key in DIFFERENCE_COLUMNS]
+            lift = format_percent(summary.lift_percent(name, mode), signed=True)
+            pair = summary.compared(name)
+            body.append([name if pair is None else f"{pair[0]} {word} {pair[1]}", mode, cells[0], lift, *cells[1:]])
     return header, body
 
 
@@ -133,9 +148,9 @@ def markdown_table(summary: Summary) -> str:
     ]
     header, body = result_cells(summary)
     lines += ["", *(markdown_cells(header, body) if body else ["No stage was evaluated."])]
-    header, body = difference_cells(summary)
-    if body:
-        lines += ["", "Paired differences:", "", *markdown_cells(header, body)]
+    for title, (header, body) in ((ADDED, added_cells(summary)), (DIFFERENCES, difference_cells(summary))):
+        if body:
+            lines += ["", f"{title}:", "", *markdown_cells(header, body)]
     for note in convergence_notes(summary):
         lines += ["", _escape(note)]
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -158,7 +173,7 @@ def console_table(summary: Summary, width: int | None = None) -> str:
     with console.capture() as capture:
         console.print(Text(", ".join(f"{name}: {value}" for name, value in facts(summary))))
         console.print(Text(interval_note(summary)))
-        for header, body in (result_cells(summary), difference_cells(summary)):
+        for header, body in (result_cells(summary), added_cells(summary), difference_cells(summary)):
             if not body:
                 continue
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -178,12 +193,6 @@ def convergence_notes(summary: Summary) -> list[str]:
         f"{stage} is not converged, and that another is ahead of it says little: {why}."
         for stage, why in summary.not_converged.items()
     ]
-
-
-def _differences(summary: Summary) -> Iterator[tuple[str, str, Metrics]]:
-    for name, modes in summary.differences.items():
-        for mode in sorted(modes):
-            yield name, mode, modes[mode]
 
 
 def _count(n: int | None) -> str | None:

@@ -30,7 +30,9 @@ FINGERPRINT = "fingerprint.json"
 AS_IT_WAS = "put it back as it was, or name another --output_dir"  # of what says what a folder was made with
 METRICS = "metrics.jsonl"
 WARM_START = "WarmStart"  # the section of the warm start's trainer settings and patience
-NO_LATER_STAGE = ("sft", "catalog", "logs")  # folders that are there when a warm start alone has been trained
+PRETRAINING, ROUNDS = "Pretraining", "Rounds"  # those of the sequence stage before it, and of STaR before GRPO
+# Folders that are there when nothing that comes after a warm start has been trained.
+NO_LATER_STAGE = ("sft", "catalog", "logs", "pretrain", "baselines", "evidence")
 PACKAGES = ("anyo-rl", "accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
 
 # What may change between two starts of a run, since it says how or where to run, what to report and what to evaluate:
@@ -149,6 +151,28 @@ def start_run(
     From here on each process has a log file of its own there (`anyo_rl.run.logs`), and no other program may use it.
 
     Args:
+        run_dir: see `claim`, as for all else.
+        arguments: what `resolve` returns.
+        report: what the data came to.
+        data: what tells the data from other data.
+
+    Raises:
+        RunFolderError: see `claim`.
+    """
+    claim(run_dir, arguments, report, data)
+    log_to_file(run_dir, PartialState().process_index)
+    hide_progress_bars()
+
+
+def claim(
+    run_dir: Path,
+    arguments: Mapping[str, Section],
+    report: Mapping[str, int],
+    data: Mapping[str, str] | None = None,
+) -> None:
+    """Holds a folder for a run and writes what is needed to repeat it; by itself for a part of a run, without logs.
+
+    Args:
         run_dir: the run folder; all processes call this, the main one writes.
         arguments: what `resolve` returns.
         report: what the data came to (`Task.report`).
@@ -183,8 +207,6 @@ def start_run(
             write_whole(run_dir / FINGERPRINT, json.dumps(dict(data), indent=2))
     state.wait_for_everyone()
     _wait_for(run_dir / CONFIG)
-    log_to_file(run_dir, state.process_index)
-    hide_progress_bars()
 
 
 def hold_together(run_dir: Path, patience_s: float = 10.0) -> None:

@@ -17,18 +17,20 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.item_tokens import SEMANTIC_IDS
 from anyo_rl.data.task import Task
-from anyo_rl.evaluation.stages import CARD_SETTINGS, DIRECT, SFT, stage_of
+from anyo_rl.evaluation.stages import CARD_SETTINGS, DIRECT, PRETRAIN, SFT, STAR, stage_of
 from anyo_rl.evaluation.summary import Summary
 from anyo_rl.evaluation.table import markdown_table
 from anyo_rl.reasoning.rows import make_prompt
 from anyo_rl.run.files import read_json, write_whole
-from anyo_rl.run.folder import CONFIG, METRICS, WARM_START, read_arguments, read_metrics
+from anyo_rl.run.folder import CONFIG, METRICS, PRETRAINING, ROUNDS, WARM_START, read_arguments, read_metrics
 from anyo_rl.teacher.tokens import THINK_START, Tokens
 
 CARD = "README.md"
 SCRATCH = "a small Qwen3 made from scratch for this data"
+# The section of a stage's settings, where those of a later stage stand under the names of their classes.
+OWN = {SFT.name: WARM_START, DIRECT.name: WARM_START, PRETRAIN.name: PRETRAINING, STAR.name: ROUNDS}
 # Settings of these are told in words, or belong to the stages before.
-APART = {"DataArguments", "ModelConfig", "TeacherArguments", WARM_START}
+APART = {"DataArguments", "ModelConfig", "TeacherArguments", *OWN.values()}
 
 
 def write_cards(
@@ -144,8 +146,9 @@ def _training(
         rows.append(("before it", f"{SFT.made_by}, {before:,} updates"))
     if updates := _updates(run_dir, stage):
         rows.append(("updates", f"{updates:,}; of the checkpoints the best on validation is kept"))
-    warm = stage in (SFT.name, DIRECT.name) and WARM_START in arguments
-    sections = [WARM_START] if warm else [name for name in arguments if name not in APART]
+    own = OWN.get(stage, "")
+    warm = own in arguments
+    sections = [own] if warm else [name for name in arguments if name not in APART]
     settings = {name: value for section in sections for name, value in arguments[section].items()}
     known = [(name, settings[name]) for name in CARD_SETTINGS if settings.get(name) is not None]
     if not warm and arguments.get("TeacherArguments"):

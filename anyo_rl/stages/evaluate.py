@@ -95,25 +95,38 @@ def evaluation_of(job: Job, item_ids: Sequence[str]) -> Evaluation:
     return Evaluation(job.folder, job.task, item_ids, test, job.seed)
 
 
-def conclude(job: Job, teachers: Mapping[str, Path | str], *, baselines: bool) -> Summary:
+def conclude(
+    job: Job,
+    teachers: Mapping[str, Path | str],
+    *,
+    baselines: bool,
+    beside: Sequence[Path] = (),
+    added: Sequence[tuple[str, str]] = (),
+) -> Summary:
     """Adds baselines to the answers of teachers, and writes what they come to; the main process calls this alone.
 
     Args:
         job: of the run.
         teachers: as `ask_teachers` had them.
         baselines: whether to evaluate popularity, item-kNN, SASRec and the oracle too.
+        beside: finished run folders of baselines, evidence or students on the same data, whose answers stand in the
+            table.
+        added: a row and the one that it builds on, each; see `Summary`.
     """
-    tokens, catalog = job.opening.catalog(list(teachers.values())[-1])
-    evaluation = evaluation_of(job, catalog.item_ids)
+    evaluation = evaluation_of(job, job.task.interactions.items["item_id"].to_list())
+    for folder in beside:
+        evaluation.take_over(folder)
     if baselines:
         if job.teacher_args.baselines_from is not None:
             evaluation.take_over(Path(job.teacher_args.baselines_from))
         evaluate_baselines(evaluation)
-    summary = summarise(evaluation, LikelihoodRanker.kind, job.teacher_args.n_paths)
+    summary = summarise(evaluation, LikelihoodRanker.kind, job.teacher_args.n_paths, added)
     write_summary(job.folder, summary)
     write_whole(job.folder / "evaluation.md", markdown_table(summary))
     write_report(job.folder)
-    write_cards(job.folder, job.task, teachers, tokens, catalog, summary)
+    if teachers:
+        tokens, catalog = job.opening.catalog(list(teachers.values())[-1])
+        write_cards(job.folder, job.task, teachers, tokens, catalog, summary)
     return summary
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from anyo_rl.training.loop.until import Until
 
 EQUAL = Rule(least_wait=0, least_share=0.0, least_flops=1.0)
 MOST_UPDATES = 100_000
+# What a part may say for itself, or what is told to it: finished parts that it goes on from.
+OF_PARTS = ("early_stopping_patience", "baselines_from", "evidence")
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,7 @@ def parse_warm_start(
     """
     if not comparison_args.sft_config:
         return None
-    written = isinstance(comparison_args, ReasonerArguments) and comparison_args.ranker != "likelihood"
-    if written and teacher_args.sft_item_loss != "tokens":
-        raise UsageError(
-            "a teacher that writes its items learns them token by token: with this ranker set sft_item_loss to tokens"
-        )
+    check_written(comparison_args, teacher_args)
     *_, sft_teacher, sft_args = parse_beside(comparison_args.sft_config, config, training_args)
     patience = sft_teacher.early_stopping_patience
     return WarmStart(
@@ -76,6 +75,19 @@ def parse_warm_start(
         dataclasses.replace(teacher_args, early_stopping_patience=patience),
         comparison_args.train_direct,
     )
+
+
+def check_written(args: ComparisonArguments, teacher_args: TeacherArguments) -> None:
+    """Checks that SFT trains what the ranker of reinforcement reads.
+
+    Raises:
+        UsageError: it does not.
+    """
+    written = isinstance(args, ReasonerArguments) and args.ranker != "likelihood"
+    if written and teacher_args.sft_item_loss != "tokens":
+        raise UsageError(
+            "a teacher that writes its items learns them token by token: with this ranker set sft_item_loss to tokens"
+        )
 
 
 def parse_beside(named: str, config: Path | None, training_args: TrainingArguments, *kinds: type) -> tuple[Any, ...]:
@@ -95,13 +107,40 @@ def parse_beside(named: str, config: Path | None, training_args: TrainingArgumen
         SystemExit: see `parse_warm_start`.
         ValueError: its checkpoints come without a validation.
     """
-    path = sft_config_path(named, config)
-    _check_agrees(path, config)
     shared = ["--seed", str(training_args.seed), "--use_cpu", str(training_args.use_cpu)]
     shared += ["--ddp_backend", training_args.ddp_backend] if training_args.ddp_backend else []
-    types = (DataArguments, ModelConfig, *kinds, TeacherArguments, SFTConfig)
-    *parsed, _ = parse(types, args=["--config", str(path), *shared])
-    check_saves(parsed[-1])
+    return parse_part(named, config, (DataArguments, ModelConfig, *kinds, TeacherArguments, SFTConfig), shared)
+
+
+def parse_part(
+    named: str,
+    config: Path | None,
+    kinds: Sequence[type],
+    flags: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Parses the config of any part of a run, with flags on top of it.
+
+    Args:
+        named: the file, beside the run's own config or from here.
+        config: the run's config.
+        kinds: what the config says.
+        flags: what the run says instead.
+        defaults: values below those of the file.
+
+    Returns:
+        One instance of each kind.
+
+    Raises:
+        SystemExit: no such file, or it says something else of data, model or teacher than the run's config does.
+        ValueError: its checkpoints come without a validation.
+    """
+    path = sft_config_path(named, config)
+    _check_agrees(path, config)
+    *parsed, _ = parse(kinds, args=["--config", str(path), *flags], defaults=defaults)
+    for one in parsed:
+        if isinstance(one, TrainingArguments):
+            check_saves(one)
     return tuple(parsed)
 
 
@@ -194,7 +233,7 @@ def _check_agrees(path: Path, config: Path | None) -> None:
         item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         for kind in (DataArguments, ModelConfig, TeacherArguments)
         for item in dataclasses.fields(kind)
-        if item.name != "early_stopping_patience" and item.init
+        if item.name not in OF_PARTS and item.init
     }
     differing = [
         f"{name} is {warm[name]!r} there and {own.get(name, default)!r} in {config or 'the defaults'}"

@@ -10,6 +10,8 @@ from anyo_rl.data.task import DataArguments
 from anyo_rl.run.folder import RunFolderError
 from anyo_rl.run.launch import LaunchError
 from anyo_rl.stages import checks
+from anyo_rl.stages.anyo import AnyoArguments
+from anyo_rl.stages.anyo_parts import read_parts
 from anyo_rl.stages.arguments import (
     ComparisonArguments,
     GrpoArguments,
@@ -23,6 +25,7 @@ from anyo_rl.stages.server_arguments import ServerArguments
 from anyo_rl.stages.student_arguments import StudentArguments
 from anyo_rl.stages.warm_start import parse_warm_start
 from anyo_rl.training.loop.callbacks import check_saves
+from reward.load import load_rewards
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -58,11 +61,12 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
         "student",
         "pretrain",
         "reasoning",
+        "anyo",
     )
     kind = next(name for name in (*kinds, "cache") if name in path.stem.split("_"))
-    trains = kind not in ("rationales", "baselines", "evidence", "student", "cache")
+    trains = kind not in ("rationales", "baselines", "evidence", "student", "cache", "anyo")
     others = {"rationales": "make_rationales", "prm": "train_prm", "evidence": "rank_evidence"}
-    others |= {name: name for name in ("baselines", "compare")}
+    others |= {name: name for name in ("baselines", "compare", "anyo")}
     others |= dict.fromkeys(("student", "reasoning"), path.stem)
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
@@ -80,6 +84,10 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     if kind == "baselines":
         args = found[BaselineArguments]
         assert args.tune or args.starts  # what is not tuned here was chosen before
+        return
+    if kind == "anyo":
+        read = read_parts(found[AnyoArguments], config, found[TeacherArguments], found[ModelConfig], load_rewards)
+        assert read.distill is not None
         return
     if kind == "evidence":
         assert set(found[EvidenceArguments].candidate_lists) <= set(found[EvidenceArguments].retrievers)

@@ -141,7 +141,7 @@ def render(run: Run, run_dir: Path) -> str:
     )
     browser = {"before": report_paths.BEFORE, "after": report_paths.after(keys), "examples": examples}
     header, body = table.result_cells(run.summary)
-    difference_header, difference_body = table.difference_cells(run.summary)
+    tables = ((table.ADDED, table.added_cells), (table.DIFFERENCES, table.difference_cells))
     return environment.get_template("report.html.jinja").render(
         run=run,
         script=script,
@@ -153,8 +153,7 @@ def render(run: Run, run_dir: Path) -> str:
         accented=ACCENTED,
         header=header,
         body=body,
-        difference_header=difference_header,
-        difference_body=difference_body,
+        compared=[(title, *cells(run.summary)) for title, cells in tables],
         sections=[
             ("Results", "plots-results", result_plots(run.summary, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
