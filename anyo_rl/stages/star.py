@@ -179,7 +179,8 @@ class Star:
 
     def places(self, number: int) -> np.ndarray:
         """The row numbers of a round's training examples, other ones for each where there is a limit."""
-        train = with_headroom(self.job.task, self.job.task.places("train"), self.fusion, self.star_args.headroom)
+        evidence = None if self.fusion is None else self.fusion.evidence
+        train = with_headroom(self.job.task, self.job.task.places("train"), evidence, self.star_args.headroom)
         most = self.star_args.max_examples
         if most is None or most >= len(train):
             return train
