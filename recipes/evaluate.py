@@ -3,7 +3,8 @@
     accelerate launch recipes/evaluate.py --run_dir runs/toy
 
 Stages are found in the run folder (`sft`, `star`, `dpo`, `grpo`, `direct`), and so are the run's settings; flags and a
-`--config` go on top of them. What was evaluated before is not done again.
+`--config` go on top of them: `--written free --reweigh_by popularity` adds what teachers write, grounded as BIGRec
+does. What was evaluated before is not done again.
 """
 
 import logging

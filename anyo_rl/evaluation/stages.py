@@ -1,10 +1,14 @@
 """The stages that can stand in a table: their names and order, how they answer, what a model card says of them."""
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from anyo_rl.search.answers import Mode
 
 REASONING_MODES: tuple[Mode, ...] = ("greedy", "mixture")
+Writing = Literal["catalog", "free", "none"]  # how teachers write items: held to the catalog, any text, not at all
+WRITTEN = re.compile(r"(?P<stage>.+?)(?:_freely)?_written(?:_(?P<by>.+))?")
 
 
 @dataclass(frozen=True)
@@ -117,3 +121,28 @@ def is_student(name: str) -> bool:
 def is_oracle(name: str) -> bool:
     """Whether a row is of one who knows the world."""
     return ORACLE in name
+
+
+def written_row(stage: str, writing: Writing, by: str | None = None) -> str:
+    """The name of the row of what a teacher wrote.
+
+    Args:
+        stage: whose teacher it is.
+        writing: how.
+        by: what its distances are reweighed by.
+
+    >>> written_row("sft", "free", "item_knn")
+    'sft_freely_written_item_knn'
+    """
+    name = f"{stage}{'_freely' if writing == 'free' else ''}_written"
+    return name if by is None else f"{name}_{by}"
+
+
+def of_written(name: str) -> tuple[str, str | None] | None:
+    """The stage of a row of what a teacher wrote, and what stands beside it; `None` for other rows.
+
+    >>> of_written("sft_freely_written_item_knn"), of_written("sft_written"), of_written("sft_fused")
+    (('sft', 'item_knn'), ('sft', None), None)
+    """
+    found = WRITTEN.fullmatch(name)
+    return None if found is None else (found["stage"], found["by"])

@@ -31,6 +31,7 @@ from anyo_rl.evaluation.stages import (
     TAUGHT,
     TEACHER,
     is_student,
+    of_written,
 )
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
@@ -195,8 +196,9 @@ def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
 def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()) -> dict[str, Modes]:
     """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
 
-    And evidence alone − each baseline, each student − the plain one, evidence and each baseline, small models that
-    learned to reason − their teacher, each other and `direct`, and what `added` has.
+    And evidence alone − each baseline, each student − the plain one, evidence and each baseline, what a teacher wrote
+    − its likelihood ranks and what reweighs its distances, small models that learned to reason − their teacher, each
+    other and `direct`, and what `added` has.
 
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
@@ -204,6 +206,9 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
     pairs = [*product([SFT.name], BESIDE_SFT), *product(RANK_TRAINED, BESIDE_RANK_TRAINED)]
     pairs += product([TAUGHT.name, DISTILLED.name], BESIDE_TAUGHT)
     pairs += product([EVIDENCE.name], BASELINES)
+    for name in frames:  # what is written beside what is read off, and beside what its distances are reweighed by
+        if written := of_written(name):
+            pairs += [(name, EVIDENCE.name if other == "fused" else other) for other in written if other is not None]
     pairs += product(filter(is_student, frames), [STUDENT.name, EVIDENCE.name, *BASELINES])
     for a, b in dict.fromkeys([*pairs, *added]):
         for mode, frame in frames.get(a, {}).items():

@@ -7,7 +7,7 @@ without these cannot be compared with another.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from anyo_rl.evaluation.stages import DRAW_NOTHING, table_order
+from anyo_rl.evaluation.stages import DRAW_NOTHING, of_written, table_order
 from anyo_rl.evaluation.summary import MAIN_METRIC, Metrics, Summary
 from anyo_rl.metrics.intervals import Interval
 
@@ -52,6 +52,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("users", _count(summary.n_users)),
         ("items", _count(summary.n_items)),
         ("ranker", summary.ranker),
+        ("of what is written", "embedding" if any(map(of_written, summary.stages)) else None),
         ("history masking", None if summary.mask_history is None else "on" if summary.mask_history else "off"),
         ("paths per mixture", _count(summary.n_paths)),
         ("seeds", " ".join(map(str, summary.seeds)) or None),

@@ -10,19 +10,24 @@ paths is the mean of their fused distributions.
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.evidence.candidates import NONE, Items, places, ranks_at
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.metrics.gains import ndcg
+from anyo_rl.ranking.embedding.ranker import EmbeddingRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking, check_lengths
 from anyo_rl.run.settings import UsageError
 
 SAME_TOP = (1, 10)  # places at which an answer is compared with the evidence's own
 ALPHAS = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # that are tried
+SHARPNESS = 10.0
+Context = Any  # token ids up to the marker; the text of a completion where that is ranked
 
 
 def fuse(log_p_B_G_K: NDArray[np.floating], log_scores_B_K: NDArray[np.floating], alpha: float) -> NDArray[np.float64]:
@@ -131,6 +136,54 @@ class Fusion:
         return FusedRanker(ranker, self.evidence, self.alpha)
 
 
+class WrittenPart:
+    """What a teacher wrote, as its part of a fusion in place of probabilities: −10 · D̂ of each candidate.
+
+    D̂ is the candidate's distance from the written item, min–max normalised over the catalog as BIGRec does. Of it the
+    candidates' softmax is taken, at a temperature of 1/10 over α: a departure from BIGRec, which has no distribution
+    (its own way to let evidence in is D̂ · (1 + W)^−γ with W of the evidence). With 10 the α that are tried go from
+    nearly nothing to distance alone: they put e^0.3 to e^15 between the nearest item and the farthest.
+
+    Args:
+        catalog: of the items.
+        ranker: of completion texts; its γ plays no part, since evidence knows what W does.
+    """
+
+    model: Any = None
+    cap: int | None = None
+    node_budget: int | None = None
+
+    def __init__(self, catalog: Catalog, ranker: EmbeddingRanker) -> None:
+        self.catalog = catalog
+        # Where W is the same for all items, it leaves D̂ as it is, whatever γ.
+        self.ranker = ranker.with_gamma(1.0)
+
+    def log_probs_of(
+        self, contexts_B_G: Sequence[Sequence[str]], items_B: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float64]]:
+        """Log-probabilities of given items, but for a constant of each row; all alike where nothing was written.
+
+        Args:
+            contexts_B_G: one completion of each row.
+            items_B: item indices of each row.
+        """
+        names = self.catalog.item_ids
+        ranking = self.ranker.rank(
+            [text for (text,) in contexts_B_G],
+            [names[0]] * len(items_B),  # whose rank nobody asks for
+            top_k=max(map(len, items_B), default=0),
+            candidates_B=[[names[item] for item in items] for items in items_B],
+            cf_scores_B_N=lambda items: np.zeros((len(items_B), items.stop - items.start), np.float32),
+        )
+        of_rows = [
+            dict(zip(*row, strict=True)) for row in zip(ranking.top_ids_B_K, ranking.top_scores_B_K, strict=True)
+        ]
+        return [
+            SHARPNESS * np.array([scores.get(names[item], 0.0) for item in items])
+            for scores, items in zip(of_rows, items_B, strict=True)
+        ]
+
+
 class FusedRanker:
     """Ranks the catalog by teacher and evidence together.
 
@@ -138,7 +191,7 @@ class FusedRanker:
     to the end.
 
     Args:
-        ranker: the engine on the teacher's weights.
+        ranker: the engine on the teacher's weights; or what the teacher wrote, and contexts are its texts then.
         evidence: of the same catalog.
         alpha: the teacher's weight.
 
@@ -148,7 +201,7 @@ class FusedRanker:
 
     kind = "fused"
 
-    def __init__(self, ranker: LikelihoodRanker, evidence: Evidence, alpha: float) -> None:
+    def __init__(self, ranker: LikelihoodRanker | WrittenPart, evidence: Evidence, alpha: float) -> None:
         if list(evidence.maker.index) != list(ranker.catalog.item_ids):
             raise UsageError("the evidence is of another catalog: make it of the data that the teacher answers for")
         self.ranker, self.evidence, self.alpha = ranker, evidence, alpha
@@ -157,7 +210,7 @@ class FusedRanker:
 
     def rank(
         self,
-        contexts_B: Sequence[Sequence[int]],
+        contexts_B: Sequence[Context],
         target_ids_B: Sequence[str],
         *,
         top_k: int = 10,
@@ -173,7 +226,7 @@ class FusedRanker:
             example_ids_B=example_ids_B,
         )
 
-    def log_probs(self, contexts_B_G: Sequence[Sequence[Sequence[int]]], candidates_B_K: Items) -> NDArray[np.float64]:
+    def log_probs(self, contexts_B_G: Sequence[Sequence[Context]], candidates_B_K: Items) -> NDArray[np.float64]:
         """The teacher's log-probabilities (B, G, K) of candidates, path by path; -inf where there is none."""
         n_paths = len(contexts_B_G[0]) if contexts_B_G else 1
         items_B = [row[row != NONE].tolist() for row in candidates_B_K]
@@ -189,7 +242,7 @@ class FusedRanker:
 
     def rank_mixture(
         self,
-        contexts_B_G: Sequence[Sequence[Sequence[int]]],
+        contexts_B_G: Sequence[Sequence[Context]],
         target_ids_B: Sequence[str],
         *,
         top_k: int = 10,

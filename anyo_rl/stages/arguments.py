@@ -15,6 +15,7 @@ from anyo_rl.run.settings import Bounds
 from anyo_rl.sampling.transformers import CACHE_TOKENS
 from anyo_rl.search.answers import Mode
 from anyo_rl.stages.fusion_arguments import FusionArguments
+from anyo_rl.stages.written_arguments import WrittenArguments
 from anyo_rl.training.advantages.credit import WITHOUT_SOURCE, Advantages, Credit
 from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepRewards
 from anyo_rl.training.advantages.process import ProcessReduction
@@ -26,7 +27,7 @@ from anyo_rl.values.source import StepSource, StepValueKind
 
 
 @dataclass
-class TeacherArguments:
+class TeacherArguments(WrittenArguments):
     """How the teacher is made (where no path is given), validated and evaluated."""
 
     tiny_hidden_size: int = field(
@@ -231,9 +232,6 @@ class ReasonerArguments(RankArguments, FusionArguments, ComparisonArguments):
             "help": "likelihood reads the answer off; with match or embedding the item is sampled too, and ranked by "
             "itself (item_loss none)."
         },
-    )
-    item_encoder: ItemEncoder = field(
-        default="teacher", metadata={"help": "What embeds titles for the embedding ranker: teacher, minilm."}
     )
     item_loss: ItemLoss = field(
         default="best", metadata={"help": "Which paths train the answer: none, best, all, mixture."}

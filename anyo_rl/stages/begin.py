@@ -22,12 +22,13 @@ from anyo_rl.run.folder import read_arguments, resolve, start_run
 from anyo_rl.run.launch import LaunchError, check_launch
 from anyo_rl.run.settings import UsageError
 from anyo_rl.run.shared import made_once
-from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.arguments import ReasonerArguments, TeacherArguments
 from anyo_rl.stages.checks import check_examples, check_history, check_settings
 from anyo_rl.stages.fusion import check_evidence
 from anyo_rl.stages.fusion_arguments import FusionArguments
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.parser import SettingsParser, read_settings
+from anyo_rl.stages.written import check_written
 from anyo_rl.training.loop.callbacks import check_saves
 from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
 
@@ -98,6 +99,7 @@ def start_job(
     later = {name: replace(one, later=True) for name, one in resolve(*others, training_args).items()}
     arguments = resolve(data_args, model_args, teacher_args, **later, **sections)
     check_history(data_args, teacher_args)
+    check_written(teacher_args, *[args.ranker for args in others if isinstance(args, ReasonerArguments)])
     task, folder = load_task(data_args, made_once), Path(training_args.output_dir)
     for args in others:
         check_examples(args, task)

@@ -77,8 +77,9 @@ def card(run_dir: Path, task: Task, stage: str, tokens: Tokens, catalog: Catalog
         _asking(task, stage, tokens, catalog),
         "## Evaluation",
         markdown_table(replace(summary, dataset=dataset)).strip(),
-        "Ranks are over the whole catalog, read off the model item by item. Text that it writes freely may spell an "
-        "item that is not in the catalog, and was not measured.",
+        "Ranks are over the whole catalog, read off the model item by item, but for rows of what was written. Text "
+        "that it writes freely may spell an item that is not in the catalog, and was measured in rows of such a name "
+        "alone.",
         "## Licence",
         "None is set here. The weights come under the licence of the base model; the terms of the data hold for what "
         "was learned from it, and for the titles that the model writes. Look at both before you pass it on.",

@@ -20,6 +20,15 @@ from anyo_rl.search.answers import answer_together
 from anyo_rl.stages.cards import write_cards
 from anyo_rl.stages.fusion import FUSED, fused_answers, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.written import (
+    Writer,
+    by_distance,
+    check_written,
+    keep_written,
+    open_weights,
+    trained_ranker,
+    writing_of,
+)
 
 
 def evaluate_run(job: Job, teachers: Mapping[str, Path | str], *, baselines: bool) -> Summary | None:
@@ -53,7 +62,10 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
         raise UsageError("no teacher to evaluate; name at least one stage and its folder")
     as_saved = dataclasses.replace(job.model_args, load_in_4bit=False, load_in_8bit=False)
     job = dataclasses.replace(job, model_args=as_saved)
-    evidence = open_evidence(job)
+    ranker = trained_ranker(job)
+    check_written(job.teacher_args, ranker)
+    evidence, writing = open_evidence(job), writing_of(job.teacher_args, ranker)
+    weights = open_weights(job) if writing != "none" else None
     for stage, path in teachers.items():
         with job.opened(path) as teacher:
             tokens, catalog = teacher.tokens, teacher.catalog
@@ -79,6 +91,7 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                     made_with["item_tokens"] = catalog.tree.fingerprint
                 if mode == "mixture":
                     made_with["n_paths"] = job.teacher_args.n_paths
+                written_with = dict(made_with)
                 with whole_weights():  # a process must not wait for others in its forwards
                     evaluation.keep(stage, mode, ask, made_with, together=True)
                     if evidence is not None:
@@ -86,6 +99,11 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                         ask = partial(fused_answers, job, stage, teacher, evidence, rows, how, file)
                         made_with |= made_with_evidence(evidence)
                         evaluation.keep(f"{stage}{FUSED}", mode, ask, made_with, together=True)
+                    if writing != "none" and mode != "mixture":  # which has no one item
+                        near = partial(by_distance, job, stage, teacher, writing)
+                        writer = Writer(job, teacher, how, writing, near, rows, evaluation.paths(stage, mode))
+                        keep_written(evaluation, stage, writer, written_with, weights=weights, evidence=evidence)
+                        del near, writer
                 del ask  # it holds the weights
 
 

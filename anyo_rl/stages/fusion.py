@@ -21,6 +21,7 @@ from anyo_rl.data.task import Task
 from anyo_rl.evidence.candidates import places
 from anyo_rl.evidence.fusion import ALPHAS, AlphaChoice, FusedRanker, Fusion, choose_alpha
 from anyo_rl.evidence.opened import CARD, Evidence
+from anyo_rl.ranking.embedding.ranker import GammaChoice
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.files import read_json, readable, write_whole
@@ -62,18 +63,24 @@ def check_evidence(args: FusionArguments, teacher_args: TeacherArguments, task: 
             raise UsageError(f"{', '.join(alone)} without evidence: name the folder of recipes/rank_evidence.py")
         return
     ranker: Any = getattr(args, "ranker", LikelihoodRanker.kind)
-    if ranker != LikelihoodRanker.kind:
+    reweighed = (ranker, teacher_args.reweigh_by) == ("embedding", "evidence")
+    if ranker != LikelihoodRanker.kind and not reweighed:
         raise UsageError(
-            f"ranker is {ranker} and evidence is given: it is fused with answers that are read off. Set ranker to "
-            "likelihood, or leave evidence out and evaluate with it afterwards (recipes/evaluate.py)"
+            f"ranker is {ranker} and evidence is given: in training it is fused with answers that are read off. Set "
+            "ranker to likelihood; or reweigh distances by it (ranker embedding, reweigh_by evidence); or leave "
+            "evidence out and evaluate with it afterwards (recipes/evaluate.py)"
         )
+    if reweighed and args.fusion_alpha is not None:
+        raise UsageError("fusion_alpha is set, and ranker is embedding: evidence reweighs distances by a gamma there")
     if args.headroom is not None and (len(args.headroom) != 2 or args.headroom[0] > args.headroom[1]):
         raise UsageError(f"headroom is {args.headroom}: expected two ranks, the lower one first, such as 2 50")
     Evidence.open(Path(teacher_args.evidence), task, seed, or_first=True).check_training()
 
 
 def training_fusion(job: Job, stage: str, start: Path | str, args: FusionArguments) -> Fusion | None:
-    """What a stage is trained together with; `None` where no evidence is named. All processes call this together.
+    """What a stage is trained together with; `None` where no evidence is named, or where items are written.
+
+    All processes call this together.
 
     Args:
         job: of the run.
@@ -82,7 +89,7 @@ def training_fusion(job: Job, stage: str, start: Path | str, args: FusionArgumen
         args: α, where it is given.
     """
     evidence = open_evidence(job)
-    if evidence is None:
+    if evidence is None or getattr(args, "ranker", LikelihoodRanker.kind) != LikelihoodRanker.kind:
         return None
     if args.fusion_alpha is not None:
         return Fusion(evidence, args.fusion_alpha)
@@ -93,8 +100,7 @@ def training_fusion(job: Job, stage: str, start: Path | str, args: FusionArgumen
         with whole_weights(), job.opened(start) as teacher:
             how = job.how(job.teacher_args.eval_mode, seed=0)
             choice = alpha_of(job, teacher, evidence, how, [alpha for alpha in ALPHAS if alpha > 0])
-        if state.is_main_process:
-            _keep_choice(file, choice)
+        keep_choice(file, choice)
     state.wait_for_everyone()
     with readable(file):
         alpha = float(read_json(file)["alpha"])
@@ -102,22 +108,24 @@ def training_fusion(job: Job, stage: str, start: Path | str, args: FusionArgumen
     return Fusion(evidence, alpha)
 
 
-def with_headroom(task: Task, places: np.ndarray, fusion: Fusion | None, headroom: Sequence[int] | None) -> np.ndarray:
+def with_headroom(
+    task: Task, places: np.ndarray, evidence: Evidence | None, headroom: Sequence[int] | None
+) -> np.ndarray:
     """The training examples whose target the evidence ranks between two ranks, both included; all without bounds.
 
     Args:
         task: the data.
         places: row numbers in its examples.
-        fusion: has the evidence.
+        evidence: ranks them.
         headroom: the two ranks.
 
     Raises:
         UsageError: none is left.
     """
-    if headroom is None or fusion is None:
+    if headroom is None or evidence is None:
         return places
     low, high = headroom
-    ranks_R = fusion.evidence.target_ranks(task.examples[EXAMPLE_ID].gather(places).to_list())
+    ranks_R = evidence.target_ranks(task.examples[EXAMPLE_ID].gather(places).to_list())
     kept: np.ndarray = places[(ranks_R >= low) & (ranks_R <= high)]
     if not len(kept):
         raise UsageError(f"the evidence ranks none of {len(places)} targets between {low} and {high}: widen headroom")
@@ -149,8 +157,7 @@ def fused_answers(
     """
     choice = alpha_of(job, teacher, evidence, how)
     logger.info("%s (%s) with evidence: alpha %g chosen on validation", stage, how.mode, choice.alpha)
-    if PartialState().is_main_process:
-        _keep_choice(job.folder / "fusion" / f"{stage}.{how.mode}.json", choice)
+    keep_choice(job.folder / "fusion" / f"{stage}.{how.mode}.json", choice)
     fused = FusedRanker(LikelihoodRanker(teacher.catalog, teacher.model), evidence, choice.alpha)
     sampler = KeptSampler.read(paths, job.sampler(teacher.model, teacher.tokens))
     return answer_together(rows, fused, sampler, teacher.tokens, dataclasses.replace(how, keep_paths=False))
@@ -187,9 +194,11 @@ def alpha_of(
     return choose_alpha(log_p_B_G_K, log_scores_B_K, place_B, alphas)
 
 
-def _keep_choice(file: Path, choice: AlphaChoice) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(dataclasses.asdict(choice), indent=2))
+def keep_choice(file: Path, choice: AlphaChoice | GammaChoice) -> None:
+    """Writes what was chosen on validation, and what was tried; the main process alone."""
+    if PartialState().is_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(dataclasses.asdict(choice), indent=2))
 
 
 def made_with_evidence(evidence: Evidence) -> dict[str, object]:

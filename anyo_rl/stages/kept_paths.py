@@ -166,7 +166,8 @@ def training_places(job: Job, args: PathArguments, seed: int, number: int, fusio
         number: of the round.
         fusion: has the evidence that headroom is of.
     """
-    train = with_headroom(job.task, job.task.places("train"), fusion, args.headroom)
+    evidence = None if fusion is None else fusion.evidence
+    train = with_headroom(job.task, job.task.places("train"), evidence, args.headroom)
     if args.max_examples is None or args.max_examples >= len(train):
         return train
     rng = np.random.default_rng([seed, number])

@@ -9,6 +9,7 @@ from trl import GRPOConfig, ModelConfig
 
 from anyo_rl.catalog.item_tokens import adapters, without_dropout
 from anyo_rl.evidence.fusion import Engine
+from anyo_rl.ranking.embedding.ranker import EmbeddingRanker
 from anyo_rl.ranking.written import written_ranker
 from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
@@ -17,10 +18,11 @@ from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.stages.arguments import GrpoArguments, PpoArguments, ReasonerArguments
 from anyo_rl.stages.checks import check_examples
 from anyo_rl.stages.finish import finish_stage
-from anyo_rl.stages.fusion import training_fusion, with_headroom
+from anyo_rl.stages.fusion import open_evidence, training_fusion, with_headroom
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import path_ranker
 from anyo_rl.stages.spread import keep_spread
+from anyo_rl.stages.written import training_ranker
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.training.advantages.credit import Credit
 from anyo_rl.training.advantages.ppo import Ppo
@@ -131,7 +133,8 @@ def train_reasoning(
     rows = job.rows("train", teacher)
     if args.held_out_of_sft:
         rows = rows.of(job.task.rationales, wanted=False)
-    rows = rows.at(with_headroom(job.task, rows.places, fusion, args.headroom))
+    evidence = open_evidence(job) if fusion is None else fusion.evidence
+    rows = rows.at(with_headroom(job.task, rows.places, evidence, args.headroom))
     if args.min_gain_spread:
         sampling = Sampling(
             n=4,
@@ -149,10 +152,12 @@ def train_reasoning(
     validation = job.validation(teacher, fusion=fusion)
     training_args = keep_best(training_args, stage_dir, f"eval_{validation.metric}")
     training_args.max_completion_length = job.max_reasoning_tokens
+    encoder = job.teacher_args.item_encoder
     with whole_weights():
         written = written_ranker(
-            args.ranker, teacher.catalog, args.item_encoder, lambda: opening.weights(start, ids), stage_dir / VECTORS
+            args.ranker, teacher.catalog, encoder, lambda: opening.weights(start, ids), stage_dir / VECTORS
         )
+    reweighed = training_ranker(job, stage, start, written) if isinstance(written, EmbeddingRanker) else written
     stop_at_marker(teacher.model, teacher.tokens, write_item=written is not None)
     lora = without_dropout(adapters(opening.of_path(start), teacher.model, tokenizer, ids))
     if method.critic is not None:
@@ -181,7 +186,7 @@ def train_reasoning(
         validation=validation,
         objective=Objective(
             method=method,
-            written_ranker=written,
+            written_ranker=reweighed,
             item_loss=args.item_loss,
             item_loss_weight=args.item_loss_weight,
             rank_cap=args.rank_cap or None,

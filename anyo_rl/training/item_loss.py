@@ -122,7 +122,8 @@ class ItemChoices:
         """Each token of the items among the whole vocabulary: what a teacher chooses that writes them."""
         paths = [torch.tensor(catalog.paths[item]) for item in items]
         child_B_S = pad_sequence(paths, batch_first=True, padding_value=-100)
-        return cls(torch.arange(child_B_S.shape[1]).expand_as(child_B_S), child_B_S)
+        depth_B_S = torch.arange(child_B_S.shape[1]).expand_as(child_B_S)
+        return cls(depth_B_S.masked_fill(child_B_S < 0, 0), child_B_S)  # behind a short path there may be no place
 
     def log_prob(self, logits_B_S_V: torch.Tensor) -> torch.Tensor:
         """(B,) log-probabilities of the items, from the logits at each choice."""

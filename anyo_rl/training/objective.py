@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from anyo_rl.evidence.fusion import Fusion
+from anyo_rl.evidence.reweighing import ReweighedRanker
 from anyo_rl.ranking.protocol import Ranker
 from anyo_rl.run.settings import UsageError
 from anyo_rl.training.advantages.credit import Credit
@@ -21,7 +22,8 @@ class Objective:
     Attributes:
         method: what the tokens of a reasoning are credited with: GRPO's `Credit`, or `Ppo`, for which the model has a
             critic (`anyo_rl.training.critic`).
-        written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off.
+        written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off. A
+            reweighed one is told whose completions they are.
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
         rank_cap: ranks beyond it count as the one after it; `None` for no cap.
@@ -33,7 +35,7 @@ class Objective:
     """
 
     method: Credit | Ppo = field(default_factory=Credit)
-    written_ranker: Ranker | None = None
+    written_ranker: Ranker | ReweighedRanker | None = None
     item_loss: ItemLoss = "best"
     item_loss_weight: float = 0.1
     rank_cap: int | None = None

@@ -22,6 +22,7 @@ from trl import GRPOTrainer
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import parse
 from anyo_rl.evidence.fusion import Engine, FusedRanking
+from anyo_rl.evidence.reweighing import ReweighedRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.settings import UsageError
@@ -202,9 +203,13 @@ class ReasonerTrainer(GRPOTrainer):
         targets = [row.target_id for row in rows]
         excluded = [row.excluded for row in rows]
         marked = [self.tokens.marker_id in ids for ids in completion_ids]
-        if objective.written_ranker is not None:
+        written = objective.written_ranker
+        if written is not None:
             texts = [self.tokens.decode(ids) for ids in completion_ids]
-            return Scored(objective.written_ranker.rank(texts, targets, top_k=1, excluded_B=excluded), marked)
+            whose = {}
+            if isinstance(written, ReweighedRanker):
+                whose = {"example_ids_B": [row.example_id for row in rows]}
+            return Scored(written.rank(texts, targets, top_k=1, excluded_B=excluded, **whose), marked)
         contexts = [
             self.tokens.marked_context(self.tokens.context_ids(row.prompt), ids)
             for row, ids in zip(rows, completion_ids, strict=True)

@@ -14,7 +14,7 @@ from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import DataArguments, load_task
 from anyo_rl.evidence import tables
 from anyo_rl.evidence.candidates import NONE
-from anyo_rl.evidence.fusion import FusedRanker, Fusion
+from anyo_rl.evidence.fusion import FusedRanker
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.evidence.ranker import table_ndcg
 from anyo_rl.metrics.intervals import paired_interval
@@ -138,16 +138,39 @@ def test_a_teacher_and_evidence_rank_together(finished, task):
         FusedRanker(LikelihoodRanker(build_catalog(task.interactions.items[1:], tokens), model), evidence, 1.0)
 
 
+def check_written_rows(run, evidence):
+    """Of what was written: distances reweighed by evidence, and beside evidence, are other ranks than either alone."""
+    rows = {name: pl.read_parquet(run / "answers" / f"sft_written{name}.greedy.parquet") for name in ("", "_fused")}
+    choice = json.loads((run / "fusion" / "sft_written.greedy.json").read_text())
+    alone = json.loads((run / "fusion" / "sft.greedy.json").read_text())["trials"][0]
+    assert choice["trials"][0] == alone  # at alpha 0 it is the evidence's own
+    assert json.loads((run / "written" / "sft_written_evidence.greedy.json").read_text())["gamma"] >= 0
+    ids = rows["_fused"]["example_id"].to_list()
+    if choice["alpha"] == 0:
+        assert rows["_fused"]["rank"].to_list() == evidence.target_ranks(ids).tolist()
+    assert rows["_fused"]["rank"].to_list() != rows[""]["rank"].to_list()
+    assert {"same_top1", "same_top10"} <= set(rows["_fused"].columns)
+    assert "same_top1" not in rows[""].columns
+
+
 @pytest.mark.slow
 def test_a_run_evaluates_its_teacher_with_evidence_too(finished, task, tmp_path):
     folder, _, _ = finished
-    settings = TeacherArguments(evidence=str(folder), max_reasoning_tokens=6, n_paths=2, tiny_hidden_size=16)
+    settings = TeacherArguments(
+        evidence=str(folder),
+        max_reasoning_tokens=6,
+        n_paths=2,
+        tiny_hidden_size=16,
+        written="catalog",
+        reweigh_by="evidence",
+    )
     job = Job(tmp_path, task, ModelConfig(dtype="float32"), settings, seed=1)
     with job.opened(None) as teacher:
         save_teacher(teacher.model, teacher.tokens.tokenizer, tmp_path / "sft" / "teacher")
     ask_teachers(job, {"sft": tmp_path / "sft" / "teacher"})
     answers = {file.stem for file in (tmp_path / "answers").iterdir()}
-    assert answers == {"sft.greedy", "sft.mixture", "sft_fused.greedy", "sft_fused.mixture"}
+    written = {f"sft_written{row}.greedy" for row in ("", "_evidence", "_fused")}
+    assert answers == {"sft.greedy", "sft.mixture", "sft_fused.greedy", "sft_fused.mixture"} | written
     evidence = Evidence.open(folder, task, seed=1)
     for mode in ("greedy", "mixture"):
         choice = json.loads((tmp_path / "fusion" / f"sft.{mode}.json").read_text())
@@ -178,6 +201,7 @@ def test_a_run_evaluates_its_teacher_with_evidence_too(finished, task, tmp_path)
         kept = pl.read_parquet(tmp_path / "answers" / f"sft_fused.{mode}.parquet")
         assert kept["rank"].to_list() == expected.ranks_B.tolist()
         assert kept.select("same_top1", "same_top10").to_numpy().tolist() == expected.as_evidence_B_2.tolist()
+    check_written_rows(tmp_path, evidence)
     before = (tmp_path / "answers" / "sft_fused.greedy.parquet").stat().st_mtime_ns
     ask_teachers(job, {"sft": tmp_path / "sft" / "teacher"})
     assert (tmp_path / "answers" / "sft_fused.greedy.parquet").stat().st_mtime_ns == before
@@ -185,29 +209,29 @@ def test_a_run_evaluates_its_teacher_with_evidence_too(finished, task, tmp_path)
 
 def test_prompts_are_drawn_where_evidence_is_neither_right_nor_hopeless(finished, task):
     folder, _, _ = finished
-    fusion = Fusion(Evidence.open(folder, task, seed=1), 0.5)
+    evidence = Evidence.open(folder, task, seed=1)
     places = task.places("train")
     ids = task.examples["example_id"].gather(places).to_list()
-    by_id = dict(zip(ids, fusion.evidence.target_ranks(ids).tolist(), strict=True))
+    by_id = dict(zip(ids, evidence.target_ranks(ids).tolist(), strict=True))
     # The ranks of training examples, by their fold's own ranker, one by one.
-    n_items = fusion.evidence.n_items
+    n_items = evidence.n_items
     for example in ids[:50]:
-        items, scores = fusion.evidence.candidates([example])[0], fusion.evidence.log_scores([example])[0]
+        items, scores = evidence.candidates([example])[0], evidence.log_scores([example])[0]
         row = task.split("train").filter(pl.col("example_id") == example)
-        target = fusion.evidence.maker.index[row["target_id"][0]]
+        target = evidence.maker.index[row["target_id"][0]]
         if target in items:
             place = items.tolist().index(target)
             expected = 1 + sum((scores[k], -k) > (scores[place], -place) for k in range(len(items)))
         else:
             expected = n_items - len(set(task.excluded(example)))
         assert by_id[example] == expected
-    kept = with_headroom(task, places, fusion, [2, 10])
+    kept = with_headroom(task, places, evidence, [2, 10])
     expected = [place for place, rank in zip(places.tolist(), by_id.values(), strict=True) if 2 <= rank <= 10]
     assert 0 < len(kept) < len(places)
     assert kept.tolist() == expected
-    assert with_headroom(task, places, fusion, None) is places
+    assert with_headroom(task, places, evidence, None) is places
     with pytest.raises(UsageError, match="between 100000 and 100001: widen headroom"):
-        with_headroom(task, places, fusion, [100_000, 100_001])
+        with_headroom(task, places, evidence, [100_000, 100_001])
 
 
 def test_what_cannot_be_trained_with_is_refused(finished, task, tmp_path):

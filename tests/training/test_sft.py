@@ -11,6 +11,7 @@ from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, answer
+from anyo_rl.training.item_loss import ItemChoices
 from anyo_rl.training.loop.callbacks import MetricsFile
 from anyo_rl.training.loop.validation import Validation
 from anyo_rl.training.sft import SftLoss, TeacherSFTTrainer, sft_dataset
@@ -165,6 +166,15 @@ def test_two_steps_minimise_both_means_and_measure_ranks(kind, small_catalog, sm
     assert found["eval_ndcg@10"] == pytest.approx(ndcg(ranks, 10).mean())
     assert found["eval_hr@10"] == (ranks <= 10).mean()
     assert [row["step"] for row in logged if "eval_ndcg@10" in row] == [1, 2]
+
+
+def test_tokens_of_a_short_item_are_read_at_their_own_places(small_catalog, small_tokens):
+    short, long = (small_tokens.item_ids(small_catalog.titles[item]) for item in (0, 4))  # Alien, Toy Story 2
+    assert len(short) < len(long)
+    choices = ItemChoices.of_tokens(small_catalog, [0, 4])
+    behind = len(long) - len(short)
+    assert choices.depth_B_S.tolist() == [[*range(len(short)), *[0] * behind], [*range(len(long))]]
+    assert choices.child_B_S.tolist() == [[*short, *[-100] * behind], long]
 
 
 def test_weights_that_say_nothing_are_refused():

@@ -1,11 +1,14 @@
 """GRPO with the `match` ranker: items are sampled under the catalog's constraint, and trained under the same mask."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from anyo_rl.data.completion import parse
 from anyo_rl.encoders.hidden_states import MINILM, minilm_encoder, teacher_encoder
+from anyo_rl.evidence.reweighing import ReweighedRanker
 from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.ranking.match import MatchRanker
 from anyo_rl.ranking.protocol import Ranking
@@ -167,6 +170,30 @@ def test_a_near_miss_ranks_by_its_distance(make, small_catalog, small_teacher, s
             assert rank == int((distances <= distances[small_catalog.index[target]]).sum())
     with pytest.raises(ValueError, match="'what' is no item of the catalog: this ranker is for constrained"):
         ranker.rank(["-> what"], ["i0"])
+
+
+def test_a_near_miss_is_reweighed_by_what_belongs_to_its_example(
+    make, small_catalog, small_teacher, small_tokens, tmp_path
+):
+    ranker = written_ranker(
+        "embedding", small_catalog, "teacher", lambda: (small_teacher, small_tokens.tokenizer), tmp_path / "vectors"
+    )
+    vectors = teacher_encoder(small_teacher, small_tokens.tokenizer)(list(small_catalog.titles)).double()
+    w_of = {row.example_id: np.random.default_rng(u).permutation(len(small_catalog)) for u, row in enumerate(ROWS)}
+    weights = SimpleNamespace(of=lambda ids: np.stack([w_of[one] for one in ids]).astype(np.float32))
+    moved = []
+
+    def recording(rank, item_id, target_id, example_id, **columns):
+        for found, item, target, example in zip(rank, item_id, target_id, example_id, strict=True):
+            distances = (vectors - vectors[small_catalog.index[item]]).norm(dim=1)
+            weighed = distances * (1 + torch.from_numpy(w_of[example] / 9)) ** -4.0
+            place = small_catalog.index[target]
+            assert found == int((weighed <= weighed[place]).sum())
+            moved.append(found != int((distances <= distances[place]).sum()))
+        return [0.0] * len(rank)
+
+    make(recording, ranker=ReweighedRanker(ranker.with_gamma(4.0), weights)).train()
+    assert any(moved)
 
 
 def test_what_does_not_fit_is_refused(make):
