@@ -14,7 +14,7 @@ from trl import DistillationTrainer
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.tokens import Tokens
-from anyo_rl.training.item_loss import excluded_items, item_log_prob
+from anyo_rl.training.item_loss import excluded_items, item_log_prob, unpadded
 from anyo_rl.training.loop.throughput import Clock
 from anyo_rl.training.loop.validation import Validation, run_validation
 
@@ -90,10 +90,7 @@ class ReasoningDistiller(DistillationTrainer):
 
     def _item_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean −log p(target | what was written): one more forward; a reasoning that was cut off answers there."""
-        prompts, completions = (
-            [ids[mask.bool()].tolist() for ids, mask in zip(inputs[f"{of}_ids"], inputs[f"{of}_mask"], strict=True)]
-            for of in ("prompt", "completion")
-        )
+        prompts, completions = (unpadded(inputs[f"{of}_ids"], inputs[f"{of}_mask"]) for of in ("prompt", "completion"))
         with self.accelerator.autocast():
             log_p = item_log_prob(
                 model,

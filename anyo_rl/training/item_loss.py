@@ -69,6 +69,11 @@ def path_log_prob(logits_B_S_C: torch.Tensor, child_B_S: torch.Tensor) -> torch.
     return torch.where(there, log_p, 0.0).sum(-1)
 
 
+def unpadded(ids_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> list[list[int]]:
+    """Token ids of each row where its mask is not 0."""
+    return [ids_T[mask_T.bool()].tolist() for ids_T, mask_T in zip(ids_B_T, mask_B_T, strict=True)]
+
+
 def excluded_items(catalog: Catalog, excluded_B: Sequence[Sequence[str]]) -> torch.Tensor:
     """(B, E) int64 catalog indices of the items that rankings leave out, -1 where a row has fewer."""
     indices = [catalog.known(row) for row in excluded_B]

@@ -34,7 +34,7 @@ from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.advantages.batch import Batch, masked_mean, padded_states
 from anyo_rl.training.advantages.ppo import CRITIC_FACTOR, Estimates, Ppo
 from anyo_rl.training.critic import completion_values, recorded_values, split_critic, with_critic
-from anyo_rl.training.item_loss import excluded_items, item_log_prob, item_weights
+from anyo_rl.training.item_loss import excluded_items, item_log_prob, item_weights, unpadded
 from anyo_rl.training.loop.flops import FlopCounter, token_flops
 from anyo_rl.training.loop.guard_rails import FLAT, flat_groups, reward_correlations
 from anyo_rl.training.loop.throughput import Clock
@@ -413,18 +413,14 @@ class ReasonerTrainer(GRPOTrainer):
         weights = inputs["item_weight"]
         # Paths that hardly take part are not worth a forward; but every process must take part in one.
         rows = (weights > LEAST_ITEM_WEIGHT).nonzero().flatten().tolist() or [0]
-        contexts = [
-            [
-                *inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist(),
-                *inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist(),
-            ]
-            for row in rows
-        ]
+        prompts, completions = (
+            unpadded(inputs[f"{of}_ids"][rows], inputs[f"{of}_mask"][rows]) for of in ("prompt", "completion")
+        )
         with self.accelerator.autocast():
             log_p = item_log_prob(
                 model,
                 self.catalog,
-                contexts,
+                [[*prompt, *told] for prompt, told in zip(prompts, completions, strict=True)],
                 inputs["item_index"][rows],
                 inputs["excluded_items"][rows],
                 pad_id=self.tokens.tokenizer.pad_token_id,
