@@ -203,13 +203,10 @@ class ReasonerTrainer(GRPOTrainer):
         targets = [row.target_id for row in rows]
         excluded = [row.excluded for row in rows]
         marked = [self.tokens.marker_id in ids for ids in completion_ids]
-        written = objective.written_ranker
-        if written is not None:
-            texts = [self.tokens.decode(ids) for ids in completion_ids]
-            whose = {}
-            if isinstance(written, ReweighedRanker):
-                whose = {"example_ids_B": [row.example_id for row in rows]}
-            return Scored(written.rank(texts, targets, top_k=1, excluded_B=excluded, **whose), marked)
+        if (written := objective.written_ranker) is not None:
+            texts, ids = map(self.tokens.decode, completion_ids), [row.example_id for row in rows]
+            whose = {"example_ids_B": ids} if isinstance(written, ReweighedRanker) else {}
+            return Scored(written.rank(list(texts), targets, top_k=1, excluded_B=excluded, **whose), marked)
         contexts = [
             self.tokens.marked_context(self.tokens.context_ids(row.prompt), ids)
             for row, ids in zip(rows, completion_ids, strict=True)
