@@ -10,6 +10,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -49,17 +50,20 @@ def server() -> ForkServerContext:
     return context
 
 
-def fork(accelerate_flags: list[str], log: Path, cwd: Path) -> Forked:
+def fork(accelerate_flags: list[str], log: Path, cwd: Path, variables: Mapping[str, str]) -> Forked:
     """Starts a recipe.
 
     Args:
         accelerate_flags: what `accelerate launch` would be given, recipe and its flags included: one process.
         log: where its output goes.
         cwd: the folder that it runs in.
+        variables: of its environment, besides the launcher's.
     """
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(accelerate_flags))
     (_, *recipe), environment = prepare_simple_launcher_cmd_env(arguments)
-    return Forked(server().Process(target=run, args=(recipe, dict(environment), log, cwd), name=Path(recipe[0]).stem))
+    return Forked(
+        server().Process(target=run, args=(recipe, {**environment, **variables}, log, cwd), name=Path(recipe[0]).stem)
+    )
 
 
 def run(recipe: list[str], environment: dict[str, str], log: Path, cwd: Path) -> None:

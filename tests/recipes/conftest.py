@@ -31,6 +31,7 @@ from anyo_rl.teacher.tokens import Tokens
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).parent / "configs"
 SECRET = "sentinel-of-a-secret"
+WIDE = {"COLUMNS": "200"}  # so that no table is wrapped
 MY_REWARD = '''"""A reward of one's own: short reasonings are better."""
 
 from collections.abc import Sequence
@@ -107,7 +108,8 @@ class Launcher:
             return self.run_command(command, env)
         log = self._log()
         log.touch()
-        self.started.append(Launched(fork(command[command.index("--config_file") :], log, self.logs), log))
+        process = fork(command[command.index("--config_file") :], log, self.logs, WIDE)
+        self.started.append(Launched(process, log))
         return self.started[-1]
 
     def _log(self) -> Path:
@@ -119,7 +121,7 @@ class Launcher:
             process = subprocess.Popen(
                 command,
                 cwd=self.logs,  # recipes must not depend on the folder they are started in
-                env={**os.environ, "COLUMNS": "200", **(env or {})},
+                env={**os.environ, **WIDE, **(env or {})},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

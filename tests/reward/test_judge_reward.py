@@ -134,7 +134,7 @@ def test_the_key_is_in_the_environment_alone(fake_server, monkeypatch, sentinel_
         judge(fake_server, parameters={"api_key": "x"}, key_variable=None)
     with pytest.raises(ValueError, match="parameters are no mapping of names"):
         judge(fake_server, parameters="x", key_variable=None)
-    with pytest.raises(ValueError, match="concurrency is 0: expected more than 0"):
+    with pytest.raises(ValueError, match="concurrency is 0: expected 1 or more"):
         judge(fake_server, concurrency=0, key_variable=None)
     with pytest.raises(FileNotFoundError):
         judge(fake_server, prompt_file="nowhere.txt", key_variable=None)

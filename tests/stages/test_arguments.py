@@ -67,7 +67,7 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     trains = kind not in ("rationales", "baselines", "evidence", "student", "cache", "anyo")
     others = {"rationales": "make_rationales", "prm": "train_prm", "evidence": "rank_evidence"}
     others |= {name: name for name in ("baselines", "compare", "anyo")}
-    others |= dict.fromkeys(("student", "reasoning"), path.stem)
+    others |= {"student": path.stem, "reasoning": "distill_reasoning"}
     recipe = importlib.import_module(f"recipes.{others.get(kind, f'{kind}_teacher')}")
 
     def keep(types, **kwargs):

@@ -96,6 +96,7 @@ def main() -> None:
     if state.is_main_process:
         kind = AcceleratorState().distributed_type.value
         Path(sys.argv[1]).write_text(json.dumps({"launch": [state.num_processes, kind], **found}))
+    state.destroy_process_group()  # its threads may abort a process that ends beside them
 
 
 if __name__ == "__main__":
