@@ -26,11 +26,11 @@ from anyo_rl.stages.kept_paths import KeptPaths, training_places
 from anyo_rl.stages.path_arguments import PathArguments
 from anyo_rl.stages.sft import Lesson, train_sft
 from anyo_rl.stages.warm_start import WarmStart
-from anyo_rl.teacher.load import stop_at_marker
+from anyo_rl.teacher.load import load_tokenizer, stop_at_marker
 from anyo_rl.training.distillation import ReasoningDistiller
 from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping
 from anyo_rl.training.loop.closing import forget_last_trainer
-from anyo_rl.training.rewards.setup import prepare_rewards
+from anyo_rl.training.rewards.setup import prompts_dataset
 from anyo_rl.training.star import reasonings
 
 
@@ -130,7 +130,7 @@ def distill(
         model=student.model,
         teacher_model=teacher_model,
         args=training_args,
-        train_dataset=prepare_rewards([], job.rows("train", student), job.task, student.catalog, training_args.seed),
+        train_dataset=prompts_dataset(job.rows("train", student)),
         processing_class=tokenizer,
         peft_config=adapters(opening.of_path(start), student.model, tokenizer, ids),
         catalog=student.catalog,
@@ -149,8 +149,7 @@ def check_same_tokens(job: Job, teacher: Path | str) -> None:
         UsageError: as `check_vocabularies`.
     """
     own = job.opening.load(job.model_args.model_name_or_path)
-    with job.opened(teacher) as opened:
-        check_vocabularies(own.tokens.tokenizer, opened.tokens.tokenizer, teacher)
+    check_vocabularies(own.tokens.tokenizer, load_tokenizer(job.opening.of_path(teacher)), teacher)
     own.close()
 
 

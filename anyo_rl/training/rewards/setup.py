@@ -82,10 +82,15 @@ def prepare_rewards(
                     f"reward {name!r} called sys.exit({error.code!r}) in its fit: let it raise"
                 ) from error
     if PROPENSITY not in wanted_columns(reward_funcs):
-        return lazy_dataset(_Prompts(rows))
+        return prompts_dataset(rows)
     counts_N = fit_popularity(train_sequences(task, catalog.index), len(catalog)).counts
     of_item = dict(zip(catalog.item_ids, propensities(counts_N).tolist(), strict=True))
     return lazy_dataset(_Prompts(rows, of_item))
+
+
+def prompts_dataset(rows: Sequence[Row]) -> Dataset:
+    """Training examples as TRL's trainers that sample have them: `prompt` and the columns of a row."""
+    return lazy_dataset(_Prompts(rows))
 
 
 @dataclass(frozen=True)
