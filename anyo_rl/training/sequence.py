@@ -65,7 +65,8 @@ class Reading:
             but a user's first is predicted once (`anyo_rl.students.training.windows`).
         asked_share: share of the events that are asked as a prompt asks, in [0, 1]; the others are read off at line
             ends, which takes items of one choice.
-        cuttings: in how many ways long sequences are cut; all are in the dataset.
+        cuttings: how often a sequence is in the dataset: cut in another way each time where it is long, and asked at
+            other events.
 
     Raises:
         UsageError: the share is out of its range.
@@ -128,27 +129,25 @@ def sequence_dataset(
         )
     rows = _Sequences(task, sequences, catalog, tokens, reading, seed)
     generator = torch.Generator().manual_seed(seed)
-    user_R, first_R, last_R, length_R = (array("i") for _ in range(4))
-    for _ in range(reading.cuttings):
+    plan, length_R = array("i"), array("i")
+    for cutting in range(reading.cuttings):
         for user, first, end in windows(sequences, reading.max_events, generator):
-            row = rows.of(user, first, end - 1)
+            row = rows.of(user, first, end - 1, cutting)
             if row["items"]:
-                user_R.append(user)
-                first_R.append(first)
-                last_R.append(end - 1)
+                plan.extend((user, first, end - 1, cutting))
                 length_R.append(len(row["input_ids"]))
-    if not user_R:
+    if not plan:
         raise UsageError(
             f"none of the {len(sequences)} training sequences has an event to predict: expected users with two events "
             f"or more"
         )
-    rows.plan_R_3 = np.stack([np.asarray(column) for column in (user_R, first_R, last_R)], axis=1)
+    rows.plan_R_4 = np.asarray(plan).reshape(-1, 4)
     rows.check()
     return lazy_dataset(rows, np.asarray(length_R))
 
 
 class _Sequences:
-    """Windows of sequences, row by row as token ids; `plan_R_3` has user, first and last event of each."""
+    """Windows of sequences, row by row as token ids; `plan_R_4` has user, first and last event, and cutting."""
 
     def __init__(
         self,
@@ -162,20 +161,23 @@ class _Sequences:
         self.task, self.sequences, self.catalog, self.tokens = task, sequences, catalog, tokens
         self.asked_share, self.seed = reading.asked_share, seed
         self.depth = one_choice(catalog) or 0
-        self.plan_R_3 = np.zeros((0, 3), np.int32)
+        self.plan_R_4 = np.zeros((0, 4), np.int32)
         self.head, self.foot = self._ends()
         self.answer = tokens.reasoning_ids([], [*self.head, *self.foot])
         self.line = cache(self._line)
         self.choices = cache(self._choices)
 
     def __len__(self) -> int:
-        return len(self.plan_R_3)
+        return len(self.plan_R_4)
 
     def __getitem__(self, row: int) -> SequenceRow:
-        return self.of(*map(int, self.plan_R_3[row]))
+        return self.of(*map(int, self.plan_R_4[row]))
 
-    def of(self, user: int, first: int, last: int) -> SequenceRow:
-        """The events `first` to `last` of a user, all but the first of which are predicted."""
+    def of(self, user: int, first: int, last: int, cutting: int) -> SequenceRow:
+        """The events `first` to `last` of a user, all but the first of which are predicted.
+
+        Each cutting asks other events, also of sequences that are too short to be cut.
+        """
         sequence, masked = self.sequences[user], self.task.args.mask_history
         past = list(sequence[:last])
         trunk, ends = list(self.head), []
@@ -193,7 +195,7 @@ class _Sequences:
             past=past if masked else [],
         )
         earlier = set(sequence[: first + 1])
-        draws = np.random.default_rng((self.seed, user, first)).random(len(ends))
+        draws = np.random.default_rng((self.seed, user, first, cutting)).random(len(ends))
         for number, begin in enumerate(ends, 1):
             item = sequence[first + number]
             if not (masked and item in earlier):
@@ -217,7 +219,7 @@ class _Sequences:
         Raises:
             ValueError: they are not.
         """
-        for user, first, _ in self.plan_R_3[:CHECKED]:
+        for user, first, *_ in self.plan_R_4[:CHECKED]:
             pair = self.sequences[user][first : first + 2]
             lines = [[*self.head, *chain(*map(self.line, shown)), *self.foot] for shown in (pair, pair[1:])]
             if self._prompt(pair) not in lines:  # a budget too small for both shows the newer one alone
