@@ -16,12 +16,12 @@ from anyo_rl.data.schema import EXAMPLE_ID, VALIDATION
 from anyo_rl.data.sequences import HeldOut, held_out, sequences_by_user
 from anyo_rl.data.task import Task
 from anyo_rl.distill.cache import USER, Labels
-from anyo_rl.distill.labels import Softening, choose_softening
 from anyo_rl.evidence.candidates import NONE, Items, top_list
 from anyo_rl.evidence.folds import CrossFit
 from anyo_rl.evidence.make import train_folder
 from anyo_rl.evidence.opened import Evidence, scores_file
 from anyo_rl.evidence.retrievers import RetrieverSettings, fit_retrievers
+from anyo_rl.evidence.softening import Softening, choose_softening, log_softmax
 from anyo_rl.metrics.ranking import target_ranks
 from anyo_rl.students.protocol import Scorer, rows_at_once
 
@@ -117,18 +117,11 @@ class Candidates:
 
     evidence: Evidence
 
-    def choose_softening(self, k: int) -> Softening:
-        """How scores become probabilities, by validation examples."""
-        asked = self.evidence.maker.task.split(VALIDATION, CHOOSE_BY)
-        items_R_K, scores_R_K = self._top(asked[EXAMPLE_ID].to_list(), k)
-        index = self.evidence.maker.index
-        return choose_softening(scores_R_K, items_R_K, np.array([index[item] for item in asked["target_id"]]))
-
-    def label(self, histories: pl.DataFrame, k: int, softening: Softening) -> Labels:
-        """The answers to training histories; see `CrossFitted.label`."""
+    def label(self, histories: pl.DataFrame, k: int) -> Labels:
+        """The answers to training histories, by the evidence's own log-scores; see `CrossFitted.label`."""
         ids = histories[EXAMPLE_ID].to_list()
         items_R_K, scores_R_K = self._top(ids, k)
-        return Labels(items_R_K, softening.log_probs(scores_R_K), self.evidence.target_ranks(ids))
+        return Labels(items_R_K, log_softmax(scores_R_K), self.evidence.target_ranks(ids))
 
     def fingerprint(self) -> str:
         """Hash of the ranker, and of the candidates and scores of training examples."""

@@ -103,9 +103,10 @@ class Evidence:
         return np.stack(found) if found else np.empty((0, self.maker.how.n_candidates), dtype=np.int32)
 
     def log_scores(self, example_ids: Sequence[str]) -> NDArray[np.float32]:
-        """(R, K) float32: log of a softmax over each example's candidates, -inf where there is none.
+        """(R, K) float32: log-probabilities over each example's candidates, -inf where there is none.
 
-        Training examples have those of their fold's own ranker.
+        They are softened as makes validation's targets the likeliest (`anyo_rl.evidence.softening`). Training
+        examples have those of their fold's own ranker.
 
         Raises:
             UsageError: an example is not of this data, or those of training examples were not made.

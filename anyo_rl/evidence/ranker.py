@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyo_rl.evidence.candidates import NONE, Items, places, ranks_at
+from anyo_rl.evidence.softening import Softening, choose_softening
 from anyo_rl.evidence.tables import Table
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.run.files import read_json, readable, write_whole
@@ -99,6 +100,7 @@ class EvidenceRanker:
         settings: it was trained with.
         rounds: trees.
         positions: how many of the last examples of each training user it learned from.
+        softening: how scores become probabilities, chosen on validation: lambdarank learns an order, and no scale.
     """
 
     booster: "lightgbm.Booster"
@@ -106,6 +108,7 @@ class EvidenceRanker:
     settings: RankerSettings = field(default_factory=RankerSettings)
     rounds: int = 0
     positions: int = 0
+    softening: Softening = field(default_factory=Softening)
 
     def scores(self, candidates_R_K: Items, features_R_K_X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Scores (R, K) of candidates, higher is better; -inf where there is none."""
@@ -119,8 +122,8 @@ class EvidenceRanker:
         return found_R_K
 
     def log_scores(self, candidates_R_K: Items, features_R_K_X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log of a softmax over the candidates of each row, (R, K) float32; -inf where there is none."""
-        return log_softmax(self.scores(candidates_R_K, features_R_K_X))
+        """Log-probabilities over the candidates of each row, (R, K) float32; -inf where there is none."""
+        return self.softening.log_probs(self.scores(candidates_R_K, features_R_K_X))
 
     def gains(self) -> dict[str, float]:
         """Each feature's share of what the splits gained in training."""
@@ -131,7 +134,7 @@ class EvidenceRanker:
         """Writes LightGBM's text and a card, which comes last."""
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / MODEL, self.booster.model_to_string(num_iteration=self.rounds))
-        trained = {"rounds": self.rounds, "positions": self.positions}
+        trained = {"rounds": self.rounds, "positions": self.positions, "softening": asdict(self.softening)}
         card = {"features": self.names, "settings": asdict(self.settings), **trained}
         write_whole(folder / CARD, json.dumps(card, indent=2))
 
@@ -149,17 +152,8 @@ class EvidenceRanker:
             card = read_json(folder / CARD)
             settings = RankerSettings(**card["settings"])
             booster = lgb.Booster(model_str=(folder / MODEL).read_text())
-            return cls(booster, tuple(card["features"]), settings, card["rounds"], card["positions"])
-
-
-def log_softmax(scores_R_K: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Over the finite scores of each row; all -inf where there is none."""
-    largest_R_1 = scores_R_K.max(axis=1, keepdims=True, initial=-np.inf)
-    shifted_R_K = scores_R_K - np.where(np.isfinite(largest_R_1), largest_R_1, 0)
-    with np.errstate(divide="ignore"):
-        total_R_1 = np.log(np.exp(shifted_R_K).sum(axis=1, keepdims=True))
-    found = np.where(np.isfinite(scores_R_K), shifted_R_K - np.where(np.isfinite(total_R_1), total_R_1, 0), -np.inf)
-    return found.astype(np.float32)
+            softening = Softening(**card["softening"])
+            return cls(booster, tuple(card["features"]), settings, card["rounds"], card["positions"], softening)
 
 
 def boosting() -> Any:
@@ -238,7 +232,7 @@ def choose_ranker(
     positions: Sequence[int],
     settings: RankerSettings = RankerSettings(),
 ) -> tuple[EvidenceRanker, list[tuple[int, int, float]]]:
-    """Trains a ranker for each number of last positions, and keeps the one that is best on validation.
+    """Trains a ranker for each number of last positions, and keeps the one that is best on validation, softened there.
 
     Args:
         train: tables of training users, and of each row how many examples of its user come after it.
@@ -255,9 +249,10 @@ def choose_ranker(
     for n in positions:
         groups = Groups.of([(table, later_R < n) for table, later_R in train], settings.seed)
         ranker = replace(train_ranker(groups, validation.names, settings, validation=held), positions=n)
-        value_R = table_ndcg(ranker.scores(validation.candidates_R_K, validation.features_R_K_X), validation)
-        trials.append((n, ranker.rounds, float(value_R.mean())))
+        scores_R_K = ranker.scores(validation.candidates_R_K, validation.features_R_K_X)
+        trials.append((n, ranker.rounds, float(table_ndcg(scores_R_K, validation).mean())))
         if best is None or trials[-1][2] > best[0]:
-            best = trials[-1][2], ranker
+            softening = choose_softening(scores_R_K, validation.candidates_R_K, validation.targets_R)
+            best = trials[-1][2], replace(ranker, softening=softening)
     assert best is not None, "there is a number to try"
     return best[1], trials

@@ -19,13 +19,13 @@ from anyo_rl.data.schema import VALIDATION
 from anyo_rl.data.sequences import held_out, training_positions
 from anyo_rl.data.task import Task
 from anyo_rl.distill.cache import Card, Labels, TeacherCache, data_of, write_cache
-from anyo_rl.distill.labels import Softening
 from anyo_rl.distill.reasoner import Encoder, Reasoner
 from anyo_rl.distill.scorers import CHOOSE_BY, Candidates, CrossFitted, hash_of_files
 from anyo_rl.encoders.hidden_states import minilm_encoder, teacher_encoder
 from anyo_rl.evidence.fusion import AlphaChoice, FusedRanker
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.evidence.retrievers import RetrieverSettings, choose_retrievers
+from anyo_rl.evidence.softening import Softening
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.run.files import read_json, readable, write_first
 from anyo_rl.run.launch import whole_weights
@@ -112,7 +112,7 @@ def cache_of_scores(task: Task, args: CacheArguments, evidence: str | None, base
         if evidence is None:
             raise UsageError("source is evidence; name its run folder: --evidence runs/…/evidence")
         candidates = Candidates(Evidence.open(Path(evidence), task, args.seed, or_first=True))
-        card, label = _of_evidence(candidates, args, data_of(task), k)
+        card, label = _of_evidence(candidates, data_of(task), k)
     else:
         card, label, histories = _of_baseline(task, args, baselines_from, histories)
     write(args, card, histories, label)
@@ -179,15 +179,11 @@ def chosen_once(folder: Path, asked: Mapping[str, object], choose: Callable[[], 
     return read_json(file)
 
 
-def _of_evidence(candidates: Candidates, args: CacheArguments, data: Mapping[str, str], k: int) -> tuple[Card, Label]:
-    settings = made_with_evidence(candidates.evidence)
-    weights = candidates.fingerprint()
-    asked = {"source": EVIDENCE, "weights": weights, "data": data, "top_k": k}
-    raw = chosen_once(Path(args.output_dir), asked, lambda: asdict(candidates.choose_softening(k)))
-    softening = Softening(**raw)
-    settings = {**settings, "by_spread": softening.by_spread}
-    card = Card(EVIDENCE, k, weights, data, softening.temperature, settings)
-    return card, lambda histories: candidates.label(histories, k, softening)
+def _of_evidence(candidates: Candidates, data: Mapping[str, str], k: int) -> tuple[Card, Label]:
+    softening = candidates.evidence.ranker.softening
+    settings = {**made_with_evidence(candidates.evidence), "by_spread": softening.by_spread}
+    card = Card(EVIDENCE, k, candidates.fingerprint(), data, softening.temperature, settings)
+    return card, lambda histories: candidates.label(histories, k)
 
 
 def _of_baseline(

@@ -246,7 +246,8 @@ def _score_training(maker: Maker, ranker: EvidenceRanker, seed: int) -> None:
         if not file.is_file():
             learned = maker.without_fold(seed, fold, ranker.positions)
             groups = Groups.of([(one, later_R < ranker.positions) for one, later_R in learned], seed)
-            keep_scores(file, table, train_ranker(groups, ranker.names, ranker.settings, rounds=ranker.rounds))
+            own = train_ranker(groups, ranker.names, ranker.settings, rounds=ranker.rounds)
+            keep_scores(file, table, replace(own, softening=ranker.softening))
 
 
 def _report(maker: Maker, args: EvidenceArguments) -> str:

@@ -12,10 +12,10 @@ from anyo_rl.data.sequences import sequences_by_user, training_positions
 from anyo_rl.data.splits import make_examples
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.distill.cache import TeacherCache
-from anyo_rl.distill.labels import Softening
 from anyo_rl.distill.scorers import Candidates, CrossFitted
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.evidence.retrievers import RetrieverSettings
+from anyo_rl.evidence.softening import Softening
 from anyo_rl.run.settings import UsageError
 from anyo_rl.run.shards import JobError
 from anyo_rl.stages.cache import CacheArguments, cache_of_scores
@@ -155,8 +155,7 @@ def test_evidence_answers_by_rankers_out_of_fold(toy, tmp_path):
     for row in range(0, len(ids), 7):
         order = sorted(range(30), key=lambda c, row=row: -scores_R_C[row, c])[:10]
         assert found.top_items_B_K[row].tolist() == candidates_R_C[row, order].tolist()
-        scaled = scores_R_C[row, order] / (np.ptp(scores_R_C[row, order]) if found.card.settings["by_spread"] else 1)
-        expected = np.exp(scaled / found.card.temperature)
+        expected = np.exp(scores_R_C[row, order])
         assert np.exp(found.top_log_probs_B_K[row]) == pytest.approx(expected / expected.sum(), abs=1e-5)
     assert found.rank_B.tolist() == evidence.target_ranks(ids).tolist()
     scores = folder / "seed-0" / "scores" / "fold-1.npy"

@@ -8,10 +8,10 @@ from anyo_rl.evidence.ranker import (
     Groups,
     RankerSettings,
     choose_ranker,
-    log_softmax,
     table_ndcg,
     train_ranker,
 )
+from anyo_rl.evidence.softening import choose_softening
 from anyo_rl.evidence.tables import Table
 from anyo_rl.evidence.worth import distance, permuted_losses, values_of
 from anyo_rl.metrics.gains import ndcg
@@ -59,6 +59,10 @@ def test_of_too_many_groups_some_are_drawn(monkeypatch):
     assert 20 < len(groups) < 90
 
 
+def lists_of(table):
+    return table.candidates_R_K, table.targets_R
+
+
 def test_a_ranker_learns_what_counts_and_reads_back_the_same(tmp_path):
     train, validation = table_of(300, seed=1), table_of(100, seed=2)
     learned = [(train, np.arange(300) % 4)]
@@ -73,13 +77,12 @@ def test_a_ranker_learns_what_counts_and_reads_back_the_same(tmp_path):
     ranker.save(tmp_path)
     again = EvidenceRanker.load(tmp_path)
     assert (again.names, again.settings, again.rounds) == (ranker.names, ranker.settings, ranker.rounds)
+    # Its log-scores are the softmax under which validation's targets are the likeliest.
+    assert again.softening == ranker.softening == choose_softening(scores, *lists_of(validation))
+    log_scores = again.log_scores(validation.candidates_R_K, validation.features_R_K_X)
+    np.testing.assert_array_equal(log_scores, ranker.softening.log_probs(scores))
     np.testing.assert_array_equal(again.scores(validation.candidates_R_K, validation.features_R_K_X), scores)
     assert np.isneginf(scores[validation.candidates_R_K == NONE]).all()
-
-
-def test_log_softmax_by_hand():
-    found = log_softmax(np.array([[np.log(3.0), 0.0, -np.inf], [-np.inf, -np.inf, -np.inf]]))
-    np.testing.assert_allclose(np.exp(found), [[0.75, 0.25, 0], [0, 0, 0]], rtol=1e-6)
 
 
 def test_nothing_to_learn_from_is_said():

@@ -1,4 +1,4 @@
-"""Scores as labels: the top list of each row, and log-probabilities by a temperature that is chosen on validation."""
+"""Scores as log-probabilities over the list of each row, by a temperature that is chosen on validation."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from anyo_rl.evidence.candidates import NONE, Items, places
-from anyo_rl.evidence.ranker import log_softmax
 
 WIDEST = 10.0  # log of the largest temperature, and its negative of the smallest
 
@@ -35,6 +34,16 @@ class Softening:
         array([[0.88, 0.12, 0.  ]], dtype=float32)
         """
         return log_softmax(_scaled(scores_R_K, self.by_spread) / self.temperature)
+
+
+def log_softmax(scores_R_K: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Over the finite scores of each row; all -inf where there is none."""
+    largest_R_1 = scores_R_K.max(axis=1, keepdims=True, initial=-np.inf)
+    shifted_R_K = scores_R_K - np.where(np.isfinite(largest_R_1), largest_R_1, 0)
+    with np.errstate(divide="ignore"):
+        total_R_1 = np.log(np.exp(shifted_R_K).sum(axis=1, keepdims=True))
+    found = np.where(np.isfinite(scores_R_K), shifted_R_K - np.where(np.isfinite(total_R_1), total_R_1, 0), -np.inf)
+    return found.astype(np.float32)
 
 
 def choose_softening(scores_R_K: NDArray[np.floating], items_R_K: Items, targets_R: NDArray[np.integer]) -> Softening:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anyo_rl.distill.labels import Softening, choose_softening
+from anyo_rl.evidence.softening import Softening, choose_softening, log_softmax
 
 ITEMS = np.tile(np.arange(20, dtype=np.int32), (4000, 1))
 
@@ -50,3 +50,8 @@ def test_targets_that_are_in_no_list_say_nothing():
     assert asked.temperature > 100  # first once, second once: nothing is known
     assert asked.nll == pytest.approx(np.log(2), abs=1e-3)
     assert choose_softening(scores_R_K, items_R_K, np.array([9, 9, 9])).temperature == 1
+
+
+def test_log_softmax_by_hand():
+    found = log_softmax(np.array([[np.log(3.0), 0.0, -np.inf], [-np.inf, -np.inf, -np.inf]]))
+    np.testing.assert_allclose(np.exp(found), [[0.75, 0.25, 0], [0, 0, 0]], rtol=1e-6)
