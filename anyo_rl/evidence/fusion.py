@@ -25,7 +25,7 @@ from anyo_rl.ranking.protocol import Ranking, check_lengths
 from anyo_rl.run.settings import UsageError
 
 SAME_TOP = (1, 10)  # places at which an answer is compared with the evidence's own
-ALPHAS = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # that are tried
+ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # that are tried
 SHARPNESS = 10.0
 Context = Any  # token ids up to the marker; the text of a completion where that is ranked
 
