@@ -8,6 +8,7 @@ from anyo_rl.search.answers import Mode
 
 REASONING_MODES: tuple[Mode, ...] = ("greedy", "mixture")
 Writing = Literal["catalog", "free", "none"]  # how teachers write items: held to the catalog, any text, not at all
+FUSED_ROW = "_fused"  # behind a stage's name, for its row with evidence
 WRITTEN = re.compile(r"(?P<stage>.+?)(?:_freely)?_written(?:_(?P<by>.+))?")
 
 

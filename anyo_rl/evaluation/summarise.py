@@ -24,7 +24,9 @@ from anyo_rl.evaluation.stages import (
     DISTILLED,
     EVIDENCE,
     FILLER,
+    FUSED_ROW,
     POST_HOC,
+    PRETRAIN,
     RANK_TRAINED,
     SFT,
     STUDENT,
@@ -32,6 +34,7 @@ from anyo_rl.evaluation.stages import (
     TEACHER,
     is_student,
     of_written,
+    stage_of,
 )
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
@@ -197,8 +200,9 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
     """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
 
     And evidence alone − each baseline, each student − the plain one, evidence and each baseline, what a teacher wrote
-    − its likelihood ranks and what reweighs its distances, small models that learned to reason − their teacher, each
-    other and `direct`, and what `added` has.
+    − its likelihood ranks and what reweighs its distances, a teacher with evidence − either alone (one that reasons
+    also − those that answer at once, with evidence), small models that learned to reason − their teacher, each other
+    and `direct`, and what `added` has.
 
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
@@ -209,6 +213,10 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
     for name in frames:  # what is written beside what is read off, and beside what its distances are reweighed by
         if written := of_written(name):
             pairs += [(name, EVIDENCE.name if other == "fused" else other) for other in written if other is not None]
+        elif name.endswith(FUSED_ROW):
+            own = name.removesuffix(FUSED_ROW)
+            at_once = [f"{stage.name}{FUSED_ROW}" for stage in (DIRECT, PRETRAIN)] if stage_of(own).reasons else []
+            pairs += product([name], [EVIDENCE.name, own, *at_once])
     pairs += product(filter(is_student, frames), [STUDENT.name, EVIDENCE.name, *BASELINES])
     for a, b in dict.fromkeys([*pairs, *added]):
         for mode, frame in frames.get(a, {}).items():

@@ -165,6 +165,10 @@ class Evidence:
         first_B_N = np.asarray(self.maker.full.first.scores(histories))
         return over_catalog(first_B_N, self.candidates(example_ids), self.log_scores(example_ids))
 
+    def scores_of_rows(self, histories: Histories, rows: pl.DataFrame) -> NDArray[np.float64]:
+        """The same of rows of the examples frame, as an evaluation asks for them."""
+        return self.example_scores(rows[EXAMPLE_ID].to_list(), histories)
+
     def target_ranks(self, example_ids: Sequence[str]) -> NDArray[np.int64]:
         """1-based ranks (R,) of the examples' targets by the evidence alone, among the whole catalog.
 

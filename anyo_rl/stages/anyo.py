@@ -24,7 +24,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from anyo_rl.data.task import DataArguments
-from anyo_rl.evaluation.stages import DIRECT, EVIDENCE, GRPO, PRETRAIN, SFT, STAR, STUDENT
+from anyo_rl.evaluation.stages import DIRECT, EVIDENCE, FUSED_ROW, GRPO, PRETRAIN, SFT, STAR, STUDENT
 from anyo_rl.evaluation.summary import FILE, Summary
 from anyo_rl.run.folder import PRETRAINING, ROUNDS, WARM_START, Section, claim, resolve, start_run
 from anyo_rl.run.settings import Bounds, UsageError
@@ -33,7 +33,7 @@ from anyo_rl.stages.cache import TEACHER, CacheArguments, cache_of_scores, cache
 from anyo_rl.stages.checks import check_examples, check_history
 from anyo_rl.stages.evaluate import ask_teachers, conclude
 from anyo_rl.stages.evidence import EvidenceArguments, rank_by_evidence
-from anyo_rl.stages.fusion import FUSED, check_evidence
+from anyo_rl.stages.fusion import check_evidence
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.pretrain import pretrain
 from anyo_rl.stages.reinforce import train_reasoning
@@ -279,7 +279,7 @@ class Anyo:
         chain = [name for name in teachers if name in self.parts.steps]
         pairs = [(EVIDENCE.name, "item_knn"), *zip(chain[1:], chain, strict=False)]
         if chain:
-            pairs += [(f"{chain[-1]}{FUSED}", EVIDENCE.name), (f"{chain[-1]}{FUSED}", chain[-1])]
+            pairs += [(f"{chain[-1]}{FUSED_ROW}", EVIDENCE.name), (f"{chain[-1]}{FUSED_ROW}", chain[-1])]
         if self.parts.distill is not None:
             pairs.append((self.parts.distill[0].name, STUDENT.name))
         return pairs

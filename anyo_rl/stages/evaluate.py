@@ -8,7 +8,7 @@ from pathlib import Path
 from anyo_rl.evaluation.baselines import evaluate_baselines
 from anyo_rl.evaluation.evaluator import Evaluation, weights_of
 from anyo_rl.evaluation.report.page import write_report
-from anyo_rl.evaluation.stages import stage_of
+from anyo_rl.evaluation.stages import EVIDENCE, FUSED_ROW, stage_of
 from anyo_rl.evaluation.summarise import summarise
 from anyo_rl.evaluation.summary import Summary, write_summary
 from anyo_rl.evaluation.table import console_table, markdown_table
@@ -18,7 +18,7 @@ from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.run.settings import UsageError
 from anyo_rl.search.answers import answer_together
 from anyo_rl.stages.cards import write_cards
-from anyo_rl.stages.fusion import FUSED, fused_answers, made_with_evidence, open_evidence
+from anyo_rl.stages.fusion import fused_answers, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.written import (
     Writer,
@@ -98,7 +98,7 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                         file = evaluation.paths(stage, mode)
                         ask = partial(fused_answers, job, stage, teacher, evidence, rows, how, file)
                         made_with |= made_with_evidence(evidence)
-                        evaluation.keep(f"{stage}{FUSED}", mode, ask, made_with, together=True)
+                        evaluation.keep(f"{stage}{FUSED_ROW}", mode, ask, made_with, together=True)
                     if writing != "none" and mode != "mixture":  # which has no one item
                         near = partial(by_distance, job, stage, teacher, writing)
                         writer = Writer(job, teacher, how, writing, near, rows, evaluation.paths(stage, mode))
@@ -134,6 +134,9 @@ def conclude(
     evaluation = evaluation_of(job, job.task.interactions.items["item_id"].to_list())
     for folder in beside:
         evaluation.take_over(folder)
+    if evidence := open_evidence(job):
+        alone = partial(evaluation.score_answers, evidence.scores_of_rows)
+        evaluation.keep(EVIDENCE.name, "plain", alone, made_with_evidence(evidence))
     if baselines:
         if job.teacher_args.baselines_from is not None:
             evaluation.take_over(Path(job.teacher_args.baselines_from))

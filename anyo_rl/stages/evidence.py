@@ -14,15 +14,12 @@ A run folder holds, besides what every run folder holds, the tables of `anyo_rl.
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from anyo_rl.data.schema import TEST, VALIDATION
 from anyo_rl.data.sequences import held_out
@@ -168,7 +165,7 @@ def rank_by_evidence(task: Task, args: EvidenceArguments) -> Summary:
             _score_training(maker, ranker, seed)
         evidence = Evidence(maker, seed, ranker)
 
-        evaluation.keep(EVIDENCE.name, "plain", partial(evaluation.score_answers, partial(_score, evidence)))
+        evaluation.keep(EVIDENCE.name, "plain", partial(evaluation.score_answers, evidence.scores_of_rows))
         if args.baselines_from is not None:
             evaluation.take_over(Path(args.baselines_from))
         else:
@@ -217,11 +214,6 @@ def known_settings(settings: RetrieverSettings, baselines_from: str | None) -> t
                 found = replace(found, sasrec=replace(found.sasrec, **chosen))
         known.append(name)
     return found, known
-
-
-def _score(evidence: Evidence, histories: Sequence[Sequence[int]], rows: pl.DataFrame) -> NDArray[np.float64]:
-    """The whole catalog's scores of test examples, from what was made of them."""
-    return evidence.example_scores(rows["example_id"].to_list(), histories)
 
 
 def _ranker(maker: Maker, args: EvidenceArguments, seed: int) -> EvidenceRanker:

@@ -35,8 +35,6 @@ from anyo_rl.stages.job import Job
 
 logger = logging.getLogger(__name__)
 
-FUSED = "_fused"  # behind a stage's name, for its row with evidence
-
 
 def open_evidence(job: Job) -> Evidence | None:
     """The evidence that a run names, of its own seed where there is that; `None` where it names none.

@@ -20,7 +20,7 @@ from anyo_rl.data.schema import VALIDATION
 from anyo_rl.data.sequences import held_out
 from anyo_rl.encoders.hidden_states import minilm_encoder, teacher_encoder
 from anyo_rl.evaluation.evaluator import Evaluation
-from anyo_rl.evaluation.stages import Writing, written_row
+from anyo_rl.evaluation.stages import FUSED_ROW, Writing, written_row
 from anyo_rl.evidence.candidates import places
 from anyo_rl.evidence.fusion import FusedRanker, FusedRanking, WrittenPart, choose_alpha
 from anyo_rl.evidence.opened import Evidence
@@ -41,7 +41,7 @@ from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import Answers, How, reasoned
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.evidence import CHOOSE_BY, known_settings
-from anyo_rl.stages.fusion import FUSED, keep_choice, made_with_evidence, open_evidence
+from anyo_rl.stages.fusion import keep_choice, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
 from anyo_rl.students.protocol import rows_at_once
 
@@ -294,7 +294,7 @@ def keep_written(
         evaluation.keep(by, mode, ask, {**made_with, "reweighed": made_with_weights(weights)}, together=True)
     if evidence is not None:
         ask = partial(writer.fused_answers, evidence, folder / "fusion" / f"{name}.{mode}.json")
-        evaluation.keep(f"{name}{FUSED}", mode, ask, {**made_with, **made_with_evidence(evidence)}, together=True)
+        evaluation.keep(f"{name}{FUSED_ROW}", mode, ask, {**made_with, **made_with_evidence(evidence)}, together=True)
 
 
 def training_ranker(

@@ -63,3 +63,13 @@ def test_they_are_read_as_they_were_written(summary):
     assert Summary.from_json(written | {"added": 3}).added == ()
     assert "added" not in Summary().as_json()
     assert added_cells(Summary()) == (added_cells(summary)[0], [])
+
+
+def test_a_teacher_with_evidence_stands_beside_either_alone():
+    names = ("evidence", "direct", "direct_fused", "grpo", "grpo_fused")
+    found = differences({name: {"plain": answers(1, 3, 11, 11)} for name in names}, 0)
+    fused = {name for name in found if name.partition("-")[0].endswith("_fused")}
+    assert fused == {
+        *("direct_fused-evidence", "direct_fused-direct"),
+        *("grpo_fused-evidence", "grpo_fused-grpo", "grpo_fused-direct_fused"),
+    }

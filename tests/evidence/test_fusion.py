@@ -59,8 +59,24 @@ def test_alpha_is_the_smallest_of_the_best():
     teacher = np.log(np.array([[[0.01, 0.98, 0.01]], [[0.4, 0.3, 0.3]], [[0.3, 0.4, 0.3]]]))
     place = np.array([1, 0, NONE])
     choice = choose_alpha(teacher, evidence, place, [1.0, 0.0, 0.5])
-    assert [alpha for alpha, _ in choice.trials] == [0.0, 0.5, 1.0]
-    values = [value for _, value in choice.trials]
-    assert values == pytest.approx([(1 / np.log2(3) + 1) / 3, 2 / 3, 2 / 3])
+    assert [alpha for alpha, _, _ in choice.trials] == [0.0, 0.5, 1.0]
+    assert [value for _, value, _ in choice.trials] == pytest.approx([(1 / np.log2(3) + 1) / 3, 2 / 3, 2 / 3])
+    # At 0 the targets have .3 and .5; at 1 .294 of .301 and .2 of .35.
+    nats = [nll for _, _, nll in choice.trials]
+    assert nats[0] == pytest.approx(-np.log([0.3, 0.5]).mean())
+    assert nats[2] == pytest.approx(-np.log([0.294 / 0.301, 0.2 / 0.35]).mean())
     assert choice.alpha == 0.5
     assert choose_alpha(teacher[2:], evidence[2:], place[2:]).alpha == 0.0
+
+
+def test_alpha_is_no_larger_than_is_the_likeliest():
+    """A teacher that is right in two of three examples, and in the third as sure of the wrong item."""
+    evidence = np.log(np.full((3, 2), 0.5))
+    sure = [0.999, 0.001]
+    teacher = np.log(np.array([[sure], [sure], [sure[::-1]]]))
+    evidence[:2] = np.log([0.2, 0.8])
+    choice = choose_alpha(teacher, evidence, np.zeros(3, int), [0.0, 0.2, 0.5])
+    values, nats = ([trial[column] for trial in choice.trials] for column in (1, 2))
+    assert values[2] == max(values)  # only with .5 are the first two brought up
+    assert nats[1] == min(nats)
+    assert choice.alpha == 0.0
