@@ -1,0 +1,54 @@
+"""Each kind of reasoning goes through all stages of the main recipe, killed once, and on to a cache."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+SMOKE = Path(__file__).parent / "configs"
+
+KINDS = {
+    "retrieval": ({"tokens": 64, "items": 3, "companions": 2}, "Chosen together by others:\nwith "),
+    "cot_rec": ({"most": 2}, "History:\n"),
+    "profile": ({"window": 4, "every": 2, "tokens": 32}, "What the user chose before:\nmost: "),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
+    settings, beginning = KINDS[kind]
+    told = {"reasoning_kind": kind, "kind_settings": settings, "max_reasoning_tokens": 24}
+    for name, source, changed in (("grpo", "grpo", told), ("sft", "sft", told), ("steps", "grpo", {})):
+        config = yaml.safe_load((SMOKE / f"{source}.yaml").read_text())
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config | changed))
+    run = tmp_path / "run"
+    where = ("--output_dir", run, "--baselines", "false")
+    flags = ("--config", tmp_path / "grpo.yaml", *where)
+    checkpoint = run / "grpo" / "checkpoint-2" / "trainer_state.json"
+    launcher.start("grpo_teacher", *flags).kill_when(checkpoint.exists)
+    other = launcher.start("grpo_teacher", "--config", tmp_path / "steps.yaml", *where).wait()
+    assert other.process.returncode == 1
+    assert f"was made with reasoning_kind='{kind}', now 'steps'" in other.output
+    launcher.finish("grpo_teacher", *flags)
+
+    found = json.loads((run / "evaluation.json").read_text())
+    assert set(found["stages"]) == {"sft", "grpo", "direct"}
+    assert {"taste=shifted", "taste=kept"} <= set(found["slices"]["grpo"]["greedy"])
+    paths = pl.read_parquet(run / "paths" / "grpo.greedy.parquet")
+    assert paths["prompt"].str.starts_with(beginning).all()
+    assert (run / "profiles.parquet").is_file() == (kind == "profile")
+    assert (run / "ablation" / "grpo.json").is_file() == (kind == "cot_rec")
+
+    answers = run / "answers" / "grpo.greedy.parquet"
+    before = answers.stat().st_mtime_ns
+    launcher.finish("evaluate", "--run_dir", run, "--baselines", "false")
+    assert answers.stat().st_mtime_ns == before
+    asked = ["--source", "teacher", "--stage", "grpo", "--mode", "greedy", "--last_positions", "1", "--top_k", "5"]
+    launcher.finish("cache_teacher", *asked, "--run_dir", run, "--output_dir", run / "cache")
+    card = json.loads((run / "cache" / "card.json").read_text())
+    assert card["settings"]["reasoning_kind"] == kind
+    assert card["settings"]["kind_settings"] == settings
