@@ -1,6 +1,7 @@
 """Each kind of reasoning goes through all stages of the main recipe, killed once, and on to a cache."""
 
 import json
+import re
 from pathlib import Path
 
 import polars as pl
@@ -10,10 +11,12 @@ import yaml
 pytestmark = pytest.mark.slow
 
 SMOKE = Path(__file__).parent / "configs"
+PAGE = (Path(__file__).parents[2] / "docs" / "kinds.md").read_text(encoding="utf-8")
 
 KINDS = {
     "retrieval": ({"tokens": 64, "items": 3, "companions": 2}, "Chosen together by others:\nwith "),
     "cot_rec": ({"most": 2}, "History:\n"),
+    "contrast": ({"tokens": 32}, "The user:\nas a rule: "),
     "profile": ({"window": 4, "every": 2, "tokens": 32}, "What the user chose before:\nmost: "),
 }
 
@@ -21,8 +24,12 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
     settings, beginning = KINDS[kind]
+    if kind == "contrast":  # the one that docs/kinds.md prints
+        (tmp_path / "my_kind.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
+        kind = f"{tmp_path}/my_kind.py:contrast"
     told = {"reasoning_kind": kind, "kind_settings": settings, "max_reasoning_tokens": 24}
-    for name, source, changed in (("grpo", "grpo", told), ("sft", "sft", told), ("steps", "grpo", {})):
+    mine = (("grpo", "grpo", told), ("sft", "sft", told))
+    for name, source, changed in (*mine, ("steps", "grpo", {"sft_config": "plain.yaml"}), ("plain", "sft", {})):
         config = yaml.safe_load((SMOKE / f"{source}.yaml").read_text())
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config | changed))
     run = tmp_path / "run"
@@ -41,7 +48,7 @@ def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
     paths = pl.read_parquet(run / "paths" / "grpo.greedy.parquet")
     assert paths["prompt"].str.starts_with(beginning).all()
     assert (run / "profiles.parquet").is_file() == (kind == "profile")
-    assert (run / "ablation" / "grpo.json").is_file() == (kind == "cot_rec")
+    assert (run / "ablation" / "grpo.json").is_file() == (kind == "cot_rec" or ":" in kind)
 
     answers = run / "answers" / "grpo.greedy.parquet"
     before = answers.stat().st_mtime_ns
