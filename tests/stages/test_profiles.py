@@ -87,7 +87,7 @@ def test_a_line_that_was_cut_off_is_left_out(asked, fake_server, tmp_path):
 
 
 def test_what_the_budget_leaves_is_asked_the_next_time(asked, fake_server):
-    counts = asked(max_tokens_in_all=4_000, parameters={"max_tokens": 20}, concurrency=1)
+    counts = asked(max_tokens_in_all=1_400, parameters={"max_tokens": 20}, concurrency=1)
     assert 0 < counts.left < counts.requests
     assert asked(parameters={"max_tokens": 20}).left == 0
 
