@@ -33,7 +33,7 @@ def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
         config = yaml.safe_load((SMOKE / f"{source}.yaml").read_text())
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config | changed))
     run = tmp_path / "run"
-    where = ("--output_dir", run, "--baselines", "false")
+    where = ("--output_dir", run, "--baselines", "false", "--train_direct", "false", "--max_test", 8)
     flags = ("--config", tmp_path / "grpo.yaml", *where)
     checkpoint = run / "grpo" / "checkpoint-2" / "trainer_state.json"
     launcher.start("grpo_teacher", *flags).kill_when(checkpoint.exists)
@@ -43,7 +43,7 @@ def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
     launcher.finish("grpo_teacher", *flags)
 
     found = json.loads((run / "evaluation.json").read_text())
-    assert set(found["stages"]) == {"sft", "grpo", "direct"}
+    assert set(found["stages"]) == {"sft", "grpo"}
     assert {"taste=shifted", "taste=kept"} <= set(found["slices"]["grpo"]["greedy"])
     paths = pl.read_parquet(run / "paths" / "grpo.greedy.parquet")
     # A user of rare items, or of few events, has no section.
@@ -53,7 +53,7 @@ def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
 
     answers = run / "answers" / "grpo.greedy.parquet"
     before = answers.stat().st_mtime_ns
-    launcher.finish("evaluate", "--run_dir", run, "--baselines", "false")
+    launcher.finish("evaluate", "--run_dir", run, "--baselines", "false", "--max_test", 8)
     assert answers.stat().st_mtime_ns == before
     asked = ["--source", "teacher", "--stage", "grpo", "--mode", "greedy", "--last_positions", "1", "--top_k", "5"]
     launcher.finish("cache_teacher", *asked, "--run_dir", run, "--output_dir", run / "cache")
