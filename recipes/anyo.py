@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 from trl import ModelConfig
 
-from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.stages import GRPO
 from anyo_rl.run.launch import go_on_alone
-from anyo_rl.run.shared import made_once
 from anyo_rl.stages.anyo import Anyo, AnyoArguments
 from anyo_rl.stages.anyo_parts import read_parts
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import begin, plain_errors
+from anyo_rl.stages.begin import begin, plain_errors, task_for
 from anyo_rl.stages.evaluate import show
 from anyo_rl.stages.job import Job
 from reward.load import load_rewards
@@ -40,7 +39,7 @@ def main() -> None:
         parts = read_parts(args, config, teacher_args, model_args, load_rewards)
     grpo = parts.steps.get(GRPO.name)
     told = None if grpo is None else grpo.training_args.chat_template_kwargs
-    task = load_task(data_args, made_once)
+    task = task_for(data_args, teacher_args)
     job = Job(Path(args.output_dir), task, model_args, teacher_args, args.seed, chat_template_kwargs=told)
     run = Anyo(job, data_args, args, parts)
 

@@ -14,12 +14,11 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig
 
-from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.data.task import DataArguments
 from anyo_rl.distill.cache import TeacherCache
 from anyo_rl.run.settings import UsageError
-from anyo_rl.run.shared import made_once
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import Recorded, begin, plain_errors
+from anyo_rl.stages.begin import Recorded, begin, plain_errors, task_for
 from anyo_rl.stages.cache import TEACHER, CacheArguments, cache_of_scores, cache_of_teacher, told
 from anyo_rl.stages.job import Job
 
@@ -35,7 +34,7 @@ def main() -> None:
     )
     if args.source == TEACHER and (run_dir is None or Path(str(args.run_dir)) != run_dir):
         raise UsageError("source is teacher; give the folder of its run as a flag: --run_dir runs/…")
-    task = load_task(data_args, made_once)
+    task = task_for(data_args, teacher_args)
     if args.source == TEACHER:
         job = Job(Path(args.run_dir), task, model_args, teacher_args, args.seed, recorded.chat_template_kwargs)
         cache_of_teacher(job, args)

@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from trl import ModelConfig
 
-from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.stages import TEACHERS
 from anyo_rl.run.folder import changed_data, hold_together
-from anyo_rl.run.shared import made_once
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import Recorded, begin, plain_errors
+from anyo_rl.stages.begin import Recorded, begin, plain_errors, task_for
 from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.job import TEACHER, Job
 
@@ -53,7 +52,7 @@ def main() -> None:
             f"no finished teacher in {run_dir}: expected one of {', '.join(TEACHERS)} with a teacher folder"
         )
     hold_together(run_dir)
-    task = load_task(data_args, made_once)
+    task = task_for(data_args, teacher_args)
     if changed := changed_data(run_dir, task.fingerprint):
         logger.warning("the teachers of %s were trained on other data: %s changed since", run_dir, ", ".join(changed))
     job = Job(

@@ -16,11 +16,10 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig
 
-from anyo_rl.data.task import DataArguments, load_task
-from anyo_rl.run.shared import made_once
+from anyo_rl.data.task import DataArguments
 from anyo_rl.sampling.shards import read_paths
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import begin, plain_errors
+from anyo_rl.stages.begin import begin, plain_errors, task_for
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.sample import SampleArguments, sample_job
 
@@ -34,7 +33,7 @@ def main() -> None:
     )
     folder = Path(args.output_dir)
     with plain_errors(ValueError):
-        task = load_task(data_args, made_once)
+        task = task_for(data_args, teacher_args)
         sample_job(Job(folder, task, model_args, teacher_args, args.seed, args.chat_template_kwargs), args)
     if PartialState().is_main_process:
         paths = read_paths(folder)

@@ -18,7 +18,7 @@ from anyo_rl.llm.http import Server
 from anyo_rl.llm.journal import Answer, Journal, Key
 from anyo_rl.llm.judge import judge_messages, read_score
 from anyo_rl.llm.server import Request, Streak, ask_async
-from reward.load import choices
+from anyo_rl.run.imports import choices
 
 PROMPT = Path(__file__).with_name("judge.txt")
 EXAMPLE = "judge"  # what tells answers apart in the journal is the fingerprint

@@ -10,20 +10,14 @@ Nothing is imported before it is asked for.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from anyo_rl.run.imports import Named, check_parameters, choices, import_named
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,8 @@ def load_rewards(
 
 def _build(spec: str, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
     path, fixed = _resolve_short_name(spec)
-    target = _import(spec, path)
+    named = Named("reward", spec, SHORT_NAMES, "reward_kwargs")
+    target = import_named(named, path)
     if not callable(target):
         raise ValueError(f"reward {spec!r} is a {type(target).__name__}, expected a function or a class")
     overridden = sorted(set(fixed) & set(kwargs))
@@ -134,7 +129,7 @@ def _build(spec: str, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
         raise ValueError(f"reward {spec!r} sets {', '.join(overridden)} by its name: take it out of its parameters")
     kwargs = {**fixed, **kwargs}
     if inspect.isclass(target):
-        _check_parameters(spec, target, kwargs, complete=True)
+        check_parameters(named, target, kwargs)
         reward = target(**kwargs)
         if not callable(reward):
             raise ValueError(f"reward {spec!r} is a class without __call__: add one, or name a function")
@@ -145,7 +140,7 @@ def _build(spec: str, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
         raise ValueError(
             f"reward {spec!r} cannot take {', '.join(clash)} as a parameter: each batch brings a column of that name"
         )
-    _check_parameters(spec, target, kwargs, complete=False)
+    check_parameters(named, target, kwargs, complete=False)
     bound = functools.partial(target, **kwargs)
     bound.__name__ = _display_name(target)  # type: ignore[attr-defined]
     return bound
@@ -166,95 +161,7 @@ def _resolve_short_name(spec: str) -> tuple[str, dict[str, str | int]]:
         return shipped.path, {**fixed, "k": int(cut_off)}
     if "." in spec or ":" in spec:
         return spec, {}
-    raise ValueError(
-        f"unknown reward {spec!r}: {choices(spec, SHORT_NAMES)}; "
-        "or a dotted path (my_package.my_module.my_reward), or a file (path/to/my_reward.py:my_reward)"
-    )
-
-
-def _import(spec: str, path: str) -> Any:
-    """The object that a dotted path or a `file.py:name` points at."""
-    module_path, separator, attribute = path.rpartition(":" if ":" in path else ".")
-    if path.endswith(".py"):
-        raise ValueError(f"reward {spec!r} names a file but nothing in it: write {spec}:my_reward")
-    if not module_path or not attribute:
-        raise ValueError(
-            f"reward {spec!r} is not complete: write path/to/my_reward.py:my_reward or my_module.my_reward"
-        )
-    if separator == ":" and module_path.endswith(".py"):
-        module = _load_file(spec, Path(module_path))
-    else:
-        module = _load_module(spec, module_path)
-    if not hasattr(module, attribute):
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ValueError(f"reward {spec!r}: {module_path} has no {attribute!r}; {choices(attribute, public)}")
-    return getattr(module, attribute)
-
-
-def _load_file(spec: str, path: Path) -> ModuleType:
-    file = path.expanduser().resolve()
-    if not file.is_file():
-        raise FileNotFoundError(f"reward {spec!r}: there is no file {path} (looked in {file.parent})")
-    # Under a name of its own in sys.modules, as pickle and dataclasses look there; loaded once, however often named.
-    name = f"_reward_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, file)
-    if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"reward {spec!r}: {path} cannot be loaded as Python")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        error.add_note(f"while loading reward {spec!r}")
-        raise
-    return module
-
-
-def _load_module(spec: str, module_path: str) -> ModuleType:
-    # A script's own folder is on the path, the folder it is started from is not. Last, so that it shadows nothing.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module_path)
-    except ModuleNotFoundError as error:
-        if error.name and (module_path == error.name or module_path.startswith(error.name + ".")):
-            raise ValueError(
-                f"reward {spec!r}: there is no module {error.name!r} here or among the installed packages; "
-                f"for a file write path/to/my_reward.py:my_reward, for a short name {choices(spec, SHORT_NAMES)}"
-            ) from error
-        error.add_note(f"while loading reward {spec!r}")
-        raise
-
-
-def _check_parameters(spec: str, target: Callable[..., Any], kwargs: Mapping[str, Any], complete: bool) -> None:
-    """Raise a `ValueError` that names the parameter the reward does not have, or needs."""
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # some built-ins have no signature; the call itself will tell
-        return
-    named = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    # A class's **kwargs may be parameters; a function's are the columns, and would swallow any slip of the pen.
-    open_ended = complete and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for name in kwargs:
-        if name not in named and not open_ended:
-            raise ValueError(f"reward {spec!r} has no parameter {name!r}: {choices(name, named)}")
-    missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in kwargs]
-    if complete and missing:
-        raise ValueError(f"reward {spec!r} needs {', '.join(missing)}: give it in its parameters (reward_kwargs)")
-
-
-def choices(word: str, known: Any) -> str:
-    """`known ones are a, b (did you mean a?)`."""
-    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
-    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    return f"known are {', '.join(map(str, known)) or 'none'}{hint}"
+    raise Named("reward", spec, SHORT_NAMES, "reward_kwargs").unknown
 
 
 def _display_name(reward: Callable[..., Any]) -> str:

@@ -17,6 +17,7 @@ from anyo_rl.evidence.candidates import NONE
 from anyo_rl.evidence.fusion import FusedRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
+from anyo_rl.reasoning.kinds.asking import Asking
 from anyo_rl.reasoning.rows import Rows
 from anyo_rl.sampling.protocol import Sampler
 from anyo_rl.search.answers import How, reasoned
@@ -36,6 +37,7 @@ class Reasoner:
         how: with or without reasoning, and how many items are named.
         states: whether its decision states are kept.
         encoder: makes vectors of its reasonings' texts; `None` for none.
+        asking: the kind of reasoning; steps, where there is none.
     """
 
     task: Task
@@ -45,6 +47,7 @@ class Reasoner:
     how: How
     states: bool = True
     encoder: Encoder | None = None
+    asking: Asking | None = None
 
     @property
     def dim(self) -> int:
@@ -60,7 +63,7 @@ class Reasoner:
     def label(self, histories: pl.DataFrame) -> Labels:
         """The answers to training histories, rows of `anyo_rl.data.sequences.training_positions`."""
         tokens, catalog, k = self.teacher.tokens, self.teacher.catalog, self.how.top_k
-        rows = Rows(self.task, histories["place"].to_numpy(), catalog, tokens)
+        rows = Rows(self.task, histories["place"].to_numpy(), catalog, tokens, asking=self.asking)
         rankings, texts, marked = [], [], []
         for batch, _, samples, contexts in reasoned(rows, self.sampler, tokens, self.how):
             rankings.append(

@@ -10,8 +10,9 @@ import polars as pl
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.completion import Prompt
 from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, Example
-from anyo_rl.data.task import HistoryAs, Task
-from anyo_rl.reasoning.prompts import Shown, fit_history, render_prompt
+from anyo_rl.data.task import Task
+from anyo_rl.reasoning.kinds.asking import Asking, shown
+from anyo_rl.reasoning.prompts import OUR_WORDS, Section, Words, fit_history, fit_section, own_lines, render_prompt
 from anyo_rl.teacher.tokens import Tokens
 
 
@@ -50,7 +51,13 @@ class Row(Example):
 
 
 def make_prompt(
-    task: Task, history: Sequence[str], catalog: Catalog, tokens: Tokens, hint: str | None = None
+    task: Task,
+    history: Sequence[str],
+    catalog: Catalog,
+    tokens: Tokens,
+    hint: str | None = None,
+    sections: Sequence[Section] = (),
+    words: Words = OUR_WORDS,
 ) -> Prompt:
     """What the teacher reads for a history of item ids: the newest items that fit the budget.
 
@@ -60,20 +67,19 @@ def make_prompt(
         catalog: has the titles and the tokens of items.
         tokens: counts their tokens.
         hint: id of the item that was chosen, where the teacher is to reason towards it.
+        sections: what a kind of reasoning shows above the history, each under a budget of its own.
+        words: ours, of the kind.
     """
     style, how = task.args.prompt_style, task.args.history_as
 
     def counts(lines: list[str]) -> list[int]:
         return [tokens.n_text_tokens(line) for line in lines]
 
-    kept = fit_history([shown(catalog, item, how) for item in history], counts, task.args.history_tokens, style)
-    return render_prompt(kept, style, None if hint is None else shown(catalog, hint, how))
-
-
-def shown(catalog: Catalog, item_id: str, how: HistoryAs) -> Shown:
-    """An item as prompts show it: its title, the added tokens that it goes by, or both."""
-    item = catalog.index[item_id]
-    return Shown("" if how == "item" else catalog.titles[item], "" if how == "title" else catalog.added_tokens(item))
+    own = own_lines(sections, words)
+    fitted = [fit_section(section, counts, tokens.safe_text, style, own) for section in sections]
+    blocks = [block for block in fitted if block is not None]
+    kept = fit_history([shown(catalog, item, how) for item in history], counts, task.args.history_tokens, style, own)
+    return render_prompt(kept, style, None if hint is None else shown(catalog, hint, how), blocks, words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +92,7 @@ class Rows(Sequence[Row]):
         catalog: has the titles.
         tokens: counts their tokens.
         with_hint: whether rows have a hinted prompt too.
+        asking: the kind of reasoning that they ask for; steps, where there is none.
     """
 
     task: Task
@@ -93,10 +100,14 @@ class Rows(Sequence[Row]):
     catalog: Catalog
     tokens: Tokens
     with_hint: bool = False
+    asking: Asking | None = None
 
     def __post_init__(self) -> None:
         # Made before a loader forks its workers: polars may not compute in these, and they share what is there.
-        _ = self.task.table, self.task.past if self.task.args.mask_history else None
+        shows = self.asking is not None and self.asking.shows
+        _ = self.task.table, self.task.past if self.task.args.mask_history or shows else None
+        if shows and len(self):
+            _ = self[0]  # with it all that is counted once
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -113,7 +124,7 @@ class Rows(Sequence[Row]):
         if isinstance(which, slice):
             return self.at(self.places[which])
         (example,) = self.task.table.slice(int(self.places[which]), 1).to_pylist()
-        return _make_row(self.task, example, self.catalog, self.tokens, self.with_hint)
+        return _make_row(self.task, example, self.catalog, self.tokens, self.with_hint, self.asking)
 
     @property
     def ids(self) -> pl.Series:
@@ -134,19 +145,28 @@ class Rows(Sequence[Row]):
         return replace(self, with_hint=True)
 
 
-def make_rows(task: Task, examples: pl.DataFrame, catalog: Catalog, tokens: Tokens) -> list[Row]:
+def make_rows(
+    task: Task, examples: pl.DataFrame, catalog: Catalog, tokens: Tokens, asking: Asking | None = None
+) -> list[Row]:
     """A few examples with their prompts, in order, all at once."""
     names = [field.name for field in fields(Example) if field.name in examples.columns]
-    return [_make_row(task, row, catalog, tokens) for row in examples.select(names).iter_rows(named=True)]
+    rows = examples.select(names).iter_rows(named=True)
+    return [_make_row(task, row, catalog, tokens, asking=asking) for row in rows]
 
 
 def _make_row(
-    task: Task, example: Mapping[str, Any], catalog: Catalog, tokens: Tokens, with_hint: bool = False
+    task: Task,
+    example: Mapping[str, Any],
+    catalog: Catalog,
+    tokens: Tokens,
+    with_hint: bool = False,
+    asking: Asking | None = None,
 ) -> Row:
     history, hint = example[HISTORY], example[TARGET_ID]
+    sections, words = ((), OUR_WORDS) if asking is None else (asking.sections(example, catalog), asking.kind.words)
     return Row(
-        prompt=make_prompt(task, history, catalog, tokens),
-        hinted_prompt=make_prompt(task, history, catalog, tokens, hint) if with_hint else None,
+        prompt=make_prompt(task, history, catalog, tokens, None, sections, words),
+        hinted_prompt=make_prompt(task, history, catalog, tokens, hint, sections, words) if with_hint else None,
         excluded=task.excluded(example[EXAMPLE_ID]),
         **example,
     )

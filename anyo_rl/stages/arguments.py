@@ -6,10 +6,12 @@ from typing import Any
 
 from accelerate import PartialState
 
-from anyo_rl.catalog.item_tokens import Kind
+from anyo_rl.catalog.item_tokens import Kind as ItemTokenKind
 from anyo_rl.catalog.item_vectors import VectorKind
 from anyo_rl.encoders.titles import ItemEncoder
 from anyo_rl.ranking.written import RankerKind
+from anyo_rl.reasoning.kinds.kind import Kind
+from anyo_rl.reasoning.kinds.load import load_kind
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.settings import Bounds
 from anyo_rl.sampling.transformers import CACHE_TOKENS
@@ -42,7 +44,7 @@ class TeacherArguments(WrittenArguments):
     marker_token: str | None = field(
         default=None, metadata={"help": "The added token that serves as the marker; `->` or `</think>` if unset."}
     )
-    item_tokens: Kind = field(
+    item_tokens: ItemTokenKind = field(
         default="title",
         metadata={
             "help": "What the teacher answers with: titles; item, an added token for each item; or semantic ids, "
@@ -77,6 +79,16 @@ class TeacherArguments(WrittenArguments):
             "help": "Longest reasoning, the marker included (GRPO's max_completion_length); if unset 64, or 512 for "
             "chat models that think (</think> is the marker).",
         },
+    )
+    reasoning_kind: str = field(
+        default="steps",
+        metadata={
+            "help": "How teachers reason: a kind of docs/kinds.md, a dotted path, or path/to/file.py:name. It says "
+            "what prompts show, too."
+        },
+    )
+    kind_settings: dict[str, object] | None = field(
+        default=None, metadata={"help": "Settings of the kind: a mapping (in YAML)."}
     )
     early_answer_share: float = field(
         default=0.0,
@@ -150,6 +162,20 @@ class TeacherArguments(WrittenArguments):
             "teacher and evidence together, and teachers are evaluated with it besides.",
         },
     )
+
+    def kind(self) -> Kind:
+        """The kind of reasoning.
+
+        Raises:
+            UsageError: there is no such kind, or its settings are wrong.
+        """
+        return load_kind(self.reasoning_kind, self.kind_settings)
+
+    @property
+    def made_with_kind(self) -> dict[str, object]:
+        """What says of answers by which kind of reasoning they were made: nothing for `steps`, as it always was."""
+        settings = {"kind_settings": self.kind_settings} if self.kind_settings else {}
+        return {} if self.reasoning_kind == "steps" else {"reasoning_kind": self.reasoning_kind, **settings}
 
     @property
     def sft_loss(self) -> SftLoss:

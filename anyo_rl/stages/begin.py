@@ -15,9 +15,10 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from anyo_rl.data.schema import DataError
-from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.llm.http import ServerError
 from anyo_rl.llm.journal import JournalError
+from anyo_rl.reasoning.kinds.asking import taught
 from anyo_rl.run.folder import read_arguments, resolve, start_run
 from anyo_rl.run.launch import LaunchError, check_launch
 from anyo_rl.run.settings import UsageError
@@ -100,13 +101,24 @@ def start_job(
     arguments = resolve(data_args, model_args, teacher_args, **later, **sections)
     check_history(data_args, teacher_args)
     check_written(teacher_args, *[args.ranker for args in others if isinstance(args, ReasonerArguments)])
-    task, folder = load_task(data_args, made_once), Path(training_args.output_dir)
+    task, folder = task_for(data_args, teacher_args), Path(training_args.output_dir)
     for args in others:
         check_examples(args, task)
         if isinstance(args, FusionArguments):
             check_evidence(args, teacher_args, task, training_args.seed)
     start_run(folder, arguments, task.report, task.fingerprint)
     return Job(folder, task, model_args, teacher_args, training_args.seed, chat_template_kwargs)
+
+
+def task_for(data_args: DataArguments, teacher_args: TeacherArguments) -> Task:
+    """The data, with rationales of the kind that teachers reason by; all processes call this together.
+
+    Raises:
+        DataError: the data cannot be used.
+        UsageError: there is no such kind.
+    """
+    kind = teacher_args.kind()
+    return taught(load_task(data_args, made_once), kind)
 
 
 def parse(

@@ -137,7 +137,7 @@ def cache_of_teacher(job: Job, args: CacheArguments) -> None:
         how = job.how(args.mode, seed=args.seed, top_k=min(args.top_k, len(catalog)))
         encoder = _encoder(args, teacher) if args.mode != "plain" else None
         engine = LikelihoodRanker(catalog, model, cap=args.rank_cap or None)
-        asked = Reasoner(job.task, teacher, engine, job.sampler(model, tokens), how, args.states, encoder)
+        asked = Reasoner(job.task, teacher, engine, job.sampler(model, tokens), how, args.states, encoder, job.asking)
         card = Card(
             TEACHER,
             how.top_k,
@@ -228,6 +228,7 @@ def _of_teacher(job: Job, args: CacheArguments, asked: Reasoner) -> dict[str, ob
         "history_as": job.task.args.history_as,
         "dtype": job.model_args.dtype,
         "rank_cap": args.rank_cap,
+        **job.teacher_args.made_with_kind,
     }
     if asked.reasons:
         found |= {"sampling": asdict(asked.how.own_sampling), "reasoning_vectors": args.reasoning_vectors}

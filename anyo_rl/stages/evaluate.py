@@ -86,6 +86,7 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                     "marker": tokens.marker_id,
                     "chat_template_kwargs": job.chat_template_kwargs,
                     "max_new_tokens": job.max_reasoning_tokens,
+                    **job.teacher_args.made_with_kind,
                 }
                 if teacher.ids is not None:
                     made_with["item_tokens"] = catalog.tree.fingerprint

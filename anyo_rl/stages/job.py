@@ -7,15 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.catalog.item_tokens import ItemTokens
 from anyo_rl.catalog.opening import Opening, Teacher
 from anyo_rl.data.sequences import train_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.evidence.fusion import Fusion
+from anyo_rl.reasoning.kinds.asking import Asking
 from anyo_rl.reasoning.rows import Row, Rows, make_rows, sample_texts
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -62,6 +67,19 @@ class Job:
             return told or REASONING_TOKENS
         return THINKING_TOKENS if self.opening.tokens(load_tokenizer(self.model_args)).thinks else REASONING_TOKENS
 
+    @cached_property
+    def asking(self) -> Asking:
+        """How teachers are asked: by the run's kind of reasoning. All processes call this together."""
+        asking, state = Asking(self.teacher_args.kind(), self.task), PartialState()
+        if asking.kind.prepare is not None:
+            if state.is_main_process:
+                asking.prepare(self.folder)
+            if torch.distributed.is_initialized():  # not after training, when the main process goes on alone
+                state.wait_for_everyone()
+            if not state.is_main_process:  # it finds what that one has kept
+                asking.prepare(self.folder)
+        return asking
+
     @property
     def opening(self) -> Opening:
         """How this run's teachers are opened."""
@@ -91,11 +109,16 @@ class Job:
 
     def rows(self, split: str, teacher: Teacher, limit: int | None = None) -> Rows:
         """The examples of a split as a teacher reads them; with a limit, that many drawn by the data seed."""
-        return Rows(self.task, self.task.places(split, limit), teacher.catalog, teacher.tokens)
+        return self.rows_at(self.task.places(split, limit), teacher)
+
+    def rows_at(self, places: np.ndarray, teacher: Teacher | tuple[Tokens, Catalog]) -> Rows:
+        """The examples at some row numbers, as a teacher reads them, or as its tokens and catalog alone tell."""
+        tokens, catalog = teacher if isinstance(teacher, tuple) else (teacher.tokens, teacher.catalog)
+        return Rows(self.task, places, catalog, tokens, asking=self.asking)
 
     def rows_of(self, examples: pl.DataFrame, teacher: Teacher) -> list[Row]:
         """A few examples as a teacher reads them, all at once."""
-        return make_rows(self.task, examples, teacher.catalog, teacher.tokens)
+        return make_rows(self.task, examples, teacher.catalog, teacher.tokens, self.asking)
 
     def how(self, mode: Mode, *, seed: int, top_k: int = 20) -> How:
         """How users are answered in this run; see `How` for the settings."""

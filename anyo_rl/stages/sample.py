@@ -17,7 +17,7 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.evaluation.evaluator import weights_of
 from anyo_rl.evidence.fusion import Engine, FusedRanker, Fusion
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
-from anyo_rl.reasoning.rows import Row, Rows
+from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.launch import LaunchError
 from anyo_rl.run.settings import Bounds
 from anyo_rl.sampling.paths import SampledPath
@@ -110,7 +110,7 @@ def sample_job(job: Job, args: SampleArguments) -> None:
         places = job.task.places(args.sample_split, args.max_examples)
         sampling = Sampling(args.n_samples, args.temperature, args.top_p, job.max_reasoning_tokens, args.seed)
         sample_in_shards(
-            Rows(job.task, places, catalog, tokens),
+            job.rows_at(places, (tokens, catalog)),
             ShardedJob(
                 Path(args.output_dir),
                 sampling,
@@ -127,6 +127,7 @@ def sample_job(job: Job, args: SampleArguments) -> None:
                     "item_tokens": catalog.tree.fingerprint,
                     "weights": weights_of(path),
                     "split": args.sample_split,
+                    **job.teacher_args.made_with_kind,
                 },
             ),
             JobEngine(

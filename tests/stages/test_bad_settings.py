@@ -28,7 +28,7 @@ RECIPES = {
     "star_teacher": ("start_job", ON_CPU),
     "dpo_teacher": ("start_job", ON_CPU | TEACHER),
     "train_prm": ("start_job", ON_CPU | TEACHER),
-    "sample_paths": ("load_task", {"model_name_or_path": "nowhere/teacher"}),
+    "sample_paths": ("task_for", {"model_name_or_path": "nowhere/teacher"}),
     "baselines": ("load_task", {}),
     "train_student": ("load_task", {}),
     "distill_student": ("load_task", {}),

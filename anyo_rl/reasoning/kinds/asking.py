@@ -1,0 +1,104 @@
+"""A kind of reasoning and the data of a run together: what each prompt shows, and what SFT starts from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.data.attributes import item_attributes
+from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, TRAIN, USER_ID
+from anyo_rl.data.task import HistoryAs, Task
+from anyo_rl.evidence.companions import Companions
+from anyo_rl.reasoning.kinds.kind import Asked, Hindsight, Kind, Sources, as_given, nothing
+from anyo_rl.reasoning.prompts import Section, Shown
+
+
+def shown(catalog: Catalog, item_id: str, how: HistoryAs) -> Shown:
+    """An item as prompts show it: its title, the added tokens that it goes by, or both."""
+    item = catalog.index[item_id]
+    return Shown("" if how == "item" else catalog.titles[item], "" if how == "title" else catalog.added_tokens(item))
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a run asks its teachers.
+
+    Attributes:
+        kind: of reasoning.
+        task: the data.
+    """
+
+    kind: Kind
+    task: Task
+
+    @cached_property
+    def sources(self) -> Sources:
+        """What is known of the items, and what other users chose."""
+        args, items = self.task.args, self.task.interactions.items
+        return Sources(item_attributes(items, args.rationale_attributes), Companions(self.task, seed=args.split_seed))
+
+    @cached_property
+    def _titles(self) -> dict[str, str]:
+        return dict(self.task.interactions.items.select("item_id", "title").iter_rows())
+
+    @cached_property
+    def _training(self) -> frozenset[str]:
+        return frozenset(self.task.split(TRAIN)[EXAMPLE_ID].to_list())
+
+    def asked(self, example: Mapping[str, Any], catalog: Catalog | None = None) -> Asked:
+        """What the kind may look at.
+
+        Args:
+            example: columns of an example; its target is not looked at.
+            catalog: of the teacher that is asked; `None` where there is none yet, and items go by their titles.
+        """
+        how, example_id = self.task.args.history_as, example[EXAMPLE_ID]
+
+        def as_shown(item_id: str) -> Shown:
+            return Shown(self._titles[item_id]) if catalog is None else shown(catalog, item_id, how)
+
+        return Asked(
+            example_id=example_id,
+            user_id=example[USER_ID],
+            history=tuple(example[HISTORY]),
+            past=tuple(self.task.past.before(example_id)),
+            excluded=tuple(self.task.excluded(example_id)),
+            training=example_id in self._training,
+            shown=as_shown,
+            sources=self.sources,
+        )
+
+    def sections(self, example: Mapping[str, Any], catalog: Catalog) -> Sequence[Section]:
+        """What the prompt of an example shows above its history."""
+        return self.kind.show(self.asked(example, catalog)) if self.shows else ()
+
+    @property
+    def shows(self) -> bool:
+        """Whether prompts show more than the history."""
+        return self.kind.show is not nothing
+
+    def prepare(self, folder: Path) -> None:
+        """Keeps what the kind makes once, in a folder of the run."""
+        if self.kind.prepare is not None:
+            examples = self.task.examples.select(EXAMPLE_ID, USER_ID, HISTORY).iter_rows(named=True)
+            self.kind.prepare(folder, [self.asked(example) for example in examples])
+
+
+def taught(task: Task, kind: Kind) -> Task:
+    """The task with the rationales that a kind writes, of the same examples.
+
+    Those that were read from a file (`--rationales_path`) stay as they are: somebody wrote them for the kind.
+    """
+    if kind.write is as_given or task.args.rationales_path is not None:
+        return task
+    asking = Asking(kind, task)
+    wanted = task.examples.filter(task.examples[EXAMPLE_ID].is_in(list(task.rationales)))
+    rationales = {}
+    for example in wanted.select(EXAMPLE_ID, USER_ID, HISTORY, TARGET_ID).iter_rows(named=True):
+        asked, of_example = asking.asked(example), task.rationales[example[EXAMPLE_ID]]
+        written = (kind.write(asked, Hindsight(example[TARGET_ID], steps)) for steps in of_example)
+        rationales[example[EXAMPLE_ID]] = list(dict.fromkeys(written))
+    return dataclasses.replace(task, rationales=rationales)

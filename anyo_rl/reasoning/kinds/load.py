@@ -1,0 +1,41 @@
+"""A kind of reasoning by its name: one of `KINDS`, a dotted path, or `path/to/file.py:name`."""
+
+from collections.abc import Callable, Mapping
+
+from anyo_rl.reasoning.kinds.kind import Kind
+from anyo_rl.reasoning.kinds.steps import steps
+from anyo_rl.run.imports import Named, check_parameters, import_named
+from anyo_rl.run.settings import UsageError
+
+KINDS: dict[str, Callable[..., Kind]] = {"steps": steps}
+
+
+def load_kind(name: str, settings: Mapping[str, object] | None = None) -> Kind:
+    """Makes a kind of its settings.
+
+    Args:
+        name: of `KINDS`, or where a function that makes a kind is found.
+        settings: its parameters.
+
+    Raises:
+        UsageError: there is no such kind or setting, a setting is wrong, or what was named makes no kind; says which.
+    """
+    named = Named("reasoning kind", name, KINDS, "kind_settings")
+    try:
+        if name not in KINDS and not {".", ":"} & set(name):
+            raise named.unknown
+        make = KINDS[name] if name in KINDS else import_named(named, name)
+        if not callable(make):
+            raise ValueError(f"{named} is a {type(make).__name__}, expected a function that makes a Kind")
+        check_parameters(named, make, settings or {})
+        kind = make(**(settings or {}))
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    except SystemExit as error:  # the run would end as if all were well
+        raise UsageError(
+            f"{named} called sys.exit({error.code!r}) while it was loaded: what a script does goes below "
+            "`if __name__ == '__main__':`"
+        ) from error
+    if not isinstance(kind, Kind):
+        raise UsageError(f"{named} made a {type(kind).__name__}, expected an anyo_rl.reasoning.kinds.kind.Kind")
+    return kind
