@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 
 from anyo_rl.reasoning.kinds.kind import Kind
+from anyo_rl.reasoning.kinds.listwise import listwise
 from anyo_rl.reasoning.kinds.steps import steps
+from anyo_rl.reasoning.kinds.yes_no import yes_no
 from anyo_rl.run.imports import Named, check_parameters, import_named
 from anyo_rl.run.settings import UsageError
 
-KINDS: dict[str, Callable[..., Kind]] = {"steps": steps}
+KINDS: dict[str, Callable[..., Kind]] = {"steps": steps, "listwise": listwise, "yes_no": yes_no}
 
 
 def load_kind(name: str, settings: Mapping[str, object] | None = None) -> Kind:
