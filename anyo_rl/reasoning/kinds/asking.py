@@ -12,7 +12,7 @@ from anyo_rl.data.attributes import item_attributes
 from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, TRAIN, USER_ID
 from anyo_rl.data.task import HistoryAs, Task
 from anyo_rl.evidence.companions import Companions
-from anyo_rl.reasoning.kinds.candidates import Question
+from anyo_rl.reasoning.kinds.candidates import Listed, Question
 from anyo_rl.reasoning.kinds.kind import Asked, Hindsight, Kind, Sources, as_given, nothing
 from anyo_rl.reasoning.kinds.questions import Questions
 from anyo_rl.reasoning.prompts import Section, Shown
@@ -51,6 +51,12 @@ class Asking:
     @cached_property
     def _training(self) -> frozenset[str]:
         return frozenset(self.task.split(TRAIN)[EXAMPLE_ID].to_list())
+
+    @property
+    def listed(self) -> Listed:
+        """The settings of candidates, of a kind that is asked about these."""
+        assert self.kind.listed is not None, "the kind answers with an item"
+        return self.kind.listed
 
     def question(self, example: Mapping[str, Any]) -> Question | None:
         """What an example is asked about candidates, of its columns; `None` where it is asked for an item."""

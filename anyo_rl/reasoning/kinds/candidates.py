@@ -114,14 +114,14 @@ class Question:
     scores: tuple[float, ...] = ()
 
 
-def answers_of(answer: Literal["order", "yes_no"], listed: Listed) -> pl.DataFrame:
+def answers_of(yes_no: bool, listed: Listed) -> pl.DataFrame:
     """All answers that there are, as the item table of a small catalog: numbers, written as `[1]`, or yes and no.
 
     Args:
-        answer: the type of a kind's answer.
+        yes_no: whether they are yes and no.
         listed: its candidates.
     """
-    if answer == "yes_no":
+    if yes_no:
         return pl.DataFrame({"item_id": [YES, NO], "title": [YES, NO]})
     numbers = [str(place + 1) for place in range(listed.width)]
     return pl.DataFrame({"item_id": numbers, "title": [f"[{number}]" for number in numbers]})

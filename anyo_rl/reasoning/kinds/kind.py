@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import polars as pl
+
 from anyo_rl.data.text import clean_text
 from anyo_rl.evidence.companions import Companions
-from anyo_rl.reasoning.kinds.candidates import Liked, Listed
+from anyo_rl.reasoning.kinds.candidates import Liked, Listed, answers_of
 from anyo_rl.reasoning.prompts import OUR_WORDS, Section, Shown, Words
 
 Answer = Literal["item", "order", "yes_no", "items"]
@@ -110,6 +112,18 @@ class Kind:
     prepare: Callable[[Path, Sequence[Asked]], None] | None = None
     listed: Listed | None = None
     liked: Liked | None = None
+
+    @property
+    def choices(self) -> pl.DataFrame | None:
+        """All answers, in the columns of an item table, of kinds that answer about candidates."""
+        return None if self.listed is None else answers_of(self.liked is not None, self.listed)
+
+    def sample_texts(self) -> list[str]:
+        """What of ours a tokenizer made from scratch should know well."""
+        if self.choices is None:
+            return []
+        answers = self.choices["title"].to_list()
+        return [" > ".join(answers), *(f" {answer}" for answer in answers), self.words.footer] * 10
 
 
 def clean_steps(steps: Sequence[str]) -> Steps:

@@ -125,14 +125,16 @@ class OrderQuestions:
 
     Attributes:
         candidates: of the examples.
+        whole: whether SFT teaches the whole order, which is written then; else its first number alone.
     """
 
     candidates: Candidates
+    whole: bool = False
 
     @cached_property
     def answer_ids(self) -> tuple[str, ...]:
         """See `Questions`."""
-        return tuple(answers_of("order", self.candidates.listed)["item_id"])
+        return tuple(answers_of(False, self.candidates.listed)["item_id"])
 
     def usable(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `Questions`: those whose target is a candidate."""
@@ -157,7 +159,7 @@ class OrderQuestions:
         return Question(
             listed=tuple(items[place] for place in order),
             target=None if right is None else number[right],
-            learned=tuple(number[place] for place in taught),
+            learned=tuple(number[place] for place in taught[: None if self.whole else 1]),
             scores=tuple(scores[place] for place in order) if listed.scores else (),
         )
 
@@ -229,6 +231,10 @@ class LikedQuestions:
         if not pool:
             pool = [item for item in self.candidates.item_ids if item not in past] or self.candidates.item_ids
         return _asked(target, True), _asked(pool[int(rng.integers(len(pool)))], False)
+
+    def asked_on_test(self, example: Mapping[str, Any]) -> tuple[Question, ...]:
+        """All questions to an example, alike many for all: by its rating, or both of its pair."""
+        return self.pair(example) if self.liked.least_rating is None else (self.of(example),)
 
     def _shots(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of training examples as many as there are shots, of those with rationales if these are enough."""
