@@ -114,10 +114,17 @@ def shared_out(n_users: int, ask: Callable[[slice], Answers]) -> Answers:
             if share.judged_U is not None:
                 judged_U[user] = share.judged_U[at]
     paths = [path for paths in paths_U for path in paths]
-    beside = (same_U_2, evidence_U) if fused else (None, None)
-    judged = judged_U if any(share.judged_U is not None for share in shares) else None
-    orders, came = ([one for share in shares for one in getattr(share, name)] for name in ("orders", "as_it_came"))
-    return Answers(ranks_U, top_ids_U_K, paths, complete_U, *beside, judged, orders, came)
+    return Answers(
+        ranks_U,
+        top_ids_U_K,
+        paths,
+        complete_U,
+        as_evidence_U_2=same_U_2 if fused else None,
+        evidence_ranks_U=evidence_U if fused else None,
+        judged_U=judged_U if any(share.judged_U is not None for share in shares) else None,
+        orders=[order for share in shares for order in share.orders],
+        as_it_came=[one for share in shares for one in share.as_it_came],
+    )
 
 
 Asked = tuple[Sequence[Row], list[list[int]], list[list[Sample]], list[list[list[int]]]]

@@ -58,7 +58,8 @@ class Reranked:
         items_R_K = np.full((len(incoming_R), width), NONE, dtype=np.int32)
         for row, items in enumerate(incoming_R):
             items_R_K[row, : len(items)] = items
-        return cls(items_R_K, *([[] for _ in incoming_R] for _ in range(3)))
+        rows = range(len(incoming_R))
+        return cls(items_R_K, [[] for _ in rows], [[] for _ in rows], [[] for _ in rows])
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,8 @@ class Reranker:
             for row, of_row, places_K in zip(rows, shown, self._orders(asked, found), strict=True):
                 window = windows_R[row][turn]
                 found.items_R_K[row, window.start : window.stop] = of_row[places_K]
-            self._keep(
-                found, {row: one for row, one in zip(rows, asked, strict=True) if windows_R[row][turn].start == 0}
-            )
+            last = {row: one for row, one in zip(rows, asked, strict=True) if turn == len(windows_R[row]) - 1}
+            self._keep(found, last)
 
     def _orders(self, asked: Sequence[_Asked], found: Reranked) -> list[list[int]]:
         """The order of the candidates that each was asked about, as places among them."""

@@ -206,7 +206,7 @@ class LikedQuestions:
         return dict(rated.drop_nulls(RATING).select(EXAMPLE_ID, RATING).iter_rows())
 
     def usable(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See `Questions`: those with a rating, if ratings count; of training examples some, if there are few shots."""
+        """See `Questions`: those with a rating, if ratings count; of training examples as many as there are shots."""
         examples = self.candidates.examples(places)
         if self.liked.least_rating is not None:
             places = places[[example in self.ratings for example in examples[EXAMPLE_ID]]]
