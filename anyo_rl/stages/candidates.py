@@ -1,7 +1,7 @@
 """The candidates of a run whose teachers answer about candidates: who names them, fitted as it was chosen, once."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from anyo_rl.data.schema import VALIDATION
 from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import Task
 from anyo_rl.evidence.lists import EvidenceLists, Lists, RetrieverLists
-from anyo_rl.evidence.opened import Evidence
+from anyo_rl.evidence.opened import CARD, Evidence
 from anyo_rl.evidence.retrievers import KNN, RetrieverSettings, choose_retrievers
 from anyo_rl.evidence.reweighing import RetrieverWeights
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.ranking.orders import OrderRanker
 from anyo_rl.reasoning.kinds.kind import Kind
 from anyo_rl.reasoning.kinds.questions import Candidates, LikedQuestions, OrderQuestions, Questions
 from anyo_rl.run.files import read_json, readable, write_first
@@ -22,6 +24,7 @@ from anyo_rl.run.settings import UsageError
 from anyo_rl.stages.evidence import CHOOSE_BY, known_settings
 
 EVIDENCE = "evidence"
+ANSWERS = {"item": "an item", "order": "an order", "yes_no": "yes or no", "items": "items"}
 FOLDER = "candidates"  # of a run: settings of the retriever
 
 
@@ -60,6 +63,18 @@ class Asks:
             raise UsageError("candidates_from is evidence: name the folder of recipes/rank_evidence.py (evidence)")
         return source
 
+    def made_with(self) -> dict[str, object]:
+        """What answers depend on besides the teacher, ready for JSON."""
+        found: dict[str, object] = {"reasoning_kind": self.kind.name, "candidates_from": self.source}
+        for name in ("listed", "liked"):
+            settings = getattr(self.kind, name)
+            found[name] = None if settings is None else asdict(settings)
+        of_retriever = self.folder / FOLDER / f"{self.source}.json"
+        file = Path(str(self.evidence)) / CARD if self.source == EVIDENCE else of_retriever
+        if file.is_file():
+            found["named_by"] = read_json(file)
+        return found
+
     def lists(self) -> Lists:
         """The candidates of any example; all processes call this together.
 
@@ -80,6 +95,36 @@ class Asks:
         if self.kind.liked is not None:
             return LikedQuestions(candidates, self.kind.liked)
         return OrderQuestions(candidates, whole=self.writes)
+
+
+def check_candidates(kind: Kind, ranker: str, fusion_alpha: float | None = None) -> None:
+    """Refuses settings that do not go with the type of a kind's answer.
+
+    Args:
+        kind: of reasoning.
+        ranker: of the reward.
+        fusion_alpha: weight of a teacher beside evidence, where it is told.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if ranker == OrderRanker.kind and kind.answer != "order":
+        raise UsageError(
+            f"ranker is {ranker}, and reasoning_kind {kind.name} answers with {ANSWERS[kind.answer]}: set "
+            "reasoning_kind to listwise, or ranker to likelihood"
+        )
+    if kind.listed is None:
+        return
+    fitting = [LikelihoodRanker.kind, *([OrderRanker.kind] if kind.answer == "order" else [])]
+    if ranker not in fitting:
+        raise UsageError(
+            f"ranker is {ranker}, and reasoning_kind {kind.name} answers with {ANSWERS[kind.answer]}: set ranker to "
+            f"{' or '.join(fitting)}"
+        )
+    if fusion_alpha is not None:
+        raise UsageError(
+            f"fusion_alpha is set, and reasoning_kind {kind.name} reads evidence as candidates: leave it out"
+        )
 
 
 def retriever_weights(task: Task, by: str, seed: int, folder: Path, baselines_from: str | None) -> RetrieverWeights:

@@ -73,13 +73,18 @@ class Job:
             return told or REASONING_TOKENS
         return THINKING_TOKENS if self.opening.tokens(load_tokenizer(self.model_args)).thinks else REASONING_TOKENS
 
+    @property
+    def asks(self) -> Asks:
+        """What questions about candidates are made of."""
+        args = self.teacher_args
+        writes = args.sft_item_loss == "tokens"
+        return Asks(self.folder, self.task, args.kind(), args.evidence, args.baselines_from, self.seed, writes)
+
     @cached_property
     def asking(self) -> Asking:
         """How teachers are asked: by the run's kind of reasoning. All processes call this together."""
-        kind, args, state = self.teacher_args.kind(), self.teacher_args, PartialState()
-        writes = args.sft_item_loss == "tokens"
-        asks = Asks(self.folder, self.task, kind, args.evidence, args.baselines_from, self.seed, writes)
-        asking = Asking(kind, self.task, asks.questions())
+        kind, state = self.teacher_args.kind(), PartialState()
+        asking = Asking(kind, self.task, self.asks.questions())
         if asking.kind.prepare is not None:
             if state.is_main_process:
                 asking.prepare(self.folder)
