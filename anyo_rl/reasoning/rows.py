@@ -45,6 +45,11 @@ class Row(Example):
         columns = {name: getattr(self, name) for name in names}
         return columns if self.hinted_prompt is None else columns | {"hinted_prompt": self.hinted_prompt}
 
+    def named(self, answer: str) -> str:
+        """The item that an answer stands for: a candidate's by its number; any other answer as it is."""
+        is_number = answer.isdigit() and len(self.listed) > 1 and 0 < int(answer) <= len(self.listed)
+        return self.listed[int(answer) - 1] if is_number else answer
+
     @property
     def sampled_prompt(self) -> Prompt:
         """What reasonings are sampled from."""

@@ -241,8 +241,19 @@ class Reranker:
         Args:
             places_R: their row numbers in `task.examples`.
         """
-        found, ids = self.rerank(places_R), self.ids(places_R)
-        catalog, lists, n = self.teacher.catalog, self.candidates.lists, len(places_R)
+        answers = self.ranked(places_R, self.rerank(places_R))
+        if isinstance(self.asking.questions, LikedQuestions):
+            return replace(answers, judged_U=self.judged(places_R))
+        return answers
+
+    def ranked(self, places_R: NDArray[np.int64], found: Reranked) -> Answers:
+        """What `rerank` made of candidates, among the whole catalog.
+
+        Args:
+            places_R: row numbers of the examples.
+            found: of them.
+        """
+        ids, catalog, lists, n = self.ids(places_R), self.teacher.catalog, self.candidates.lists, len(places_R)
         incoming_R_K = lists.incoming(ids, max(self.how.top_k, found.items_R_K.shape[1])).items_R_K
         target_ids = self.task.examples[TARGET_ID].gather(places_R).to_list()
         place_R = places(found.items_R_K, catalog.indices(target_ids))
@@ -269,7 +280,6 @@ class Reranker:
             complete_U=np.ones(n, dtype=bool),
             as_evidence_U_2=np.stack([same_R_K[:, :k].all(axis=1) for k in SAME_TOP], axis=1),
             evidence_ranks_U=came_R,
-            judged_U=self.judged(places_R) if isinstance(self.asking.questions, LikedQuestions) else None,
             orders=found.orders,
             as_it_came=found.as_it_came,
         )

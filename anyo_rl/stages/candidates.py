@@ -127,6 +127,19 @@ def check_candidates(kind: Kind, ranker: str, fusion_alpha: float | None = None)
         )
 
 
+def items_only(kind: Kind, what: str) -> None:
+    """Refuses a stage that is made for answers that are items, where a kind answers about candidates.
+
+    Raises:
+        UsageError: it does.
+    """
+    if kind.listed is not None:
+        raise UsageError(
+            f"{what} takes teachers that answer with an item, and reasoning_kind {kind.name} answers with "
+            f"{ANSWERS[kind.answer]}: SFT, STaR, GRPO, PPO, evaluation and the teacher cache take it"
+        )
+
+
 def retriever_weights(task: Task, by: str, seed: int, folder: Path, baselines_from: str | None) -> RetrieverWeights:
     """A retriever whose settings are chosen on validation once, or taken from a run of baselines.
 

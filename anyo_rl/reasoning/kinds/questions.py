@@ -20,6 +20,7 @@ from anyo_rl.evidence.candidates import NONE
 from anyo_rl.evidence.lists import Lists
 from anyo_rl.ranking.order import windows
 from anyo_rl.reasoning.kinds.candidates import NO, YES, Liked, Listed, Question, answers_of
+from anyo_rl.run.settings import UsageError
 
 AT_ONCE = 4096  # examples whose candidates are asked for together
 
@@ -83,13 +84,19 @@ class Candidates:
         return ids
 
     def ask_for(self, example_ids: Sequence[str]) -> None:
-        """Asks for the candidates of examples, some at a time."""
+        """Asks for the candidates of examples, some at a time.
+
+        Raises:
+            UsageError: an example has none.
+        """
         wanted = [example for example in example_ids if example not in self._known]
         for start in range(0, len(wanted), AT_ONCE):
             ids = wanted[start : start + AT_ONCE]
             found = self.lists.incoming(ids, self.listed.n)
             for row, example in enumerate(ids):
                 real = found.items_R_K[row] != NONE
+                if not real.any():
+                    raise UsageError(f"nobody names a candidate of example {example!r}: take another source")
                 items = tuple(self.item_ids[item] for item in found.items_R_K[row, real])
                 self._known[example] = items, tuple(found.scores_R_K[row, real].tolist())
 
