@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyo_rl.data.completion import MARKER, Prompt, completion_text, parse
+from anyo_rl.reasoning.kinds.typed import read_typed
 
 
 class FormatReward:
@@ -21,6 +22,8 @@ class FormatReward:
         max_step_chars: longest step, in characters.
         item: ask for an item after the marker as well. Leave it off where the text stops at the marker (the
             `likelihood` ranker reads the answer off), turn it on for `match` and `embedding`.
+        step_names: names of typed steps, as `[Profile, Intention]` of `cot_rec`: each then begins one step, with
+            something said behind its colon, they come in this order, and there are no other steps.
 
     Raises:
         ValueError: when no completion could pass.
@@ -29,11 +32,25 @@ class FormatReward:
     [1.0, 0.0]
     """
 
-    def __init__(self, min_steps: int = 1, max_steps: int = 16, max_step_chars: int = 400, item: bool = False) -> None:
+    def __init__(
+        self,
+        min_steps: int = 1,
+        max_steps: int = 16,
+        max_step_chars: int = 400,
+        item: bool = False,
+        step_names: Sequence[str] = (),
+    ) -> None:
         if min_steps < 0 or max_steps < min_steps:
             raise ValueError(f"expected 0 <= min_steps <= max_steps, found {min_steps} and {max_steps}")
         if max_step_chars < 1:
             raise ValueError(f"max_step_chars must be 1 or more, found {max_step_chars}")
+        if isinstance(step_names, str) or len(set(step_names)) < len(step_names):
+            raise ValueError(f"step_names must be a list of different names, found {step_names!r}")
+        if step_names and not min_steps <= len(step_names) <= max_steps:
+            raise ValueError(
+                f"step_names has {len(step_names)} names, expected min_steps to max_steps, {min_steps} to {max_steps}"
+            )
+        self.step_names = tuple(step_names)
         self.min_steps = min_steps
         self.max_steps = max_steps
         self.max_step_chars = max_step_chars
@@ -62,4 +79,5 @@ class FormatReward:
             self.min_steps <= len(said) <= self.max_steps
             and len(set(said)) == len(said)
             and all(len(step) <= self.max_step_chars for step in steps)
+            and (not self.step_names or read_typed(steps, self.step_names).in_form)
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyo_rl.data.sequences import train_sequences
+from anyo_rl.data.sequences import held_out, train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, LIKED, P_YES, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.stages import (
@@ -36,6 +36,7 @@ from anyo_rl.evaluation.stages import (
     of_written,
 )
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
+from anyo_rl.evaluation.taste import taste_kept
 from anyo_rl.metrics.auc import auc, bootstrap_auc
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
@@ -287,9 +288,10 @@ def _coverage(frame: pl.DataFrame, n_items: int) -> float:
 
 
 def _slices(evaluation: Evaluation, frames: Frames) -> dict[str, dict[str, dict[str, Slice]]]:
-    """NDCG@10 and HR@10 by cold item, thirds of the target's popularity, and length of the history."""
+    """NDCG@10 and HR@10 by cold item and user, popularity of the target, length of the history, and shifting taste."""
     index, test = evaluation.index, evaluation.test
-    counts = fit_popularity(train_sequences(evaluation.task, index), len(index)).counts
+    sequences = train_sequences(evaluation.task, index)
+    counts = fit_popularity(sequences, len(index)).counts
     target_counts = counts[[index[target] for target in test["target_id"].to_list()]]
     edges = np.quantile(target_counts, [1 / 3, 2 / 3])
     lengths = test["history"].list.len().to_numpy()
@@ -304,6 +306,13 @@ def _slices(evaluation: Evaluation, frames: Frames) -> dict[str, dict[str, dict[
         "history=short": lengths <= middle,
         "history=long": lengths > middle,
     }
+    cold_user = test["cold_user"].to_numpy()
+    if cold_user.any() and not cold_user.all():  # split by users they all are
+        masks |= {"cold_user=true": cold_user, "cold_user=false": ~cold_user}
+    kept = taste_kept(sequences, len(index), held_out(evaluation.task, test, index).histories)
+    if not np.isnan(kept).all():
+        shifted = kept <= np.nanquantile(kept, 1 / 3)
+        masks |= {"taste=shifted": shifted, "taste=kept": ~shifted & ~np.isnan(kept)}
     users = test["user_id"].to_numpy()
 
     def cut(frame: pl.DataFrame, mask: np.ndarray) -> Slice:

@@ -82,7 +82,7 @@ class Companions:
         return there[order], counts_N[there[order]]
 
     def of(
-        self, item_id: str, user_id: str, *, training: bool, most: int, without: Collection[str] = ()
+        self, item_id: str, user_id: str, *, training: bool, most: int, fewest: int = 1, without: Collection[str] = ()
     ) -> list[tuple[str, int]]:
         """The items that other users chose together with an item, and how many did.
 
@@ -91,6 +91,7 @@ class Companions:
             user_id: who asks.
             training: whether for an example that is trained on: its user's fold is then left out.
             most: how many, at most.
+            fewest: users who chose both, or it is not told.
             without: items that are not told.
         """
         fold = self.folds[user_id] if training else -1
@@ -100,6 +101,6 @@ class Companions:
         for item, count in zip(items.tolist(), counts.tolist(), strict=True):
             if len(found) == most:
                 break
-            if self._ids[item] not in left_out:
+            if count >= fewest and self._ids[item] not in left_out:
                 found.append((self._ids[item], count))
         return found

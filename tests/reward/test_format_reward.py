@@ -67,3 +67,27 @@ def test_clear_errors():
         FormatReward(min_steps=3, max_steps=2)
     with pytest.raises(ValueError, match=r"max_step_chars must be 1 or more, found 0"):
         FormatReward(max_step_chars=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Profile: tea\nIntention: mug ->", 1.0),
+        ("profile : tea\n\nIntention: mug -> Mug", 1.0),
+        ("Intention: mug\nProfile: tea ->", 0.0),  # in another order
+        ("Profile: tea ->", 0.0),  # one is missing
+        ("Profile: tea\nProfile: lamp\nIntention: mug ->", 0.0),  # one twice
+        ("Profile: tea\nMood: good\nIntention: mug ->", 0.0),  # an unknown one
+        ("Profile:\nIntention: mug ->", 0.0),  # says nothing
+        ("Profile: tea\nIntention: mug", 0.0),  # cut before the marker
+        ("", 0.0),
+    ],
+)
+def test_typed_steps(text, expected):
+    assert score(text, step_names=["Profile", "Intention"]) == expected
+
+
+@pytest.mark.parametrize("names", ["Profile", ["Profile", "Profile"], ["a", "b", "c"]])
+def test_names_that_cannot_be_are_refused(names):
+    with pytest.raises(ValueError, match="step_names"):
+        FormatReward(max_steps=2, step_names=names)

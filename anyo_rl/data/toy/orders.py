@@ -198,6 +198,10 @@ class OrderWorld:
                 steps.append(f"{edition}: {' '.join(order)}")
         return (*steps, f"head: {order[0]}")
 
+    def intent(self, user_id: str, position: int) -> str:
+        """What is truly wanted at a position: the series at the head of the order."""
+        return self.order(user_id, position)[0]
+
     def states_intent(self, steps: Sequence[str]) -> bool:
         """Whether steps state a head, once."""
         return _head(steps) is not None

@@ -203,6 +203,11 @@ class ToyWorld:
             f"style: {wanted.style}",
         )
 
+    def intent(self, user_id: str, position: int) -> str:
+        """What is truly wanted at a position: category, grade and favourite style."""
+        wanted = self.truth(user_id, position)
+        return f"{wanted.category} {wanted.grade}, {wanted.style}"
+
     @cached_property
     def _bought(self) -> dict[str, list[str]]:
         """Category and grade of each event of each user, as rationales name them."""

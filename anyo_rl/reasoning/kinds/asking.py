@@ -115,11 +115,12 @@ def taught(task: Task, kind: Kind) -> Task:
     """
     if kind.write is as_given or task.args.rationales_path is not None:
         return task
-    asking = Asking(kind, task)
+    asking, world = Asking(kind, task), task.world
     wanted = task.examples.filter(task.examples[EXAMPLE_ID].is_in(list(task.rationales)))
     rationales = {}
     for example in wanted.select(EXAMPLE_ID, USER_ID, HISTORY, TARGET_ID).iter_rows(named=True):
         asked, of_example = asking.asked(example), task.rationales[example[EXAMPLE_ID]]
-        written = (kind.write(asked, Hindsight(example[TARGET_ID], steps)) for steps in of_example)
+        intent = world.intent(example[USER_ID], task.position(example[EXAMPLE_ID])) if world is not None else None
+        written = (kind.write(asked, Hindsight(example[TARGET_ID], steps, intent)) for steps in of_example)
         rationales[example[EXAMPLE_ID]] = list(dict.fromkeys(written))
     return dataclasses.replace(task, rationales=rationales)

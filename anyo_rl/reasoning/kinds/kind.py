@@ -70,10 +70,12 @@ class Hindsight:
     Attributes:
         target_id: the item chosen next.
         steps: the rationale that the data have of it: the toy world's, of its attributes, or a strong LLM's.
+        intent: what was wanted, where the data are a toy world that knows it.
     """
 
     target_id: str
     steps: Steps
+    intent: str | None = None
 
 
 def nothing(asked: Asked) -> Sequence[Section]:

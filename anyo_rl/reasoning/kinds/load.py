@@ -1,15 +1,27 @@
 """A kind of reasoning by its name: one of `KINDS`, a dotted path, or `path/to/file.py:name`."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
 
+from anyo_rl.reasoning.kinds.cot_rec import cot_rec
 from anyo_rl.reasoning.kinds.kind import Kind
 from anyo_rl.reasoning.kinds.listwise import listwise
+from anyo_rl.reasoning.kinds.profile import profile
+from anyo_rl.reasoning.kinds.retrieval import retrieval
 from anyo_rl.reasoning.kinds.steps import steps
 from anyo_rl.reasoning.kinds.yes_no import yes_no
 from anyo_rl.run.imports import Named, check_parameters, import_named
-from anyo_rl.run.settings import UsageError
+from anyo_rl.run.settings import UsageError, fitted
 
-KINDS: dict[str, Callable[..., Kind]] = {"steps": steps, "listwise": listwise, "yes_no": yes_no}
+KINDS: dict[str, Callable[..., Kind]] = {
+    "steps": steps,
+    "retrieval": retrieval,
+    "cot_rec": cot_rec,
+    "profile": profile,
+    "listwise": listwise,
+    "yes_no": yes_no,
+}
 
 
 def load_kind(name: str, settings: Mapping[str, object] | None = None) -> Kind:
@@ -30,7 +42,11 @@ def load_kind(name: str, settings: Mapping[str, object] | None = None) -> Kind:
         if not callable(make):
             raise ValueError(f"{named} is a {type(make).__name__}, expected a function that makes a Kind")
         check_parameters(named, make, settings or {})
-        kind = make(**(settings or {}))
+        hints = get_type_hints(make) if inspect.isfunction(make) else {}
+        told = {
+            key: fitted(f"{key} of {named}", value, hints.get(key, Any)) for key, value in (settings or {}).items()
+        }
+        kind = make(**told)
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
     except SystemExit as error:  # the run would end as if all were well
