@@ -118,7 +118,7 @@ class Reranker:
         ids, index = self.ids(places_R), self.teacher.catalog.index
         self.candidates.ask_for(ids)
         incoming_R = [[index[item] for item in self.candidates.of(example)[0]] for example in ids]
-        found = Reranked.of(incoming_R, self.asking.listed.n)
+        found = Reranked.of(incoming_R, self.asking.listed.n_candidates)
         if isinstance(self.asking.questions, LikedQuestions):
             self._one_by_one(places_R, found)
         else:

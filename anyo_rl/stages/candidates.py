@@ -58,7 +58,7 @@ class Asks:
             UsageError: it is evidence, and none is named.
         """
         assert self.kind.listed is not None, "it is asked about candidates"
-        source = self.kind.listed.source or (EVIDENCE if self.evidence else KNN)
+        source = self.kind.listed.candidates_from or (EVIDENCE if self.evidence else KNN)
         if source == EVIDENCE and not self.evidence:
             raise UsageError("candidates_from is evidence: name the folder of recipes/rank_evidence.py (evidence)")
         return source

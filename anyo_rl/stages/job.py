@@ -136,8 +136,8 @@ class Job:
             logger.info("%s: %d of %d %s examples have a right answer", self.folder, len(usable), len(places), split)
             if not len(usable):
                 raise UsageError(
-                    f"none of {len(places)} {split} examples has its target among {self.asking.listed.n} candidates: "
-                    "raise n_candidates, or take another source of candidates"
+                    f"none of {len(places)} {split} examples has a right answer among "
+                    f"{self.asking.listed.n_candidates} candidates: raise n_candidates, or take another source of them"
                 )
             places = usable
         return self.rows_at(places, teacher)

@@ -39,7 +39,7 @@ def candidates_of(job: Job) -> Candidates:
 def ranker_of(job: Job) -> str:
     """How ranks are taken, for the heading of tables."""
     listed, liked = job.asking.listed, job.asking.kind.liked
-    of = f"{listed.n} candidates of {job.asks.source}"
+    of = f"{listed.n_candidates} candidates of {job.asks.source}"
     return f"order of {of}" if liked is None else f"p(yes) of {of}, yes: {liked.told}"
 
 

@@ -1,12 +1,12 @@
 """Settings of kinds that are asked about candidates: which ones a prompt shows, and what SFT learns of them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import polars as pl
 
 from anyo_rl.ranking.order import windows
-from anyo_rl.run.settings import UsageError
+from anyo_rl.run.settings import Bounds, UsageError, check_bounds
 
 Source = Literal["evidence", "item_knn", "popularity", "ease", "sasrec"]
 Learns = Literal["clicks", "evidence"]
@@ -19,8 +19,8 @@ class Listed:
     """Candidates, and how a teacher gets to see them.
 
     Attributes:
-        source: who names them; the run's evidence where it has one, else item-kNN, if `None`.
-        n: how many are reranked; all others stay behind them in their order.
+        candidates_from: who names them; the run's evidence where it has one, else item-kNN, if `None`.
+        n_candidates: how many are reranked; all others stay behind them in their order.
         window: how many a prompt shows at most.
         stride: how far a window is in front of the one before it.
         shuffled: whether a prompt shows them in an order of its own in place of the incoming one.
@@ -29,8 +29,8 @@ class Listed:
             they come in (`evidence`).
     """
 
-    source: Source | None = None
-    n: int = 20
+    candidates_from: Source | None = None
+    n_candidates: int = 20
     window: int = 20
     stride: int = 10
     shuffled: bool = False
@@ -38,11 +38,8 @@ class Listed:
     learns: Learns = "clicks"
 
     def __post_init__(self) -> None:
-        check_choice("candidates_from", self.source, Source)
-        check_choice("learns", self.learns, Learns)
-        check_number("n_candidates", self.n, least=2)
-        check_number("window", self.window, least=2)
-        windows(self.n, self.window, self.stride)
+        check_bounds(self, {"n_candidates": Bounds(2, 10_000), "window": Bounds(2, 1000)})
+        windows(self.n_candidates, self.window, self.stride)
         if self.learns == "evidence" and not self.shuffled:
             raise UsageError(
                 "learns is evidence and shuffled is false: the order to learn is then the order that is shown, and "
@@ -52,7 +49,7 @@ class Listed:
     @property
     def width(self) -> int:
         """Candidates of a prompt, at most."""
-        return min(self.n, self.window)
+        return min(self.n_candidates, self.window)
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,7 @@ class Liked:
     n_shots: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("negatives", self.negatives, Negatives)
-        if self.least_rating is not None and not isinstance(self.least_rating, int | float):
-            raise UsageError(f"least_rating is {self.least_rating!r}: expected a number")
-        if self.n_shots is not None:
-            check_number("n_shots", self.n_shots, least=1)
+        check_bounds(self, {"n_shots": Bounds(1)})
 
     @property
     def told(self) -> str:
@@ -83,18 +76,6 @@ class Liked:
         if self.least_rating is not None:
             return f"liked from a rating of {self.least_rating:g}"
         return f"the item chosen and one sampled from the {self.negatives}"
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Refuses a value that is none of a literal's, or `None`."""
-    if value is not None and value not in get_args(choices):
-        raise UsageError(f"{name} is {value!r}: expected one of {', '.join(get_args(choices))}")
-
-
-def check_number(name: str, value: object, *, least: int) -> None:
-    """Refuses what is no whole number from a least one on."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{name} is {value!r}: expected a whole number of {least} or more")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Candidates:
         wanted = [example for example in example_ids if example not in self._known]
         for start in range(0, len(wanted), AT_ONCE):
             ids = wanted[start : start + AT_ONCE]
-            found = self.lists.incoming(ids, self.listed.n)
+            found = self.lists.incoming(ids, self.listed.n_candidates)
             for row, example in enumerate(ids):
                 real = found.items_R_K[row] != NONE
                 if not real.any():

@@ -26,8 +26,8 @@ def yes_no(
     n_shots: int | None = None,
 ) -> Kind:
     """The kind; see `Liked` and `Listed` for its settings."""
-    listed = Listed(candidates_from, n_candidates, window=n_candidates, stride=n_candidates)
-    return Kind("yes_no", "yes_no", show_item, WORDS, listed=listed, liked=Liked(least_rating, negatives, n_shots))
+    listed, liked = Listed(candidates_from, n_candidates), Liked(least_rating, negatives, n_shots)
+    return Kind("yes_no", "yes_no", show_item, WORDS, listed=listed, liked=liked)
 
 
 def show_item(asked: Asked) -> Sequence[Section]:
