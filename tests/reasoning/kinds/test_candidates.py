@@ -1,4 +1,4 @@
-"""Questions about candidates: what prompts show, which answers are right and taught, and that no title gives orders."""
+"""Questions about candidates: what prompts show, which answers are right and taught; titles give no orders."""
 
 import re
 from dataclasses import replace
