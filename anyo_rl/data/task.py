@@ -3,7 +3,6 @@
 `anyo_rl.reasoning.rows` turns its examples into what a teacher reads.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -30,9 +29,10 @@ from anyo_rl.data.toy.orders import OrderWorld, make_order_world, order_config
 from anyo_rl.data.toy.routines import LONGEST_LAP
 from anyo_rl.data.toy.world import ToyConfig, ToyWorld, make_toy_world
 from anyo_rl.run.files import Tables
-from anyo_rl.run.settings import Bounds
+from anyo_rl.run.settings import Bounds, UsageError, mapping_of
 
 TOY, ORDERS = "toy", "toy-orders"
+COLUMN = '{"item_id": "asin"}'  # how a mapping of columns is told
 World = ToyWorld | OrderWorld
 HistoryAs = Literal["title", "item", "both"]
 logger = logging.getLogger(__name__)
@@ -328,29 +328,21 @@ def _world(args: DataArguments) -> World | None:
 
 
 def _load(args: DataArguments) -> Interactions:
+    try:
+        columns, item_columns = (mapping_of(n, getattr(args, n), COLUMN) for n in ("columns", "item_columns"))
+    except UsageError as error:
+        raise DataError(str(error)) from None
     return load_interactions(
         args.dataset,
         data_dir=args.data_dir,
         items_path=args.items_path,
         table=PlainTable(
-            _mapping("columns", args.columns),
-            _mapping("item_columns", args.item_columns),
+            columns,
+            item_columns,
             args.separator,
             args.quoted,
         ),
     )
-
-
-def _mapping(name: str, value: dict[str, str] | str | None) -> dict[str, str] | None:
-    """A mapping from YAML as it is, one from the command line out of its JSON."""
-    if isinstance(value, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            value = json.loads(value)
-    if value is not None and not isinstance(value, dict):
-        raise DataError(
-            f'{name} is {value!r}: expected a mapping in YAML, or JSON on the command line: {{"item_id": "asin"}}'
-        )
-    return value
 
 
 def _resolve(args: DataArguments) -> DataArguments:

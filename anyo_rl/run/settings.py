@@ -1,7 +1,9 @@
 """What a setting may be: its type, as its dataclass says it, and its bounds, which stand beside it."""
 
+import contextlib
 import dataclasses
 import enum
+import json
 import math
 import types
 import typing
@@ -83,6 +85,25 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
     raise UsageError(f"{name} is {_shown(value, annotation)}; expected {_in_words(annotation)}")
 
 
+def mapping_of(name: str, value: Any, example: str) -> Any:
+    """A setting that is a mapping: from YAML as it is, from the command line out of its JSON; `None` if it is unset.
+
+    Args:
+        name: of the setting.
+        value: what was told.
+        example: what it may look like in JSON.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    if value is not None and not isinstance(value, dict):
+        raise UsageError(f"{name} is {value!r}: expected a mapping in YAML, or JSON on the command line: {example}")
+    return value
+
+
 def all_fitted(kind: type, settings: Mapping[str, Any], of: str) -> Mapping[str, Any]:
     """The settings of a dataclass that come as a mapping, each of its type.
 
@@ -129,7 +150,7 @@ def _in_words(annotation: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if annotation is dict or origin is dict:
-        return f"a mapping to {_in_words(inner[1])}" if inner and inner[1] is not Any else "a mapping"
+        return f"a mapping to {_in_words(inner[1])}" if inner and inner[1] not in (Any, object) else "a mapping"
     if annotation is list or origin in (list, tuple, set):
         return f"a list, each {_in_words(inner[0])}" if inner else "a list"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):

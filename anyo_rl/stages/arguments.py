@@ -13,7 +13,7 @@ from anyo_rl.ranking.written import RankerKind
 from anyo_rl.reasoning.kinds.kind import Kind
 from anyo_rl.reasoning.kinds.load import load_kind
 from anyo_rl.run.launch import whole_weights
-from anyo_rl.run.settings import Bounds
+from anyo_rl.run.settings import Bounds, mapping_of
 from anyo_rl.sampling.transformers import CACHE_TOKENS
 from anyo_rl.search.answers import Mode
 from anyo_rl.stages.fusion_arguments import FusionArguments
@@ -87,8 +87,8 @@ class TeacherArguments(WrittenArguments):
             "what prompts show, too."
         },
     )
-    kind_settings: dict[str, object] | None = field(
-        default=None, metadata={"help": "Settings of the kind: a mapping (in YAML)."}
+    kind_settings: dict[str, object] | str | None = field(
+        default=None, metadata={"help": "Settings of the kind: a mapping in YAML, JSON as a flag."}
     )
     early_answer_share: float = field(
         default=0.0,
@@ -169,12 +169,16 @@ class TeacherArguments(WrittenArguments):
         Raises:
             UsageError: there is no such kind, or its settings are wrong.
         """
-        return load_kind(self.reasoning_kind, self.kind_settings)
+        return load_kind(self.reasoning_kind, self._kind_settings)
+
+    @property
+    def _kind_settings(self) -> dict[str, object]:
+        return mapping_of("kind_settings", self.kind_settings, '{"tokens": 64}') or {}
 
     @property
     def made_with_kind(self) -> dict[str, object]:
         """What says of answers by which kind of reasoning they were made: nothing for `steps`, as it always was."""
-        settings = {"kind_settings": self.kind_settings} if self.kind_settings else {}
+        settings = {"kind_settings": self._kind_settings} if self._kind_settings else {}
         return {} if self.reasoning_kind == "steps" else {"reasoning_kind": self.reasoning_kind, **settings}
 
     @property

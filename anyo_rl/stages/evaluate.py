@@ -17,6 +17,7 @@ from anyo_rl.run.files import write_whole
 from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.run.settings import UsageError
 from anyo_rl.search.answers import answer_together
+from anyo_rl.stages.ablation import ablate
 from anyo_rl.stages.cards import write_cards
 from anyo_rl.stages.fusion import FUSED, fused_answers, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
@@ -101,6 +102,8 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                 written_with = dict(made_with)
                 with whole_weights():  # a process must not wait for others in its forwards
                     evaluation.keep(stage, mode, ask, made_with, together=True)
+                    if mode == "greedy" and job.asking.kind.step_names:
+                        ablate(evaluation, stage, teacher, rows, job.asking.kind.step_names)
                     if evidence is not None:
                         file = evaluation.paths(stage, mode)
                         ask = partial(fused_answers, job, stage, teacher, evidence, rows, how, file)

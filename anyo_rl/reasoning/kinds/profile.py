@@ -11,6 +11,7 @@ is not there is written, by templates of attributes here.
 """
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ BOUNDS = {
     "every": Bounds(1, 10**6),
     "most": Bounds(1, 10**4),
 }
+logger = logging.getLogger(__name__)
 Key = tuple[str, str]  # user, and hash of what a profile was written from
 
 
@@ -65,6 +67,8 @@ def profile(tokens: int = 64, window: int = 10, every: int = 10, most: int = 5, 
     def prepare(folder: Path, examples: Sequence[Asked]) -> None:
         if table is None:
             known.update(keep_profiles(folder / FILE, examples, told))
+        else:
+            check_profiles(table, known, [(one.user_id, told_events(one.past, window, every)) for one in examples])
 
     def show(asked: Asked) -> list[Section]:
         events = told_events(asked.past, window, every)
@@ -118,6 +122,25 @@ def read_profiles(file: Path) -> dict[Key, tuple[str, ...]]:
         raise UsageError(f"found no profiles at {file}: expected a parquet table with {', '.join(SCHEMA)}")
     rows = read_table(file, [USER_ID, HASH, LINES]).iter_rows()
     return {(user, told): tuple(lines or ()) for user, told, lines in rows}
+
+
+def check_profiles(
+    table: str, known: Mapping[Key, tuple[str, ...]], wanted: Sequence[tuple[str, tuple[str, ...]]]
+) -> None:
+    """Says how many examples go without a profile.
+
+    Raises:
+        UsageError: all do: the table is of other data, or was written with another `window` or `every`.
+    """
+    needed = [key_of(user, events) for user, events in wanted if events]
+    missing = sum(key not in known for key in needed)
+    if needed and missing == len(needed):
+        raise UsageError(
+            f"{table} has no profile of any example: expected one of the same data, written with the same window and "
+            "every"
+        )
+    if missing:
+        logger.warning("%s has no profile for %d of %d examples", table, missing, len(needed))
 
 
 def keep_profiles(file: Path, examples: Sequence[Asked], settings: SimpleNamespace) -> dict[Key, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,9 @@ from anyo_rl.reasoning.kinds.kind import Asked, Kind
 from anyo_rl.reasoning.kinds.load import KINDS, load_kind
 from anyo_rl.reasoning.prompts import Section, Shown, Words, fit_section, own_lines, quoted, render_prompt
 from anyo_rl.reasoning.rows import Rows, sample_texts
+from anyo_rl.run.folder import RunFolderError, check_same, claim, resolve
 from anyo_rl.run.settings import UsageError
+from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.teacher.make import train_tokenizer
 from anyo_rl.teacher.tokens import Tokens
 
@@ -132,37 +135,36 @@ def test_steps_show_the_history_alone_and_write_what_the_data_have():
     assert taught(TASK, load_kind("steps")) is TASK
 
 
-OWN = """
-from anyo_rl.reasoning.kinds.kind import Kind, clean_steps
-from anyo_rl.reasoning.prompts import Section
-
-def last(tokens: int = 20):
-    def show(asked):
-        return [Section("Last:", "last", [[asked.shown(item)] for item in asked.history[-1:]], tokens)]
-
-    def write(asked, hindsight):
-        return clean_steps([f"wants: {hindsight.target_id}", *hindsight.steps[-1:]])
-
-    return Kind("last", show=show, write=write)
-
+PAGE = (Path(__file__).parents[3] / "docs" / "kinds.md").read_text(encoding="utf-8")
+OWN = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+BROKEN = """
 def broken():
     return "a kind"
+
+def leaves():
+    raise SystemExit(0)
 """
+
+
+def test_the_page_s_kind_is_as_short_as_promised():
+    assert len([line for line in OWN.splitlines() if line.strip()]) <= 30
 
 
 def test_a_kind_of_ones_own(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    kind = load_kind(f"{tmp_path}/own.py:last", {"tokens": 30})
+    kind = load_kind(f"{tmp_path}/own.py:contrast", {"tokens": 99})
     row = Rows(TASK, TASK.places("train"), CATALOG, TOKENS, asking=Asking(kind, TASK)).hinted()[3]
     title = CATALOG.titles[CATALOG.index[row.history[-1]]]
-    assert row.prompt.startswith(f"Last:\n{title}\nHistory:\n")
-    assert row.hinted_prompt.startswith(f"Last:\n{title}\nHistory:\n")
+    for prompt in (row.prompt, row.hinted_prompt):
+        header, usual, last, history = prompt.split("\n")[:4]
+        assert (header, usual[:11], history) == ("The user:", "as a rule: ", "History:")
+        assert last.startswith(f'last: "{title}", ')
+    assert prompts(TASK, kind, "train") == prompts(with_other_targets(TASK), kind, "train")
     task = taught(TASK, kind)
     assert list(task.rationales) == list(TASK.rationales)
-    targets = dict(TASK.examples.select("example_id", "target_id").iter_rows())
-    for example_id, ((first, last),) in task.rationales.items():
-        assert first == f"wants: {targets[example_id]}"
-        assert last == TASK.rationales[example_id][0][-1]
+    for ((change, wants),) in task.rationales.values():
+        assert change in ("Change: no", "Change: yes")
+        assert wants.startswith("Wants: ")
     assert task.fingerprint["rationales"] != TASK.fingerprint["rationales"]
 
 
@@ -171,24 +173,22 @@ def test_a_kind_of_ones_own(tmp_path):
     [
         ("stpes", {}, r"unknown reasoning kind 'stpes': known are steps.*did you mean 'steps'"),
         ("steps", {"tokens": 3}, r"reasoning kind 'steps' has no parameter 'tokens'"),
-        ("own.py:last", {"token": 3}, r"has no parameter 'token': known are tokens"),
+        ("own.py:contrast", {"token": 3}, r"has no parameter 'token': known are tokens"),
         ("own.py:broken", {}, r"made a str, expected an anyo_rl.reasoning.kinds.kind.Kind"),
-        ("own.py:lsat", {}, r"has no 'lsat'.*did you mean 'last'"),
+        ("own.py:contrst", {}, r"has no 'contrst'.*did you mean 'contrast'"),
+        ("own.py:leaves", {}, r"called sys.exit\(0\)"),
         ("none.py:last", {}, r"there is no file none.py"),
         ("no_such.module", {}, r"there is no module 'no_such'"),
     ],
 )
 def test_what_is_no_kind_is_refused_by_name(tmp_path, monkeypatch, name, settings, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(OWN + BROKEN)
     with pytest.raises(UsageError, match=message):
         load_kind(name, settings)
 
 
 def test_another_kind_is_another_run(tmp_path):
-    from anyo_rl.run.folder import RunFolderError, check_same, claim, resolve
-    from anyo_rl.stages.arguments import TeacherArguments
-
     claim(tmp_path, resolve(TeacherArguments(reasoning_kind="a.b", kind_settings={"tokens": 3})), {})
     for changed in ({"reasoning_kind": "steps"}, {"reasoning_kind": "a.b", "kind_settings": {"tokens": 4}}):
         with pytest.raises(RunFolderError, match="was made with"):
