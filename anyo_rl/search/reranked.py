@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyo_rl.catalog.opening import Teacher
-from anyo_rl.data.completion import parse
+from anyo_rl.data.completion import MARKER, parse
 from anyo_rl.data.schema import EXAMPLE_ID, TARGET_ID
 from anyo_rl.data.task import Task
 from anyo_rl.evidence.candidates import NONE, Items, places
@@ -64,11 +64,12 @@ class Reranked:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A row that was asked, its reasonings, and the contexts behind their markers."""
+    """A row that was asked, its reasonings, the contexts behind their markers, and the orders written there."""
 
     row: Row
     samples: Sequence[Sample]
     marked: list[list[int]]
+    written: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ class Reranker:
         else:
             texts = iter(self._write(self.writer, [context for of_row in marked for context in of_row]))
             orders = []
-            for of_row, size in zip(marked, sizes, strict=True):
-                read = [read_order(parse(next(texts)).item, size) for _ in of_row]
+            for one, size in zip(asked, sizes, strict=True):
+                one.written.extend(next(texts) for _ in one.marked)
+                read = [read_order(parse(text).item, size) for text in one.written]
                 found.orders += read
                 orders.append(mean_order(read))
         found.as_it_came += [order == list(range(len(order))) for order in orders if len(order) > 1]
@@ -234,6 +236,10 @@ class Reranker:
         paths = iter(as_paths(rows, samples, None, tokens, catalog, seed=self.how.own_sampling.seed))
         for row, one in asked.items():
             found.paths[row] = [next(paths) for _ in one.samples]
+            for at, order in enumerate(one.written):  # which begins with the marker
+                path = found.paths[row][at]
+                text = f"{(path.completion or '').removesuffix(MARKER).strip()} {order}".strip()
+                found.paths[row][at] = replace(path, completion=text)
 
     def answers(self, places_R: NDArray[np.int64]) -> Answers:
         """The answers to examples, among the whole catalog.

@@ -22,7 +22,7 @@ def configured(tmp_path, repo_root):
             config |= {"reasoning_kind": kind, "kind_settings": settings}
             config |= {key: value for key, value in more.items() if name == "grpo" or key == "sft_item_loss"}
             (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        return ("--config", tmp_path / "grpo.yaml", "--baselines", "false", "--max_steps", 2, "--save_steps", 1)
+        return ("--config", tmp_path / "grpo.yaml", "--baselines", "false")
 
     return write
 
@@ -36,7 +36,7 @@ def test_orders_go_through_all_stages(launcher, configured, logged, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     on = ("--output_dir", killed)
     launcher.start("grpo_teacher", *flags, *on).kill_when(
-        (killed / "grpo" / "checkpoint-1" / "trainer_state.json").exists
+        (killed / "grpo" / "checkpoint-2" / "trainer_state.json").exists
     )
     assert (killed / "sft" / "teacher").exists()
     launcher.finish("grpo_teacher", *flags, *on)
@@ -75,7 +75,7 @@ def test_yes_and_no_go_through_all_stages(launcher, configured, tmp_path):
     run = tmp_path / "run"
     on = ("--output_dir", run)
     launcher.start("grpo_teacher", *flags, *on).kill_when(
-        (run / "grpo" / "checkpoint-1" / "trainer_state.json").exists
+        (run / "grpo" / "checkpoint-2" / "trainer_state.json").exists
     )
     launcher.finish("grpo_teacher", *flags, *on)
     summary = json.loads((run / "evaluation.json").read_text())
@@ -94,7 +94,7 @@ def test_yes_and_no_go_through_all_stages(launcher, configured, tmp_path):
 
 def test_what_takes_items_alone_says_so(launcher, configured, tmp_path):
     flags = configured("listwise", LISTS)
-    sft = ("--config", tmp_path / "sft.yaml", "--max_steps", 1, "--output_dir", tmp_path / "run", "--max_test", 4)
+    sft = ("--config", tmp_path / "sft.yaml", "--max_steps", 2, "--output_dir", tmp_path / "run", "--max_test", 4)
     launcher.finish("sft_teacher", *sft)
     teacher = tmp_path / "run" / "sft" / "teacher"
     paths = ("--config", tmp_path / "grpo.yaml", "--model_name_or_path", teacher, "--output_dir", tmp_path / "paths")

@@ -164,6 +164,9 @@ def test_greedy_reasonings_are_kept_as_paths_of_items(make):
     assert [path.rank for path in answers.paths] == answers.ranks_U.tolist()
     assert [path.item_id for path in answers.paths] == [top[0] for top in answers.top_ids_U_K]
     assert all("Candidates:" in path.prompt for path in answers.paths)
+    written = make(mode="greedy", n_candidates=5, window=3, stride=2, text="[3] > [1]").answers(TEST)
+    assert all(path.completion.endswith("-> [3] > [1]") for path in written.paths)
+    assert all(path.completion.count("->") == 1 for path in written.paths)
 
 
 def test_items_are_ordered_by_p_yes_one_by_one(make):
