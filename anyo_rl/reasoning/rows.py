@@ -86,8 +86,11 @@ def make_prompt(
     def counts(lines: list[str]) -> list[int]:
         return [tokens.n_text_tokens(line) for line in lines]
 
+    def counts_once(lines: list[str]) -> list[int]:
+        return [tokens.n_text_tokens(line, remember=False) for line in lines]
+
     own = own_lines(sections, words)
-    fitted = [fit_section(section, counts, tokens.safe_text, style, own) for section in sections]
+    fitted = [fit_section(section, counts_once, tokens.safe_text, style, own) for section in sections]
     blocks = [block for block in fitted if block is not None]
     kept = fit_history([shown(catalog, item, how) for item in history], counts, task.args.history_tokens, style, own)
     return render_prompt(kept, style, None if hint is None else shown(catalog, hint, how), blocks, words)

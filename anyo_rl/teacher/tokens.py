@@ -190,12 +190,19 @@ class Tokens:
             return self.answered_now(context_ids, reasoning)
         return [*context_ids, *reasoning, self.marker_id]
 
-    def n_text_tokens(self, text: str) -> int:
-        """How many tokens a piece of text takes in a prompt; remembered, for titles come again and again."""
-        counts = self._counts
-        if text not in counts:
-            counts[text] = len(self.tokenizer.encode(text, add_special_tokens=False))
-        return counts[text]
+    def n_text_tokens(self, text: str, *, remember: bool = True) -> int:
+        """How many tokens a piece of text takes in a prompt; remembered, for titles come again and again.
+
+        Args:
+            text: the piece.
+            remember: not for texts of one prompt alone, of which there is no end.
+        """
+        if (known := self._counts.get(text)) is not None:
+            return known
+        n_tokens = len(self.tokenizer.encode(text, add_special_tokens=False))
+        if remember:
+            self._counts[text] = n_tokens
+        return n_tokens
 
     def reasoning_ids(self, steps: Iterable[str], context_ids: Sequence[int] = ()) -> list[int]:
         """Token ids of the steps, the marker included: a whole completion, but for the item.

@@ -1,6 +1,7 @@
 """A kind of reasoning and the data of a run together: what each prompt shows, and what SFT starts from."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,10 @@ from anyo_rl.evidence.companions import Companions
 from anyo_rl.reasoning.kinds.candidates import Listed, Question
 from anyo_rl.reasoning.kinds.kind import Asked, Hindsight, Kind, Sources, as_given, nothing
 from anyo_rl.reasoning.kinds.questions import Questions
+from anyo_rl.reasoning.kinds.typed import read_typed
 from anyo_rl.reasoning.prompts import Section, Shown
+
+logger = logging.getLogger(__name__)
 
 
 def shown(catalog: Catalog, item_id: str, how: HistoryAs) -> Shown:
@@ -111,9 +115,17 @@ class Asking:
 def taught(task: Task, kind: Kind) -> Task:
     """The task with the rationales that a kind writes, of the same examples.
 
-    Those that were read from a file (`--rationales_path`) stay as they are: somebody wrote them for the kind.
+    Those that were read from a file (`--rationales_path`) stay as they are: somebody wrote them for the kind. How many
+    of them have not its typed steps is logged.
     """
-    if kind.write is as_given or task.args.rationales_path is not None:
+    if task.args.rationales_path is not None:
+        given = [steps for of_example in task.rationales.values() for steps in of_example]
+        other = sum(bool(kind.step_names) and not read_typed(steps, kind.step_names).in_form for steps in given)
+        if other:
+            told = f"{', '.join(kind.step_names)}, once each and in order"
+            logger.warning("%d of %d rationales have not the steps of %s: %s", other, len(given), kind.name, told)
+        return task
+    if kind.write is as_given:
         return task
     asking, world = Asking(kind, task), task.world
     wanted = task.examples.filter(task.examples[EXAMPLE_ID].is_in(list(task.rationales)))

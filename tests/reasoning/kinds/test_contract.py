@@ -199,3 +199,14 @@ def test_rows_at_numbers_have_sections_too():
     kind = Kind("one", show=lambda asked: [Section("One:", "one", ["x"], 9)])
     rows = Rows(TASK, np.arange(3), CATALOG, TOKENS, asking=Asking(kind, TASK))
     assert all(row.prompt.startswith("One:\nx\n") for row in rows[1:])
+
+
+@pytest.mark.parametrize("name", [*KINDS, "own"])
+def test_users_without_a_history_are_asked_too(name, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    task = load_task(DataArguments(toy_users=20, toy_categories=5, min_history=0))
+    kind = load_kind(name if name != "own" else f"{tmp_path}/own.py:contrast")
+    rows = Rows(task, np.arange(len(task.examples)), CATALOG, TOKENS, asking=Asking(kind, task))
+    empty = [row.prompt for row in rows if not row.history]
+    assert empty
+    assert set(empty) == {"History:\nNext:\n"}

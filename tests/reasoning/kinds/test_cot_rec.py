@@ -1,5 +1,7 @@
 """Typed steps: what SFT starts from, and how they are read back."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,13 +45,17 @@ def test_the_toy_world_says_what_is_truly_wanted():
     assert steps[1] == f"Intention: {world.order(example_id.split(':')[0], orders.position(example_id))[0]}"
 
 
-def test_rationales_from_a_file_stay(make_world, tmp_path):
-    import dataclasses
-
+def test_rationales_from_a_file_stay_and_those_in_another_form_are_counted(make_world, tmp_path, caplog):
     world = make_world()
     args = dataclasses.replace(world.task.args, rationales_path=str(tmp_path))
-    task = dataclasses.replace(world.task, args=args)
+    first, second, *_ = world.task.rationales
+    given = {first: [("Profile: tea", "Intention: mug"), ("likes tea",)], second: [("Profile: tea",)]}
+    task = dataclasses.replace(world.task, args=args, rationales=given)
     assert taught(task, load_kind("cot_rec")) is task
+    assert "2 of 3 rationales have not the steps of cot_rec: Profile, Intention, once each" in caplog.text
+    caplog.clear()
+    assert taught(task, load_kind("steps")) is task
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
