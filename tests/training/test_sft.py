@@ -38,6 +38,7 @@ def test_examples_by_hand(small_catalog, small_tokens):
         "labels": [*[-100] * len(context), *reasoning, *[-100] * len(path)],
         "item": small_catalog.index["i1"],
         "item_start": len(context) + len(reasoning),
+        "path": path,
         "excluded": [],
     }
     assert small_tokens.decode([*reasoning, *path]) == "likes films\nwants 3 -> Alien 3"
