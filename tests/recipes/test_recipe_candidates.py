@@ -68,7 +68,8 @@ def test_orders_go_through_all_stages(launcher, configured, logged, tmp_path):
 
 def test_yes_and_no_go_through_all_stages(launcher, configured, tmp_path):
     flags = configured("yes_no", {"n_candidates": 3})
-    refused = launcher.start("grpo_teacher", *flags, "--ranker", "order", "--output_dir", tmp_path / "no").wait()
+    wrong = ("--ranker", "order", "--item_loss", "none", "--output_dir", tmp_path / "no")
+    refused = launcher.start("grpo_teacher", *flags, *wrong).wait()
     assert refused.process.returncode == 1
     assert "set reasoning_kind to listwise" in refused.output
 
@@ -90,14 +91,3 @@ def test_yes_and_no_go_through_all_stages(launcher, configured, tmp_path):
     launcher.finish(
         "cache_teacher", *asked, "--mode", "plain", "--stage", "direct", "--output_dir", tmp_path / "cache"
     )
-
-
-def test_what_takes_items_alone_says_so(launcher, configured, tmp_path):
-    flags = configured("listwise", LISTS)
-    sft = ("--config", tmp_path / "sft.yaml", "--max_steps", 2, "--output_dir", tmp_path / "run", "--max_test", 4)
-    launcher.finish("sft_teacher", *sft)
-    teacher = tmp_path / "run" / "sft" / "teacher"
-    paths = ("--config", tmp_path / "grpo.yaml", "--model_name_or_path", teacher, "--output_dir", tmp_path / "paths")
-    assert flags
-    refused = launcher.start("sample_paths", *paths).wait()
-    assert refused.process.returncode != 0
