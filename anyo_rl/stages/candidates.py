@@ -136,7 +136,7 @@ def items_only(kind: Kind, what: str) -> None:
     if kind.listed is not None:
         raise UsageError(
             f"{what} takes teachers that answer with an item, and reasoning_kind {kind.name} answers with "
-            f"{ANSWERS[kind.answer]}: SFT, STaR, GRPO, PPO, evaluation and the teacher cache take it"
+            f"{ANSWERS[kind.answer]}: SFT, GRPO, evaluation and the teacher cache take it"
         )
 
 
