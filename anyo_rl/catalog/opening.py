@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from anyo_rl.catalog.catalog import Catalog, open_catalog
+from anyo_rl.catalog.catalog import Catalog, build_catalog, open_catalog
 from anyo_rl.catalog.item_tokens import ItemTokens, load_answering, own_ids, semantic_ids
 from anyo_rl.catalog.item_vectors import ITEM_VECTORS, code_vectors, item_vectors, kept_vectors
 from anyo_rl.catalog.semantic_ids import SemanticIds
@@ -37,12 +37,19 @@ class Teacher:
         tokens: its tokenizer and marker.
         catalog: the catalog in its tokens.
         ids: the semantic ids that it answers with, if it does.
+        choices: what it answers with in place of items, as a catalog of its own; `None` for items.
     """
 
     model: PreTrainedModel
     tokens: Tokens
     catalog: Catalog
     ids: SemanticIds | None = None
+    choices: Catalog | None = None
+
+    @property
+    def answers(self) -> Catalog:
+        """What it answers with: what is ranked, and trained behind the marker."""
+        return self.catalog if self.choices is None else self.choices
 
     def close(self) -> None:
         """Lets go of the weights: `model` is there no more, and its memory is free unless somebody else holds it."""
@@ -64,6 +71,7 @@ class Opening:
         sequences: gives the items of each training user by row of the item table, for collaborative vectors.
         marker_token: the added token that serves as the marker; `->` or `</think>` if `None`.
         chat_template_kwargs: what chat templates are told.
+        choices: what teachers answer with in place of items, in the columns of an item table; `None` for items.
     """
 
     folder: Path
@@ -74,6 +82,7 @@ class Opening:
     sequences: Callable[[], Sequence[Sequence[int]]] = list
     marker_token: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    choices: pl.DataFrame | None = None
 
     def load(self, path: Path | str | None) -> Teacher:
         """A teacher to be trained: its weights lie where the launch puts them. `None` makes one from scratch.
@@ -179,4 +188,6 @@ class Opening:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: SemanticIds | None
     ) -> Teacher:
         tokens = self.tokens(tokenizer)
-        return Teacher(model, tokens, open_catalog(self.items, tokens, ids, self.folder / CATALOG), ids)
+        catalog = open_catalog(self.items, tokens, ids, self.folder / CATALOG)
+        choices = None if self.choices is None else build_catalog(self.choices, tokens)
+        return Teacher(model, tokens, catalog, ids, choices)

@@ -1,7 +1,7 @@
 """A run's teacher as the teacher of students: answers as evaluation has them, with states and reasonings besides."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.completion import parse
 from anyo_rl.data.task import Task
 from anyo_rl.distill.cache import Labels
+from anyo_rl.distill.labels import Softening, choose_softening
 from anyo_rl.encoders.hidden_states import teacher_encoder
 from anyo_rl.evidence.candidates import NONE
 from anyo_rl.evidence.fusion import FusedRanker
@@ -20,7 +21,8 @@ from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.reasoning.kinds.asking import Asking
 from anyo_rl.reasoning.rows import Rows
 from anyo_rl.sampling.protocol import Sampler
-from anyo_rl.search.answers import How, reasoned
+from anyo_rl.search.answers import Answers, How, reasoned
+from anyo_rl.search.reranked import Reranker
 
 Encoder = Callable[[list[str]], torch.Tensor]
 
@@ -38,6 +40,8 @@ class Reasoner:
         states: whether its decision states are kept.
         encoder: makes vectors of its reasonings' texts; `None` for none.
         asking: the kind of reasoning; steps, where there is none.
+        reranker: the same teacher, where it is asked about candidates; orders have no probabilities.
+        softening: how the places in its orders become some.
     """
 
     task: Task
@@ -48,6 +52,8 @@ class Reasoner:
     states: bool = True
     encoder: Encoder | None = None
     asking: Asking | None = None
+    reranker: Reranker | None = None
+    softening: Softening = field(default_factory=Softening)
 
     @property
     def dim(self) -> int:
@@ -62,6 +68,8 @@ class Reasoner:
 
     def label(self, histories: pl.DataFrame) -> Labels:
         """The answers to training histories, rows of `anyo_rl.data.sequences.training_positions`."""
+        if self.reranker is not None:
+            return self._reranked(self.reranker, histories["place"].to_numpy())
         tokens, catalog, k = self.teacher.tokens, self.teacher.catalog, self.how.top_k
         rows = Rows(self.task, histories["place"].to_numpy(), catalog, tokens, asking=self.asking)
         rankings, texts, marked = [], [], []
@@ -88,6 +96,34 @@ class Reasoner:
             vectors_R_D=self._vectors(texts) if self.reasons and self.encoder is not None else None,
         )
 
+    def choose_softening(self, places: NDArray[np.int64]) -> Softening:
+        """How places in a teacher's orders become probabilities, by validation examples of these row numbers."""
+        assert self.reranker is not None, "it is asked about candidates"
+        answers = self.reranker.ranked(places, self.reranker.rerank(places))
+        items_R_K = self._items(answers)
+        targets = self.task.examples["target_id"].gather(places).to_list()
+        return choose_softening(_by_place(items_R_K), items_R_K, self.teacher.catalog.indices(targets))
+
+    def _reranked(self, reranker: Reranker, places: NDArray[np.int64]) -> Labels:
+        """The same of a teacher that is asked about candidates: these, and the rest behind them as it came in."""
+        found = reranker.rerank(places)
+        answers = reranker.ranked(places, found)
+        items_R_K = self._items(answers)
+        return Labels(
+            items_R_K=items_R_K,
+            log_probs_R_K=self.softening.log_probs(_by_place(items_R_K)),
+            ranks_R=answers.ranks_U,
+            states_R_D=self._states(found.contexts_R_G) if self.states else None,
+            reasonings=[next(iter(texts), "") for texts in found.texts_R_G] if self.reasons else None,
+            vectors_R_D=self._vectors(found.texts_R_G) if self.reasons and self.encoder is not None else None,
+        )
+
+    def _items(self, answers: Answers) -> NDArray[np.int32]:
+        items_R_K = np.full((len(answers.ranks_U), self.how.top_k), NONE, dtype=np.int32)
+        for row, top in enumerate(answers.top_ids_U_K):
+            items_R_K[row, : len(top)] = self.teacher.catalog.indices(top)
+        return items_R_K
+
     def _states(self, contexts_R_G: list[list[list[int]]]) -> NDArray[np.float16]:
         """The last hidden states at the marker, the mean over paths."""
         encoder = teacher_encoder(self.teacher.model, self.teacher.tokens.tokenizer)
@@ -103,6 +139,12 @@ class Reasoner:
         place = {text: at for at, text in enumerate(said)}
         at = torch.tensor([place.get(text, len(said)) for text in texts], device=vectors.device)
         return _mean(vectors[at], len(texts_R_G))
+
+
+def _by_place(items_R_K: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Scores of ordered items by their places alone: the negative log of the place, -inf where there is none."""
+    scores_K = -np.log(1.0 + np.arange(items_R_K.shape[1]))
+    return np.where(items_R_K == NONE, -np.inf, scores_K)
 
 
 def _mean(vectors: torch.Tensor, n_rows: int) -> NDArray[np.float16]:

@@ -18,6 +18,7 @@ from anyo_rl.data.task import Task
 from anyo_rl.distill.cache import USER, Labels
 from anyo_rl.evidence.candidates import NONE, Items, top_list
 from anyo_rl.evidence.folds import CrossFit
+from anyo_rl.evidence.lists import EvidenceLists
 from anyo_rl.evidence.make import train_folder
 from anyo_rl.evidence.opened import Evidence, scores_file
 from anyo_rl.evidence.retrievers import RetrieverSettings, fit_retrievers
@@ -132,12 +133,8 @@ class Candidates:
         return hash_of_files([file for file in files if file.is_file()])
 
     def _top(self, example_ids: list[str], k: int) -> tuple[Items, NDArray[np.float64]]:
-        items_R_C, scores_R_C = self.evidence.candidates(example_ids), self.evidence.log_scores(example_ids)
-        order_R_K = np.argsort(-scores_R_C, axis=1, kind="stable")[:, :k]
-        items_R_K = np.take_along_axis(items_R_C, order_R_K, axis=1)
-        scores_R_K = np.take_along_axis(scores_R_C, order_R_K, axis=1).astype(np.float64)
-        short = ((0, 0), (0, k - items_R_K.shape[1]))
-        return np.pad(items_R_K, short, constant_values=NONE), np.pad(scores_R_K, short, constant_values=-np.inf)
+        found = EvidenceLists(self.evidence).incoming(example_ids, k)
+        return found.items_R_K, found.scores_R_K.astype(np.float64)
 
 
 def hash_of_files(files: list[Path]) -> str:

@@ -33,6 +33,7 @@ Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
 TOP_K = max(CUTOFFS)
 ANSWERS = "answers"  # the folder
 AS_EVIDENCE = tuple(f"same_top{k}" for k in SAME_TOP)  # columns of answers with evidence: whether they are its own
+P_YES, LIKED = "p_yes", "liked"  # columns of answers by yes and no: of each item asked about, and whether it is right
 MADE_WITH = "made_with"  # the key of a file's metadata
 
 # What baselines depend on; how histories are shown to a teacher is not among it.
@@ -119,6 +120,11 @@ class Evaluation:
         if answers.as_evidence_U_2 is not None:
             same = zip(AS_EVIDENCE, answers.as_evidence_U_2.T, strict=True)
             frame = frame.with_columns(pl.Series(name, column) for name, column in same)
+        if answers.judged_U is not None:
+            columns = {P_YES: [[p for p, _ in one] for one in answers.judged_U]}
+            columns |= {LIKED: [[liked for _, liked in one] for one in answers.judged_U]}
+            schema = {P_YES: pl.List(pl.Float64()), LIKED: pl.List(pl.Boolean())}
+            frame = frame.with_columns(pl.Series(name, columns[name], dtype=dtype) for name, dtype in schema.items())
         write_table(frame, file, _metadata(record))
 
     def _record(self) -> Made:

@@ -71,13 +71,14 @@ FILLER = Stage(
 SFT_MORE = Stage("sft_more", "SFT on the same rationales, continued", reasons=True, control=True)
 ITEM_ONLY = Stage("item_only", "GRPO with advantages of zero: its item loss alone", reasons=True, control=True)
 CONTROLS = (SFT_MORE, ITEM_ONLY, POST_HOC, FILLER)
+INCOMING = Stage("incoming")  # candidates as they came in, where teachers are asked about these
 EVIDENCE = Stage("evidence")
 STUDENT = Stage("student")  # and what learned in another way, as `student_<how>`
 BASELINES = ("popularity", "item_knn", "ease", "sasrec", "gru4rec")
 # In the order of tables. Stages of other names come after these, and oracles last.
 STAGES = (
     *(SFT, STAR, DPO, GRPO, PPO, TEACHER, TAUGHT, DISTILLED, *CONTROLS, PRETRAIN, DIRECT, DIRECT_ENSEMBLE),
-    *(STUDENT, EVIDENCE, *map(Stage, BASELINES)),
+    *(STUDENT, INCOMING, EVIDENCE, *map(Stage, BASELINES)),
 )
 ORACLE, INTENT_ORACLE = "oracle", "intent_oracle"
 DRAW_NOTHING = ("popularity", "item_knn", "ease", ORACLE, INTENT_ORACLE)  # one seed says all of them

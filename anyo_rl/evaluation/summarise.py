@@ -15,7 +15,7 @@ import polars as pl
 
 from anyo_rl.data.sequences import held_out, train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
-from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, Evaluation, Frames, read_made_with
+from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, LIKED, P_YES, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.stages import (
     BASELINES,
     CONTROLS,
@@ -25,6 +25,7 @@ from anyo_rl.evaluation.stages import (
     EVIDENCE,
     FILLER,
     FUSED_ROW,
+    INCOMING,
     POST_HOC,
     PRETRAIN,
     RANK_TRAINED,
@@ -32,12 +33,14 @@ from anyo_rl.evaluation.stages import (
     STUDENT,
     TAUGHT,
     TEACHER,
+    TEACHERS,
     is_student,
     of_written,
     stage_of,
 )
 from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
 from anyo_rl.evaluation.taste import taste_kept
+from anyo_rl.metrics.auc import auc, bootstrap_auc
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
 from anyo_rl.run.files import read_table
@@ -47,6 +50,7 @@ from anyo_rl.students.popularity import fit_popularity
 SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
 SEED = "seed"
 COVERAGE = "coverage@10"
+AUC = "auc"
 BESIDE_SFT = (DIRECT.name, POST_HOC.name, FILLER.name)
 BESIDE_TAUGHT = (TEACHER.name, TAUGHT.name, DIRECT.name, "item_knn", "sasrec")
 BESIDE_RANK_TRAINED = (
@@ -202,8 +206,8 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
 
     And evidence alone − each baseline, each student − the plain one, evidence and each baseline, what a teacher wrote
     − its likelihood ranks and what reweighs its distances, a teacher with evidence − either alone (one that reasons
-    also − those that answer at once, with evidence), small models that learned to reason − their teacher, each other
-    and `direct`, and what `added` has.
+    also − those that answer at once, with evidence), teachers that are asked about candidates − the order in which
+    these came in, small models that learned to reason − their teacher, each other and `direct`, and what `added` has.
 
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
@@ -211,6 +215,8 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
     pairs = [*product([SFT.name], BESIDE_SFT), *product(RANK_TRAINED, BESIDE_RANK_TRAINED)]
     pairs += product([TAUGHT.name, DISTILLED.name], BESIDE_TAUGHT)
     pairs += product([EVIDENCE.name], BASELINES)
+    if INCOMING.name in frames:
+        pairs += [(name, INCOMING.name) for name in frames if name in TEACHERS or of_written(name)]
     for name in frames:  # what is written beside what is read off, and beside what its distances are reweighed by
         if written := of_written(name):
             pairs += [(name, EVIDENCE.name if other == "fused" else other) for other in written if other is not None]
@@ -234,12 +240,25 @@ def _values(frame: pl.DataFrame, n_items: int, seed: int) -> Metrics:
         name: bootstrap_interval(values_R, frame["user_id"], seed=seed) for name, values_R in _each(frame).items()
     }
     values[COVERAGE] = Interval(_coverage(frame, n_items), n=len(frame))
+    if P_YES in frame.columns:
+        values[AUC] = _auc(frame, seed)
     if SEED in frame.columns:
         parts = frame.partition_by(SEED, maintain_order=True)
         by_seed = [{**_means(_each(part)), COVERAGE: _coverage(part, n_items)} for part in parts]
+        if P_YES in frame.columns:
+            by_seed = [{**each, AUC: _auc(part, seed).mean} for each, part in zip(by_seed, parts, strict=True)]
         values[COVERAGE] = Interval(float(np.mean([each[COVERAGE] for each in by_seed])), n=len(frame))
         values = {name: _with_seeds(value, [each[name] for each in by_seed]) for name, value in values.items()}
     return values
+
+
+def _auc(frame: pl.DataFrame, seed: int) -> Interval:
+    """AUC over all items that users were asked about, with a bootstrap over users."""
+    asked = frame.select("user_id", P_YES, LIKED).explode(P_YES, LIKED).drop_nulls()
+    scores, liked, users = asked[P_YES].to_numpy(), asked[LIKED].to_numpy(), asked["user_id"].to_list()
+    low, high = bootstrap_auc(scores, liked, users, seed=seed)
+    known = not math.isnan(low)
+    return Interval(auc(scores, liked), low if known else None, high if known else None, len(asked))
 
 
 def _difference(a: pl.DataFrame, b: pl.DataFrame, seed: int) -> Metrics:

@@ -13,6 +13,7 @@ from anyo_rl.metrics.intervals import Interval
 
 COLUMNS = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"), ("mrr", "MRR"), ("coverage@10", "Coverage@10"))
 SAME_COLUMNS = (("same_top1", "Top 1 as evidence"), ("same_top10", "Top 10 as evidence"))  # where any answer has them
+AUC = "auc"  # where teachers say yes or no
 DIFFERENCE_COLUMNS = ("ndcg@10", "hr@10", "mrr")
 NONE = "–"
 ADDED, DIFFERENCES = "What each stage added", "Paired differences"
@@ -87,7 +88,8 @@ def result_cells(summary: Summary) -> tuple[list[str], Cells]:
     with_share = any(row.share_of_oracle is not None for row in table)
     same = [column for column in SAME_COLUMNS if any(column[0] in row.metrics for row in table)]
     header = ["Stage", "Mode", *(label for _, label in (*COLUMNS, *same))]
-    header += ["Share of oracle"] if with_share else []
+    with_auc = any(AUC in row.metrics for row in table)
+    header += [*(["AUC"] if with_auc else []), *(["Share of oracle"] if with_share else [])]
     body = []
     for row in table:
         cells = [_label(summary, row), row.mode]
@@ -95,6 +97,8 @@ def result_cells(summary: Summary) -> tuple[list[str], Cells]:
         for key, _ in same:
             value = row.metrics.get(key)
             cells.append(format_percent(None if value is None else 100 * value.mean))
+        if with_auc:
+            cells.append(format_value(row.metrics.get(AUC), bounds=True))
         if with_share:
             cells.append(format_percent(None if row.share_of_oracle is None else 100 * row.share_of_oracle))
         body.append(cells)

@@ -10,7 +10,7 @@ paths is the mean of their fused distributions.
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,8 @@ class FusedRanking(Ranking):
         evidence_ranks_B: int64, ranks of the targets by the evidence alone, under the same cap.
         as_evidence_B_2: bool, whether the first item is the evidence's own, and whether the first ten are, in order.
     """
+
+    about: ClassVar[str] = "evidence"  # what `told` tells of, in logs
 
     teacher_log_probs_B: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     evidence_ranks_B: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))

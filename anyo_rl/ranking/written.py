@@ -14,10 +14,11 @@ from anyo_rl.encoders.titles import ItemEncoder
 from anyo_rl.encoders.vector_file import shared_vectors
 from anyo_rl.ranking.embedding.ranker import EmbeddingRanker
 from anyo_rl.ranking.match import MatchRanker
+from anyo_rl.ranking.orders import OrderRanker
 from anyo_rl.run.memory import free_memory
 from anyo_rl.run.settings import UsageError
 
-RankerKind = Literal["likelihood", "match", "embedding"]
+RankerKind = Literal["likelihood", "match", "embedding", "order"]
 
 
 def written_ranker(
@@ -26,7 +27,7 @@ def written_ranker(
     item_encoder: ItemEncoder,
     load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
     folder: Path,
-) -> MatchRanker | EmbeddingRanker | None:
+) -> MatchRanker | EmbeddingRanker | OrderRanker | None:
     """The ranker of what the teacher writes; `None` where the answer is read off instead (`likelihood`).
 
     With `embedding` the target's rank is its place by distance from the item that was written: a near miss is worth
@@ -35,8 +36,8 @@ def written_ranker(
     embedded while training.
 
     Args:
-        kind: what a rank is made of: the policy, equality, or distance.
-        catalog: whose items may be written.
+        kind: what a rank is made of: the policy, equality, distance, or a written order.
+        catalog: whose items may be written; the candidates' numbers, where an order of these is.
         item_encoder: what embeds titles.
         load: gives the teacher that training starts from, whole, and its tokenizer; called for its embeddings alone.
         folder: where the vectors' file lies or is to lie, for all processes.
@@ -48,6 +49,8 @@ def written_ranker(
         return None
     if kind == "match":
         return MatchRanker(catalog)
+    if kind == "order":
+        return OrderRanker(catalog)
     device = PartialState().device
     if item_encoder == "minilm":
         encoder = minilm_encoder(device)

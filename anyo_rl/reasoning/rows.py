@@ -24,10 +24,15 @@ class Row(Example):
         prompt: what the teacher reads.
         hinted_prompt: the same with the target as a hint, where reasonings are sampled from it; they are ranked under
             the other one.
+        listed: ids of the candidates that it is asked about, as they are numbered, or of the one item in question;
+            `target_id` and `excluded` are then answers, and no items.
+        learned: answers in the order that SFT teaches; the target alone where there are none.
     """
 
     prompt: Prompt = ""
     hinted_prompt: Prompt | None = None
+    listed: Sequence[str] = ()
+    learned: Sequence[str] = ()
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "Row":
@@ -36,8 +41,14 @@ class Row(Example):
 
     def columns(self) -> dict[str, Any]:
         """The row as columns, ready for JSON; without a hinted prompt that column is left out."""
-        columns = {name: getattr(self, name) for name in ("prompt", *(field.name for field in fields(Example)))}
+        names = ("prompt", *(field.name for field in fields(Example)), *(("listed", "learned") if self.listed else ()))
+        columns = {name: getattr(self, name) for name in names}
         return columns if self.hinted_prompt is None else columns | {"hinted_prompt": self.hinted_prompt}
+
+    def named(self, answer: str) -> str:
+        """The item that an answer stands for: a candidate's by its number; any other answer as it is."""
+        is_number = answer.isdigit() and len(self.listed) > 1 and 0 < int(answer) <= len(self.listed)
+        return self.listed[int(answer) - 1] if is_number else answer
 
     @property
     def sampled_prompt(self) -> Prompt:
@@ -166,12 +177,24 @@ def _make_row(
     asking: Asking | None = None,
 ) -> Row:
     history, hint = example[HISTORY], example[TARGET_ID]
-    sections, words = ((), OUR_WORDS) if asking is None else (asking.sections(example, catalog), asking.kind.words)
-    return Row(
+    question = None if asking is None else asking.question(example)
+    sections: Sequence[Section] = () if asking is None else asking.sections(example, catalog, question)
+    words = OUR_WORDS if asking is None else asking.kind.words
+    row = Row(
         prompt=make_prompt(task, history, catalog, tokens, None, sections, words),
         hinted_prompt=make_prompt(task, history, catalog, tokens, hint, sections, words) if with_hint else None,
         excluded=task.excluded(example[EXAMPLE_ID]),
         **example,
+    )
+    if question is None or asking is None or asking.questions is None:
+        return row
+    answers = asking.questions.answer_ids
+    return replace(
+        row,
+        target_id=question.target or answers[0],
+        excluded=list(answers[len(question.listed) :]) if asking.kind.answer == "order" else [],
+        listed=list(question.listed),
+        learned=list(question.learned),
     )
 
 

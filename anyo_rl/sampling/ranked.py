@@ -54,25 +54,27 @@ def as_paths(
                 token_ids=list(sample.token_ids),
                 token_log_probs=list(sample.log_probs) if sample.log_probs is not None else None,
                 steps=list(parse(completion).steps),
-                target_id=row.target_id,
-                target_title=titles[row.target_id],
+                target_id=row.named(row.target_id),
+                target_title=titles.get(row.named(row.target_id)),
                 finish_reason=sample.finish_reason,
                 seed=request_seed(seed, row.example_id),
             )
-            paths.append(path if ranking is None else _ranked(path, ranking, len(paths), titles, ranker))
+            if ranking is not None:
+                top = next(iter(ranking.top_ids_B_K[len(paths)]), None)  # with evidence there may be no candidate
+                item = None if top is None else row.named(top)
+                path = _ranked(path, item, int(ranking.ranks_B[len(paths)]), titles, ranker)
+            paths.append(path)
     return paths
 
 
 def _ranked(
-    path: SampledPath, ranking: Ranking, place: int, titles: Mapping[str, str], ranker: Engine | None
+    path: SampledPath, item: str | None, rank: int, titles: Mapping[str, str], ranker: Engine | None
 ) -> SampledPath:
-    """The path with what the ranking says at its place."""
-    # With evidence there may be no candidate at all.
-    item, rank = next(iter(ranking.top_ids_B_K[place]), None), int(ranking.ranks_B[place])
+    """The path with what its ranking says."""
     return replace(
         path,
         item_id=item,
-        item_title=None if item is None else titles[item],
+        item_title=None if item is None else titles.get(item),
         rank=rank,
         ranker=None if ranker is None else ranker.kind,
         cap=None if ranker is None else ranker.cap,

@@ -1,7 +1,7 @@
 """How a teacher answers held-out users: at once, after one greedy reasoning, or as a mixture over sampled paths."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from anyo_rl.evidence.fusion import Engine, FusedRanking
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.ranking.order import Order
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.sampling.paths import SampledPath
 from anyo_rl.sampling.protocol import Sample, Sampler, Sampling
@@ -58,6 +59,10 @@ class Answers:
         complete_U: whether no node budget cut the search for a rank short; `None` where there is no search.
         as_evidence_U_2: of answers with evidence, whether the first item and the first ten are the evidence's own.
         evidence_ranks_U: of these, the ranks by the evidence alone.
+        judged_U: of teachers that say yes or no, p(yes) of the items that each user was asked about, and whether yes
+            is right.
+        orders: how the orders that were written were read, of all prompts.
+        as_it_came: of each list that was asked about, whether it stayed in its order.
     """
 
     ranks_U: np.ndarray
@@ -66,6 +71,9 @@ class Answers:
     complete_U: np.ndarray | None = None
     as_evidence_U_2: np.ndarray | None = None
     evidence_ranks_U: np.ndarray | None = None
+    judged_U: list[list[tuple[float, bool]]] | None = None
+    orders: Sequence[Order] = ()
+    as_it_came: Sequence[bool] = ()
 
 
 def answer_together(rows: Sequence[Row], ranker: Engine, sampler: Sampler, tokens: Tokens, how: How) -> Answers:
@@ -73,18 +81,29 @@ def answer_together(rows: Sequence[Row], ranker: Engine, sampler: Sampler, token
 
     Draws belong to examples, so that it does not matter who samples them.
     """
+    return shared_out(len(rows), lambda part: answer(rows[part], ranker, sampler, tokens, how))
+
+
+def shared_out(n_users: int, ask: Callable[[slice], Answers]) -> Answers:
+    """Answers of all processes: each asks every so-many-th user, and all have the answers of one process.
+
+    Args:
+        n_users: how many there are.
+        ask: answers some of them.
+    """
     state = PartialState()
-    own = answer(rows[state.process_index :: state.num_processes], ranker, sampler, tokens, how)
+    own = ask(slice(state.process_index, None, state.num_processes))
     if state.num_processes == 1:
         return own
     shares: list[Answers] = gather_object([own])
-    ranks_U, complete_U = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
+    ranks_U, complete_U = np.zeros(n_users, np.int64), np.zeros(n_users, bool)
     fused = any(share.as_evidence_U_2 is not None for share in shares)
-    same_U_2, evidence_U = np.zeros((len(rows), 2), bool), np.zeros(len(rows), np.int64)
-    top_ids_U_K: list[list[str]] = [[] for _ in rows]
-    paths_U: list[list[SampledPath]] = [[] for _ in rows]
+    same_U_2, evidence_U = np.zeros((n_users, 2), bool), np.zeros(n_users, np.int64)
+    top_ids_U_K: list[list[str]] = [[] for _ in range(n_users)]
+    paths_U: list[list[SampledPath]] = [[] for _ in range(n_users)]
+    judged_U: list[list[tuple[float, bool]]] = [[] for _ in range(n_users)]
     for place, share in enumerate(shares):
-        users = range(place, len(rows), len(shares))
+        users = range(place, n_users, len(shares))
         n_paths = len(share.paths) // max(1, len(users))
         for at, user in enumerate(users):
             ranks_U[user], top_ids_U_K[user] = share.ranks_U[at], share.top_ids_U_K[at]
@@ -92,9 +111,20 @@ def answer_together(rows: Sequence[Row], ranker: Engine, sampler: Sampler, token
             if share.as_evidence_U_2 is not None and share.evidence_ranks_U is not None:
                 same_U_2[user], evidence_U[user] = share.as_evidence_U_2[at], share.evidence_ranks_U[at]
             paths_U[user] = share.paths[at * n_paths : (at + 1) * n_paths]
+            if share.judged_U is not None:
+                judged_U[user] = share.judged_U[at]
     paths = [path for paths in paths_U for path in paths]
-    beside = (same_U_2, evidence_U) if fused else (None, None)
-    return Answers(ranks_U, top_ids_U_K, paths, complete_U, *beside)
+    return Answers(
+        ranks_U,
+        top_ids_U_K,
+        paths,
+        complete_U,
+        as_evidence_U_2=same_U_2 if fused else None,
+        evidence_ranks_U=evidence_U if fused else None,
+        judged_U=judged_U if any(share.judged_U is not None for share in shares) else None,
+        orders=[order for share in shares for order in share.orders],
+        as_it_came=[one for share in shares for one in share.as_it_came],
+    )
 
 
 Asked = tuple[Sequence[Row], list[list[int]], list[list[Sample]], list[list[list[int]]]]

@@ -18,12 +18,14 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.llm.http import ServerError
 from anyo_rl.llm.journal import JournalError
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.kinds.asking import taught
 from anyo_rl.run.folder import read_arguments, resolve, start_run
 from anyo_rl.run.launch import LaunchError, check_launch
 from anyo_rl.run.settings import UsageError
 from anyo_rl.run.shared import made_once
 from anyo_rl.stages.arguments import ReasonerArguments, TeacherArguments
+from anyo_rl.stages.candidates import check_candidates
 from anyo_rl.stages.checks import check_examples, check_history, check_settings
 from anyo_rl.stages.fusion import check_evidence
 from anyo_rl.stages.fusion_arguments import FusionArguments
@@ -100,6 +102,10 @@ def start_job(
     later = {name: replace(one, later=True) for name, one in resolve(*others, training_args).items()}
     arguments = resolve(data_args, model_args, teacher_args, **later, **sections)
     check_history(data_args, teacher_args)
+    for args in others:
+        if isinstance(args, FusionArguments):
+            ranker = getattr(args, "ranker", LikelihoodRanker.kind)
+            check_candidates(teacher_args.kind(), ranker, args.fusion_alpha)
     check_written(teacher_args, *[args.ranker for args in others if isinstance(args, ReasonerArguments)])
     task, folder = task_for(data_args, teacher_args), Path(training_args.output_dir)
     for args in others:

@@ -35,6 +35,8 @@ from anyo_rl.search.answers import Mode
 from anyo_rl.stages.evidence import known_settings
 from anyo_rl.stages.fusion import alpha_of, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.reranked import reranker
+from anyo_rl.stages.written import trained_ranker, writing_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +150,9 @@ def cache_of_teacher(job: Job, args: CacheArguments) -> None:
             vector_dim=0 if encoder is None else encoder([" ok"]).shape[1],
             text_bytes=TOKEN_BYTES * how.own_sampling.max_new_tokens if asked.reasons else 0,
         )
-        if evidence is not None:
+        if job.asking.questions is not None:
+            asked, card = _about_candidates(asked, card, job, Path(args.output_dir))
+        elif evidence is not None:
             asked, card = _with_evidence(asked, card, evidence, job, Path(args.output_dir))
         write(args, card, training_positions(job.task, catalog.index, args.last_positions), asked.label)
 
@@ -245,6 +249,23 @@ def _with_evidence(asked: Reasoner, card: Card, evidence: Evidence, job: Job, fo
         alpha = AlphaChoice(**raw).alpha
     fused = replace(asked, ranker=FusedRanker(engine, evidence, alpha))
     return fused, replace(card, settings={**settings, "alpha": alpha})
+
+
+def _about_candidates(asked: Reasoner, card: Card, job: Job, folder: Path) -> tuple[Reasoner, Card]:
+    """The same teacher asked about candidates; a temperature for places is chosen on validation."""
+    writes = writing_of(job.teacher_args, trained_ranker(job)) != "none"
+    how = replace(asked.how, keep_paths=False)
+    asked = replace(asked, reranker=reranker(job, asked.teacher, how, writes=writes))
+    settings = {**card.settings, **job.asks.made_with(), "written": writes}
+
+    def choose() -> Mapping[str, object]:
+        return asdict(asked.choose_softening(job.task.places(VALIDATION, job.task.args.max_validation)))
+
+    raw = chosen_once(folder, {"weights": card.weights, "data": dict(card.data), **settings}, choose)
+    with readable(folder):
+        softening = Softening(**raw)
+    card = replace(card, settings={**settings, "by_spread": softening.by_spread}, temperature=softening.temperature)
+    return replace(asked, softening=softening), card
 
 
 def _encoder(args: CacheArguments, teacher: Teacher) -> Encoder | None:

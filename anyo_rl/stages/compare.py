@@ -51,6 +51,7 @@ from anyo_rl.run.launch import go_on_alone, whole_weights
 from anyo_rl.run.settings import Bounds, UsageError
 from anyo_rl.search.answers import Answers
 from anyo_rl.stages.arguments import GrpoArguments
+from anyo_rl.stages.candidates import items_only
 from anyo_rl.stages.evaluate import ask_teachers, conclude, evaluation_of
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.path_arguments import StarArguments
@@ -175,6 +176,7 @@ class Comparison:
         Returns:
             Stage name to teacher.
         """
+        items_only(self.of_seed(seed).asking.kind, "compare")
         settings = self.direct_settings()
         job = self.of_seed(seed)
         self._claim(job)

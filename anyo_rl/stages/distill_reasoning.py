@@ -19,6 +19,7 @@ from anyo_rl.run.folder import METRICS
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.settings import Bounds, UsageError
 from anyo_rl.sampling.protocol import Sampling
+from anyo_rl.stages.candidates import items_only
 from anyo_rl.stages.finish import finish_stage
 from anyo_rl.stages.fusion import training_fusion
 from anyo_rl.stages.job import Job
@@ -113,6 +114,7 @@ def distill(
     Raises:
         UsageError: the two have other tokens.
     """
+    items_only(job.asking.kind, "reason distillation")
     stage = DISTILLED.name
     if job.teacher_folder(stage).exists():
         return job.teacher_folder(stage)

@@ -21,6 +21,7 @@ from anyo_rl.run.settings import Bounds
 from anyo_rl.run.shards import JobError
 from anyo_rl.sampling.paths import PATHS_SCHEMA
 from anyo_rl.sampling.shards import read_paths
+from anyo_rl.stages.candidates import items_only
 from anyo_rl.stages.finish import finish_stage
 from anyo_rl.stages.job import Job
 from anyo_rl.teacher.load import stop_at_marker
@@ -158,6 +159,7 @@ def train_dpo(job: Job, start: Path | str, pair_args: PairArguments, training_ar
         DataError: see `make_pairs`.
         ValueError: a pair is longer than `max_length`.
     """
+    items_only(job.asking.kind, "DPO")
     if job.teacher_folder(DPO).exists():
         return job.teacher_folder(DPO)
     opening = job.opening

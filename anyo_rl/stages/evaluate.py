@@ -21,6 +21,7 @@ from anyo_rl.stages.ablation import ablate
 from anyo_rl.stages.cards import write_cards
 from anyo_rl.stages.fusion import fused_answers, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
+from anyo_rl.stages.reranked import keep_incoming, keep_reranked, ranker_of
 from anyo_rl.stages.written import (
     Writer,
     by_distance,
@@ -71,6 +72,11 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
         with job.opened(path) as teacher:
             tokens, catalog = teacher.tokens, teacher.catalog
             evaluation = evaluation_of(job, catalog.item_ids)
+            if job.asking.questions is not None:
+                with whole_weights():
+                    keep_incoming(job, evaluation)
+                    keep_reranked(job, evaluation, stage, teacher, path, writes=writing != "none")
+                continue
             rows = job.rows_of(evaluation.test, teacher)
             for mode in stage_of(stage).modes:
                 how = job.how(mode, seed=job.seed)
@@ -145,7 +151,8 @@ def conclude(
         if job.teacher_args.baselines_from is not None:
             evaluation.take_over(Path(job.teacher_args.baselines_from))
         evaluate_baselines(evaluation)
-    summary = summarise(evaluation, LikelihoodRanker.kind, job.teacher_args.n_paths, added)
+    ranker = LikelihoodRanker.kind if job.asking.questions is None else ranker_of(job)
+    summary = summarise(evaluation, ranker, job.teacher_args.n_paths, added)
     write_summary(job.folder, summary)
     write_whole(job.folder / "evaluation.md", markdown_table(summary))
     write_report(job.folder)

@@ -23,6 +23,7 @@ from anyo_rl.evidence.fusion import ALPHAS, AlphaChoice, FusedRanker, Fusion, ch
 from anyo_rl.evidence.opened import CARD, Evidence
 from anyo_rl.ranking.embedding.ranker import GammaChoice
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.ranking.orders import OrderRanker
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.files import read_json, readable, write_whole
 from anyo_rl.run.launch import whole_weights
@@ -62,7 +63,7 @@ def check_evidence(args: FusionArguments, teacher_args: TeacherArguments, task: 
         return
     ranker: Any = getattr(args, "ranker", LikelihoodRanker.kind)
     reweighed = (ranker, teacher_args.reweigh_by) == ("embedding", "evidence")
-    if ranker != LikelihoodRanker.kind and not reweighed:
+    if ranker not in (LikelihoodRanker.kind, OrderRanker.kind) and not reweighed:
         raise UsageError(
             f"ranker is {ranker} and evidence is given: in training it is fused with answers that are read off. Set "
             "ranker to likelihood; or reweigh distances by it (ranker embedding, reweigh_by evidence); or leave "
@@ -87,7 +88,9 @@ def training_fusion(job: Job, stage: str, start: Path | str, args: FusionArgumen
         args: α, where it is given.
     """
     evidence = open_evidence(job)
-    if evidence is None or getattr(args, "ranker", LikelihoodRanker.kind) != LikelihoodRanker.kind:
+    if evidence is None or job.asking.questions is not None:  # which evidence names the candidates of
+        return None
+    if getattr(args, "ranker", LikelihoodRanker.kind) != LikelihoodRanker.kind:
         return None
     if args.fusion_alpha is not None:
         return Fusion(evidence, args.fusion_alpha)

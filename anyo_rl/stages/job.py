@@ -1,5 +1,6 @@
 """What a recipe was asked to do, as one noun that its stages share."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,16 +21,21 @@ from anyo_rl.catalog.opening import Opening, Teacher
 from anyo_rl.data.sequences import train_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.evidence.fusion import Fusion
+from anyo_rl.ranking.order import write_order
 from anyo_rl.reasoning.kinds.asking import Asking
 from anyo_rl.reasoning.rows import Row, Rows, make_rows, sample_texts
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import How, Mode
 from anyo_rl.stages.arguments import TeacherArguments
+from anyo_rl.stages.candidates import Asks
 from anyo_rl.teacher.load import load_tokenizer
 from anyo_rl.teacher.make import make_tiny_teacher, train_tokenizer
 from anyo_rl.teacher.tokens import Tokens, add_codes
 from anyo_rl.training.loop.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 TEACHER = "teacher"
 REASONING_TOKENS, THINKING_TOKENS = 64, 512  # of a completion at most, where nothing is set
@@ -67,10 +73,18 @@ class Job:
             return told or REASONING_TOKENS
         return THINKING_TOKENS if self.opening.tokens(load_tokenizer(self.model_args)).thinks else REASONING_TOKENS
 
+    @property
+    def asks(self) -> Asks:
+        """What questions about candidates are made of."""
+        args = self.teacher_args
+        writes = args.sft_item_loss == "tokens"
+        return Asks(self.folder, self.task, args.kind(), args.evidence, args.baselines_from, self.seed, writes)
+
     @cached_property
     def asking(self) -> Asking:
         """How teachers are asked: by the run's kind of reasoning. All processes call this together."""
-        asking, state = Asking(self.teacher_args.kind(), self.task), PartialState()
+        kind, state = self.teacher_args.kind(), PartialState()
+        asking = Asking(kind, self.task, self.asks.questions())
         if asking.kind.prepare is not None:
             if state.is_main_process:
                 asking.prepare(self.folder)
@@ -101,6 +115,7 @@ class Job:
             sequences=self._sequences,
             marker_token=args.marker_token,
             chat_template_kwargs=self.chat_template_kwargs,
+            choices=self.teacher_args.kind().choices,
         )
 
     def opened(self, path: Path | str) -> AbstractContextManager[Teacher]:
@@ -108,8 +123,28 @@ class Job:
         return self.opening.opened(path)
 
     def rows(self, split: str, teacher: Teacher, limit: int | None = None) -> Rows:
-        """The examples of a split as a teacher reads them; with a limit, that many drawn by the data seed."""
-        return self.rows_at(self.task.places(split, limit), teacher)
+        """The examples of a split as a teacher reads them; with a limit, that many drawn by the data seed.
+
+        Where teachers are asked about candidates, those that have a right answer.
+
+        Raises:
+            UsageError: none has one.
+        """
+        places, questions = self.task.places(split, limit), self.asking.questions
+        if questions is not None:
+            usable = questions.usable(places)
+            logger.info("%s: %d of %d %s examples have a right answer", self.folder, len(usable), len(places), split)
+            if not len(usable):
+                raise UsageError(
+                    f"none of {len(places)} {split} examples has a right answer among "
+                    f"{self.asking.listed.n_candidates} candidates: raise n_candidates, or take another source of them"
+                )
+            places = usable
+        return self.rows_at(places, teacher)
+
+    def order_tokens(self, teacher: Teacher) -> int:
+        """Most tokens of a whole order of candidates, its end included."""
+        return len(teacher.tokens.item_ids(write_order(range(self.asking.listed.width))))
 
     def rows_at(self, places: np.ndarray, teacher: Teacher | tuple[Tokens, Catalog]) -> Rows:
         """The examples at some row numbers, as a teacher reads them, or as its tokens and catalog alone tell."""
@@ -140,7 +175,7 @@ class Job:
         """
         return Validation(
             rows=list(self.rows("validation", teacher, self.task.args.max_validation)),
-            catalog=teacher.catalog,
+            catalog=teacher.answers,
             tokens=teacher.tokens,
             how=self.how(mode or self.teacher_args.eval_mode, seed=0, top_k=1),
             node_budget=self.teacher_args.validation_node_budget or None,
@@ -156,7 +191,8 @@ class Job:
     def _make(self, codes: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A tiny teacher for the task, which knows the codes."""
         args = self.teacher_args
-        tokenizer = train_tokenizer(sample_texts(self.task), args.tiny_vocab_size)
+        texts = [*sample_texts(self.task), *self.asking.kind.sample_texts()]
+        tokenizer = train_tokenizer(texts, args.tiny_vocab_size)
         add_codes(tokenizer, codes)
         model = make_tiny_teacher(
             tokenizer, hidden_size=args.tiny_hidden_size, n_layers=args.tiny_layers, seed=self.seed

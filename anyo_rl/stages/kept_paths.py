@@ -145,7 +145,7 @@ class KeptPaths:
             ShardedJob(folder, sampling, policy=self.policy, n_shards=args.n_shards, split="train"),
             JobEngine(choice, path, teacher.model, teacher.tokens, sampling),
             teacher.catalog,
-            ranker=path_ranker(teacher.catalog, teacher.model, args, self.fusion),
+            ranker=path_ranker(teacher.answers, teacher.model, args, self.fusion),
         )
         paths = read_paths(folder)
         n_read = n * sum(len(teacher.tokens.context_ids(row.sampled_prompt)) for row in rows)

@@ -39,6 +39,7 @@ from anyo_rl.run.shards import partition
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.shards import ShardedJob, read_paths
 from anyo_rl.stages.arguments import RankArguments
+from anyo_rl.stages.candidates import items_only
 from anyo_rl.stages.dpo import load_paths
 from anyo_rl.stages.finish import load_checkpoint
 from anyo_rl.stages.job import Job
@@ -136,6 +137,7 @@ def make_labels(job: Job, start: Path | str, prm_args: PrmArguments) -> dict[str
     Raises:
         DataError: the paths cannot be used, or are not of these examples or this teacher.
     """
+    items_only(job.asking.kind, "a PRM")
     files = {split: labels_file(job.folder, split) for split in SPLITS}
     if not all(file.exists() for file in files.values()):
         with whole_weights(), job.opened(start) as teacher:

@@ -145,17 +145,19 @@ def train_reasoning(
         file = stage_dir / "kept_examples.json"
 
         def ranker() -> Engine:
-            return path_ranker(teacher.catalog, opening.weights(start, ids)[0], args, fusion)
+            return path_ranker(teacher.answers, opening.weights(start, ids)[0], args, fusion)
 
         rows = rows.of(keep_spread(job, rows, ranker, teacher, args, sampling, file))
     dataset = prepare_rewards(rewards, rows, job.task, teacher.catalog, training_args.seed)
     validation = job.validation(teacher, fusion=fusion)
     training_args = keep_best(training_args, stage_dir, f"eval_{validation.metric}")
     training_args.max_completion_length = job.max_reasoning_tokens
+    if args.ranker == "order":
+        training_args.max_completion_length += job.order_tokens(teacher)
     encoder = job.teacher_args.item_encoder
     with whole_weights():
         written = written_ranker(
-            args.ranker, teacher.catalog, encoder, lambda: opening.weights(start, ids), stage_dir / VECTORS
+            args.ranker, teacher.answers, encoder, lambda: opening.weights(start, ids), stage_dir / VECTORS
         )
     reweighed = training_ranker(job, stage, start, written) if isinstance(written, EmbeddingRanker) else written
     stop_at_marker(teacher.model, teacher.tokens, write_item=written is not None)
@@ -181,7 +183,7 @@ def train_reasoning(
         processing_class=tokenizer,
         peft_config=lora,
         reward_funcs=rewards,
-        catalog=teacher.catalog,
+        catalog=teacher.answers,
         tokens=teacher.tokens,
         validation=validation,
         objective=Objective(

@@ -28,6 +28,7 @@ from anyo_rl.sampling.shards import ShardedJob, run_shards
 from anyo_rl.sampling.transformers import CACHE_TOKENS, TransformersSampler
 from anyo_rl.sampling.vllm.engine import RoundEngine, check_heads, engine_settings
 from anyo_rl.stages.arguments import RankArguments, TeacherArguments
+from anyo_rl.stages.candidates import items_only
 from anyo_rl.stages.job import Job
 from anyo_rl.teacher.tokens import Tokens
 
@@ -90,6 +91,7 @@ def sample_job(job: Job, args: SampleArguments) -> None:
         LaunchError: the processes would fight for a GPU.
         JobError: the folder is of another job.
     """
+    items_only(job.asking.kind, "sampling of paths")
     path = job.model_args.model_name_or_path
     if not path:
         raise DataError("no model_name_or_path: name the teacher's folder, such as runs/toy/sft/teacher")

@@ -78,7 +78,7 @@ def train_sft(
     rows = job.rows("train", teacher)
     dataset = sft_dataset(
         rows.of(rationales) if reasons else rows,
-        teacher.catalog,
+        teacher.answers,
         teacher.tokens,
         None if lesson.reasoning == "none" else rationales,
         item_first=lesson.reasoning == "after",
@@ -103,7 +103,7 @@ def train_sft(
         train_dataset=dataset,
         processing_class=teacher.tokens.tokenizer,
         peft_config=adapters(job.model_args, teacher.model, teacher.tokens.tokenizer, teacher.ids),
-        catalog=teacher.catalog,
+        catalog=teacher.answers,
         # The weight of items keeps few targets from being learned by heart; at once one answers from all examples.
         loss=job.teacher_args.sft_loss if reasons else replace(job.teacher_args.sft_loss, item_weight=1.0),
         validation=job.validation(teacher, None if reasons else "plain"),
@@ -123,4 +123,4 @@ def hinted_dataset(job: Job, teacher: Teacher, share: float) -> Dataset:
     ids = np.array(sorted(task.rationales))
     drawn = np.random.default_rng(task.args.split_seed).permutation(ids)[: max(1, round(share * len(ids)))]
     rows = job.rows("train", teacher).of(drawn.tolist()).hinted()
-    return sft_dataset(rows, teacher.catalog, teacher.tokens, task.rationales)
+    return sft_dataset(rows, teacher.answers, teacher.tokens, task.rationales)

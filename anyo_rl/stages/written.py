@@ -4,7 +4,6 @@
 once. At 0 distance alone decides.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +16,19 @@ from accelerate.utils import gather_object
 
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.schema import VALIDATION
-from anyo_rl.data.sequences import held_out
 from anyo_rl.encoders.hidden_states import minilm_encoder, teacher_encoder
 from anyo_rl.evaluation.evaluator import Evaluation
 from anyo_rl.evaluation.stages import FUSED_ROW, Writing, written_row
 from anyo_rl.evidence.candidates import places
 from anyo_rl.evidence.fusion import FusedRanker, FusedRanking, WrittenPart, choose_alpha
 from anyo_rl.evidence.opened import Evidence
-from anyo_rl.evidence.retrievers import RetrieverSettings, choose_retrievers
 from anyo_rl.evidence.reweighing import EvidenceWeights, RetrieverWeights, ReweighedRanker, Weights
 from anyo_rl.ranking.embedding.ranker import EmbeddingRanker, GammaChoice, choose_gamma
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.ranking.written import grounding
 from anyo_rl.reasoning.rows import Row
-from anyo_rl.run.files import read_json, readable, write_first
+from anyo_rl.run.files import read_json, readable
 from anyo_rl.run.folder import CONFIG, read_arguments
 from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.settings import UsageError
@@ -40,7 +37,7 @@ from anyo_rl.sampling.protocol import Sampler, Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
 from anyo_rl.search.answers import Answers, How, reasoned
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.evidence import CHOOSE_BY, known_settings
+from anyo_rl.stages.candidates import retriever_weights
 from anyo_rl.stages.fusion import keep_choice, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
 from anyo_rl.students.protocol import rows_at_once
@@ -111,19 +108,7 @@ def open_weights(job: Job) -> Weights | None:
         evidence = open_evidence(job)
         assert evidence is not None, "it was checked"
         return EvidenceWeights(evidence)
-    start, known = known_settings(RetrieverSettings((by,), seed=job.seed), job.teacher_args.baselines_from)
-    weights = RetrieverWeights(job.task, start, job.seed)
-    file, state = job.folder / FOLDER / f"{by}.json", PartialState()
-    if state.is_main_process and not file.is_file():
-        validation = held_out(job.task, job.task.split(VALIDATION, CHOOSE_BY), weights.index)
-        sequences = list(weights.crossed.sequences.values())
-        chosen = choose_retrievers(start, sequences, len(weights.index), validation, known)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_first(file, json.dumps(chosen.as_json(), indent=2))
-    state.wait_for_everyone()
-    with readable(file):
-        weights.settings = RetrieverSettings.from_json(read_json(file))
-    return weights
+    return retriever_weights(job.task, by, job.seed, job.folder / FOLDER, job.teacher_args.baselines_from)
 
 
 def made_with_weights(weights: Weights) -> Mapping[str, object]:

@@ -123,10 +123,9 @@ class ItemChoices:
         return cls(*map(torch.from_numpy, (depth_B_S, child_B_S, token_B_S_C)))
 
     @classmethod
-    def of_tokens(cls, catalog: Catalog, items: Sequence[int]) -> "ItemChoices":
-        """Each token of the items among the whole vocabulary: what a teacher chooses that writes them."""
-        paths = [torch.tensor(catalog.paths[item]) for item in items]
-        child_B_S = pad_sequence(paths, batch_first=True, padding_value=-100)
+    def of_tokens(cls, paths: Sequence[Sequence[int]]) -> "ItemChoices":
+        """Each token of some paths among the whole vocabulary: what a teacher chooses that writes them."""
+        child_B_S = pad_sequence([torch.tensor(path) for path in paths], batch_first=True, padding_value=-100)
         depth_B_S = torch.arange(child_B_S.shape[1]).expand_as(child_B_S)
         return cls(depth_B_S.masked_fill(child_B_S < 0, 0), child_B_S)  # behind a short path there may be no place
 

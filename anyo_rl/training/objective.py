@@ -6,6 +6,7 @@ from trl import GRPOConfig
 
 from anyo_rl.evidence.fusion import Fusion
 from anyo_rl.evidence.reweighing import ReweighedRanker
+from anyo_rl.ranking.orders import OrderRanker
 from anyo_rl.ranking.protocol import Ranker
 from anyo_rl.run.settings import UsageError
 from anyo_rl.training.advantages.credit import Credit
@@ -47,6 +48,11 @@ class Objective:
             check_item_loss(self.item_loss)
             if self.fusion is not None:
                 raise UsageError("evidence is fused with answers that are read off: set ranker to likelihood")
+
+    @property
+    def held_to_catalog(self) -> bool:
+        """Whether items are written, and nothing else behind the marker; orders are written freely."""
+        return self.written_ranker is not None and not isinstance(self.written_ranker, OrderRanker)
 
     @property
     def ppo(self) -> Ppo | None:

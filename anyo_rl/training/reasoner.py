@@ -8,7 +8,7 @@ Process-supervised GRPO and PPO are other advantages in the same column (`anyo_r
 
 With a ranker of written items (`match`, `embedding`) the item is written too, held to the catalog, and is part of the
 action: completions come by `rollout_func`, and `_get_per_token_logps_and_entropies` masks the trainer's
-log-probabilities as they were sampled.
+log-probabilities as they were sampled. Orders of candidates (`order`) are written freely: TRL samples them.
 """
 
 import time
@@ -24,6 +24,7 @@ from anyo_rl.data.completion import parse
 from anyo_rl.evidence.fusion import Engine, FusedRanking
 from anyo_rl.evidence.reweighing import ReweighedRanker
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.ranking.orders import OrderRanking
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.constrained.constraint import constrained_log_probs
@@ -95,6 +96,7 @@ class ReasonerTrainer(GRPOTrainer):
         self._reward_errors = DeferredErrors()
         if objective.written_ranker is not None:
             check_writing(kwargs["args"])
+        if objective.held_to_catalog:
             kwargs["rollout_func"] = self._write
         check_credit(objective.method, kwargs["args"], written=objective.written_ranker is not None)
         kwargs["args"] = stop_vllm_at_marker(kwargs["args"], tokens)
@@ -167,7 +169,7 @@ class ReasonerTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        if self.objective.written_ranker is None:
+        if not self.objective.held_to_catalog:
             forward = super()._get_per_token_logps_and_entropies
             if self.objective.ppo is None or self._read_so_far is None or model is not self.model:
                 return forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
@@ -206,7 +208,7 @@ class ReasonerTrainer(GRPOTrainer):
         if (written := objective.written_ranker) is not None:
             texts, ids = map(self.tokens.decode, completion_ids), [row.example_id for row in rows]
             whose = {"example_ids_B": ids} if isinstance(written, ReweighedRanker) else {}
-            return Scored(written.rank(list(texts), targets, top_k=1, excluded_B=excluded, **whose), marked)
+            return Scored.of_written(written.rank(list(texts), targets, top_k=1, excluded_B=excluded, **whose), marked)
         contexts = [
             self.tokens.marked_context(self.tokens.context_ids(row.prompt), ids)
             for row, ids in zip(rows, completion_ids, strict=True)
@@ -292,9 +294,9 @@ class ReasonerTrainer(GRPOTrainer):
         for name, of_each_B in (("nodes", ranking.n_nodes_B), ("complete_share", ranking.complete_B)):
             if of_each_B is not None:
                 self._log_metric(f"rank/{name}", float(of_each_B.mean()))
-        if isinstance(ranking, FusedRanking):
+        if isinstance(ranking, FusedRanking | OrderRanking):
             for name, value in ranking.told().items():
-                self._log_metric(f"evidence/{name}", value)
+                self._log_metric(f"{ranking.about}/{name}", value)
         self._log_completion_extra("rank", ranking.ranks_B.tolist())
         self._log_metric(FLAT, flat_groups(scored.rewards_A, self._group_size))
 

@@ -8,6 +8,7 @@ import torch
 
 from anyo_rl.evidence.fusion import FusedRanking
 from anyo_rl.metrics.gains import ndcg
+from anyo_rl.ranking.orders import OrderRanking
 from anyo_rl.ranking.protocol import Ranking
 
 
@@ -29,6 +30,13 @@ class Scored:
     probes: dict[str, list[float | None]] = field(default_factory=dict)
     step_values_B: list[np.ndarray] = field(default_factory=list)
     rewards_A: torch.Tensor | None = None
+
+    @classmethod
+    def of_written(cls, ranking: Ranking, marked_B: list[bool]) -> "Scored":
+        """The same of what was written: an order that names no candidate counts as one without a marker."""
+        if isinstance(ranking, OrderRanking):
+            marked_B = [marked and order.named > 0 for marked, order in zip(marked_B, ranking.orders_B, strict=True)]
+        return cls(ranking, marked_B)
 
     @property
     def gains_B(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from anyo_rl.catalog.catalog import Catalog
+from anyo_rl.ranking.order import write_order
 from anyo_rl.reasoning.rows import Row
 from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.policy import causal_lm, head_logits, last_hidden
@@ -80,7 +81,8 @@ def sft_dataset(
 
     Returns:
         A dataset with `input_ids` (context, reasoning, marker, item path) and `labels`, as TRL's SFT trainer takes
-        it, and for each row the `item` and the items `excluded` by index, and `item_start`, tokens before the item.
+        it, and for each row the `item` and the items `excluded` by index, its `path`, and `item_start`, tokens before
+        the item. Where rows teach an order of answers the path is that of the whole order, and the item its first.
         Each row is made when it is drawn; all are made once here, for their lengths.
 
     Raises:
@@ -117,6 +119,7 @@ class _Lesson(TypedDict):
     labels: list[int]
     item: int
     item_start: int
+    path: list[int]
     excluded: list[int]
 
 
@@ -153,9 +156,12 @@ class _Lessons:
         catalog, tokens = self.catalog, self.tokens
         whole = self.reasonings(row)[which]
         steps, after = ((), whole) if self.item_first else (whole if n_steps == ALL else whole[:n_steps], ())
-        context, item = tokens.context_ids(row.sampled_prompt), catalog.index[row.target_id]
+        answer = row.learned[0] if row.learned else row.target_id
+        context, item = tokens.context_ids(row.sampled_prompt), catalog.index[answer]
         reasoning = tokens.reasoning_ids(map(tokens.safe_text, steps), context)
         path = list(catalog.paths[item])
+        if len(row.learned) > 1:
+            path = tokens.item_ids(write_order(catalog.indices(list(row.learned)).tolist()))
         told = tokens.reasoning_ids(map(tokens.safe_text, after)) if after else []
         before = [*[IGNORED] * len(context), *(reasoning if n_steps == ALL else [IGNORED] * len(reasoning))]
         return {
@@ -163,6 +169,7 @@ class _Lessons:
             "labels": [*before, *[IGNORED] * len(path), *told],
             "item": item,
             "item_start": len(before),
+            "path": path,
             "excluded": catalog.known(row.excluded),
         }
 
@@ -210,7 +217,7 @@ class TeacherSFTTrainer(SFTTrainer):
         """Where the tokens of each item are chosen, and among which."""
         items = [row["item"] for row in rows]
         if self.loss.item == "tokens":
-            choices = ItemChoices.of_tokens(self.catalog, items)
+            choices = ItemChoices.of_tokens([row["path"] for row in rows])
         else:
             excluded = [np.array(row["excluded"], np.int64) for row in rows]
             choices = ItemChoices.of(self.catalog, items, excluded)

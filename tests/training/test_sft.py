@@ -38,6 +38,7 @@ def test_examples_by_hand(small_catalog, small_tokens):
         "labels": [*[-100] * len(context), *reasoning, *[-100] * len(path)],
         "item": small_catalog.index["i1"],
         "item_start": len(context) + len(reasoning),
+        "path": path,
         "excluded": [],
     }
     assert small_tokens.decode([*reasoning, *path]) == "likes films\nwants 3 -> Alien 3"
@@ -171,7 +172,7 @@ def test_two_steps_minimise_both_means_and_measure_ranks(kind, small_catalog, sm
 def test_tokens_of_a_short_item_are_read_at_their_own_places(small_catalog, small_tokens):
     short, long = (small_tokens.item_ids(small_catalog.titles[item]) for item in (0, 4))  # Alien, Toy Story 2
     assert len(short) < len(long)
-    choices = ItemChoices.of_tokens(small_catalog, [0, 4])
+    choices = ItemChoices.of_tokens([small_catalog.paths[item] for item in (0, 4)])
     behind = len(long) - len(short)
     assert choices.depth_B_S.tolist() == [[*range(len(short)), *[0] * behind], [*range(len(long))]]
     assert choices.child_B_S.tolist() == [[*short, *[-100] * behind], long]

@@ -13,7 +13,9 @@ from anyo_rl.data.attributes import item_attributes
 from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, TRAIN, USER_ID
 from anyo_rl.data.task import HistoryAs, Task
 from anyo_rl.evidence.companions import Companions
+from anyo_rl.reasoning.kinds.candidates import Listed, Question
 from anyo_rl.reasoning.kinds.kind import Asked, Hindsight, Kind, Sources, as_given, nothing
+from anyo_rl.reasoning.kinds.questions import Questions
 from anyo_rl.reasoning.kinds.typed import read_typed
 from anyo_rl.reasoning.prompts import Section, Shown
 
@@ -33,10 +35,12 @@ class Asking:
     Attributes:
         kind: of reasoning.
         task: the data.
+        questions: about candidates, of kinds that answer with an order or yes and no.
     """
 
     kind: Kind
     task: Task
+    questions: Questions | None = None
 
     @cached_property
     def sources(self) -> Sources:
@@ -52,12 +56,25 @@ class Asking:
     def _training(self) -> frozenset[str]:
         return frozenset(self.task.split(TRAIN)[EXAMPLE_ID].to_list())
 
-    def asked(self, example: Mapping[str, Any], catalog: Catalog | None = None) -> Asked:
+    @property
+    def listed(self) -> Listed:
+        """The settings of candidates, of a kind that is asked about these."""
+        assert self.kind.listed is not None, "the kind answers with an item"
+        return self.kind.listed
+
+    def question(self, example: Mapping[str, Any]) -> Question | None:
+        """What an example is asked about candidates, of its columns; `None` where it is asked for an item."""
+        return None if self.questions is None else self.questions.of(example)
+
+    def asked(
+        self, example: Mapping[str, Any], catalog: Catalog | None = None, question: Question | None = None
+    ) -> Asked:
         """What the kind may look at.
 
         Args:
             example: columns of an example; its target is not looked at.
             catalog: of the teacher that is asked; `None` where there is none yet, and items go by their titles.
+            question: about candidates.
         """
         how, example_id = self.task.args.history_as, example[EXAMPLE_ID]
 
@@ -73,11 +90,15 @@ class Asking:
             training=example_id in self._training,
             shown=as_shown,
             sources=self.sources,
+            listed=() if question is None else question.listed,
+            scores=() if question is None else question.scores,
         )
 
-    def sections(self, example: Mapping[str, Any], catalog: Catalog) -> Sequence[Section]:
+    def sections(
+        self, example: Mapping[str, Any], catalog: Catalog, question: Question | None = None
+    ) -> Sequence[Section]:
         """What the prompt of an example shows above its history."""
-        return self.kind.show(self.asked(example, catalog)) if self.shows else ()
+        return self.kind.show(self.asked(example, catalog, question)) if self.shows else ()
 
     @property
     def shows(self) -> bool:

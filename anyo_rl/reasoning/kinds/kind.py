@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import polars as pl
+
 from anyo_rl.data.text import clean_text
 from anyo_rl.evidence.companions import Companions
+from anyo_rl.reasoning.kinds.candidates import Liked, Listed, answers_of
 from anyo_rl.reasoning.prompts import OUR_WORDS, Section, Shown, Words
 
 Answer = Literal["item", "order", "yes_no", "items"]
@@ -43,6 +46,9 @@ class Asked:
         training: whether the example is trained on: nothing that is counted may then have its user in it.
         shown: an item as prompts show it: its title, its added tokens, or both (`--history_as`).
         sources: of the run.
+        listed: ids of the candidates as they are numbered, or of the one item in question; of kinds that answer with
+            an order or yes and no.
+        scores: the candidates' scores, where the kind tells them.
     """
 
     example_id: str
@@ -53,6 +59,8 @@ class Asked:
     training: bool
     shown: Callable[[str], Shown]
     sources: Sources
+    listed: Sequence[str] = ()
+    scores: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class Kind:
         step_names: what its steps begin with, as `Profile` in `Profile: likes tea`, in order; none if they are free.
         prepare: called once, before prompts are made, with a folder of the run and the examples: keeps what is made
             once. `None` where there is nothing to keep.
+        listed: candidates that it is asked about, of kinds that answer with an order or yes and no.
+        liked: what is liked, of kinds that answer yes and no.
     """
 
     name: str
@@ -102,6 +112,20 @@ class Kind:
     write: Callable[[Asked, Hindsight], Steps] = as_given
     step_names: tuple[str, ...] = ()
     prepare: Callable[[Path, Sequence[Asked]], None] | None = None
+    listed: Listed | None = None
+    liked: Liked | None = None
+
+    @property
+    def choices(self) -> pl.DataFrame | None:
+        """All answers, in the columns of an item table, of kinds that answer about candidates."""
+        return None if self.listed is None else answers_of(self.liked is not None, self.listed)
+
+    def sample_texts(self) -> list[str]:
+        """What of ours a tokenizer made from scratch should know well."""
+        if self.choices is None:
+            return []
+        answers = self.choices["title"].to_list()
+        return [" > ".join(answers), *(f" {answer}" for answer in answers), self.words.footer] * 10
 
 
 def clean_steps(steps: Sequence[str]) -> Steps:

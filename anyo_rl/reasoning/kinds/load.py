@@ -6,9 +6,11 @@ from typing import Any, get_type_hints
 
 from anyo_rl.reasoning.kinds.cot_rec import cot_rec
 from anyo_rl.reasoning.kinds.kind import Kind
+from anyo_rl.reasoning.kinds.listwise import listwise
 from anyo_rl.reasoning.kinds.profile import profile
 from anyo_rl.reasoning.kinds.retrieval import retrieval
 from anyo_rl.reasoning.kinds.steps import steps
+from anyo_rl.reasoning.kinds.yes_no import yes_no
 from anyo_rl.run.imports import Named, check_parameters, import_named
 from anyo_rl.run.settings import UsageError, fitted
 
@@ -17,6 +19,8 @@ KINDS: dict[str, Callable[..., Kind]] = {
     "retrieval": retrieval,
     "cot_rec": cot_rec,
     "profile": profile,
+    "listwise": listwise,
+    "yes_no": yes_no,
 }
 
 

@@ -209,4 +209,4 @@ def test_users_without_a_history_are_asked_too(name, tmp_path):
     rows = Rows(task, np.arange(len(task.examples)), CATALOG, TOKENS, asking=Asking(kind, task))
     empty = [row.prompt for row in rows if not row.history]
     assert empty
-    assert set(empty) == {"History:\nNext:\n"}
+    assert set(empty) == {f"History:\n{kind.words.footer}\n"}
