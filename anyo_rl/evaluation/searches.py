@@ -45,7 +45,7 @@ def costs_of(frame: pl.DataFrame) -> dict[str, np.ndarray]:
 def equal_tokens(frames: Frames, seed: int) -> dict[str, dict[str, EqualTokens]]:
     """What each search gains over the smallest plain mixture of its stage that writes as many tokens or more.
 
-    A search that writes more than any mixture is set against none.
+    A search that writes more than any mixture is set against none, and so is one that writes less than half of it.
     """
     found: dict[str, dict[str, EqualTokens]] = {}
     for stage, modes in frames.items():
@@ -53,7 +53,7 @@ def equal_tokens(frames: Frames, seed: int) -> dict[str, dict[str, EqualTokens]]
         mixtures = sorted((n, mode) for mode, n in tokens.items() if split_mode(mode)[0] == MIXTURE)
         for mode, n_tokens in tokens.items():
             against = next((other for n, other in mixtures if n >= n_tokens), None)
-            if against is None or against == mode:
+            if against is None or against == mode or tokens[against] > 2 * n_tokens:
                 continue
             both = modes[mode].join(modes[against].select("example_id", "rank"), on="example_id", suffix="_b")
             a, b = per_user_metrics(both["rank"]), per_user_metrics(both["rank_b"])
