@@ -119,8 +119,8 @@ class Summary:
         return modes.get(mode, {}).get(metric)
 
     def best_mode(self, stage: str) -> str | None:
-        """The mode that stands for a stage: mixture, else greedy, else the first there is."""
-        modes = self.stages.get(stage, {})
+        """The mode that stands for a stage: mixture, else greedy, else the first there is; never a search's row."""
+        modes = {mode: one for mode, one in self.stages.get(stage, {}).items() if "n_tokens" not in one}
         return next((mode for mode in (*MODE_ORDER, *modes) if mode in modes), None)
 
     def compared(self, difference: str) -> tuple[str, str] | None:

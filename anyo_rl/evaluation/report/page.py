@@ -146,8 +146,10 @@ def render(run: Run, run_dir: Path) -> str:
         (table.ADDED, table.added_cells),
         (table.DIFFERENCES, table.difference_cells),
     )
+    compared = [(title, *cells(run.summary)) for title, cells in tables]
     return environment.get_template("report.html.jinja").render(
         run=run,
+        any_table=bool(body) or any(rows for _, _, rows in compared),
         script=script,
         script_hash=f"sha256-{digest}",
         style=(folder / "report.css").read_text(encoding="utf-8"),
@@ -157,7 +159,7 @@ def render(run: Run, run_dir: Path) -> str:
         accented=ACCENTED,
         header=header,
         body=body,
-        compared=[(title, *cells(run.summary)) for title, cells in tables],
+        compared=compared,
         sections=[
             ("Results", "plots-results", result_plots(run.summary, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),

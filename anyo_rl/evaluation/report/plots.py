@@ -107,7 +107,12 @@ def cost_plot(series: Mapping[str, Sequence[tuple[float, float]]], name: str, xl
             colour = MUTED if place else ACCENT
             axes.plot(x, y, color=colour, linewidth=1.3, marker="os^DvPX*<"[place % 9], markersize=4.5)
             axes.annotate(
-                label, (x[-1], y[-1]), xytext=(6, -2), textcoords="offset points", fontsize=7.5, color=colour
+                label,
+                (x[-1], y[-1]),
+                xytext=(6, (-2, 5, -9)[place % 3]),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=colour,
             )
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
