@@ -34,6 +34,7 @@ TOP_K = max(CUTOFFS)
 ANSWERS = "answers"  # the folder
 AS_EVIDENCE = tuple(f"same_top{k}" for k in SAME_TOP)  # columns of answers with evidence: whether they are its own
 P_YES, LIKED = "p_yes", "liked"  # columns of answers by yes and no: of each item asked about, and whether it is right
+COSTS = ("n_tokens", "n_nodes", "seconds")  # columns of searches: what a recommendation cost
 MADE_WITH = "made_with"  # the key of a file's metadata
 
 # What baselines depend on; how histories are shown to a teacher is not among it.
@@ -125,6 +126,10 @@ class Evaluation:
             columns |= {LIKED: [[liked for _, liked in one] for one in answers.judged_U]}
             schema = {P_YES: pl.List(pl.Float64()), LIKED: pl.List(pl.Boolean())}
             frame = frame.with_columns(pl.Series(name, columns[name], dtype=dtype) for name, dtype in schema.items())
+        if answers.found_U is not None:
+            frame = frame.with_columns(
+                pl.Series(name, [getattr(one, name) for one in answers.found_U], dtype=pl.Float64) for name in COSTS
+            )
         write_table(frame, file, _metadata(record))
 
     def _record(self) -> Made:

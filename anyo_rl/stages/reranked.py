@@ -98,7 +98,8 @@ def _answers(job: Job, teacher: Teacher, how: How, name: str, *, writes: bool) -
     """The answers to the run's test users, and a file of what there is to know of them besides."""
     places = job.task.places("test", job.task.args.max_test)
     asked = reranker(job, teacher, how, writes=writes)
-    answers = shared_out(len(places), lambda part: asked.answers(places[part]))
+    ids = job.task.examples[EXAMPLE_ID].gather(places).to_list()
+    answers = shared_out(ids, lambda part: asked.answers(places[part]))
     counts = counted(answers)
     logger.info("%s (%s): %s", name, how.mode, ", ".join(f"{key} {value:.3g}" for key, value in counts.items()))
     if PartialState().is_main_process:
