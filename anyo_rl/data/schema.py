@@ -46,7 +46,7 @@ class Example:
         example_id: its name, `user_id:position` where examples come from a log.
         user_id: the user.
         history: ids of the items that the user chose before, oldest first, as far back as a teacher is shown.
-        target_id: the item chosen next.
+        target_id: the item chosen next; empty where it is not known, as when somebody asks what to choose.
         cold_item: whether no training event has the target.
         cold_user: whether the user has no training event.
         excluded: ids of the items that rankings leave out: with masking, all that the user had chosen before.

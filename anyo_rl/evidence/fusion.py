@@ -20,7 +20,7 @@ from anyo_rl.evidence.candidates import NONE, Items, places, ranks_at
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.embedding.ranker import EmbeddingRanker
-from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
+from anyo_rl.ranking.engine.likelihood import LikelihoodRanker, checked_weights
 from anyo_rl.ranking.protocol import Ranking, check_lengths
 from anyo_rl.run.settings import UsageError
 
@@ -30,13 +30,19 @@ SHARPNESS = 10.0
 Context = Any  # token ids up to the marker; the text of a completion where that is ranked
 
 
-def fuse(log_p_B_G_K: NDArray[np.floating], log_scores_B_K: NDArray[np.floating], alpha: float) -> NDArray[np.float64]:
+def fuse(
+    log_p_B_G_K: NDArray[np.floating],
+    log_scores_B_K: NDArray[np.floating],
+    alpha: float,
+    weights_B_G: NDArray[np.floating] | None = None,
+) -> NDArray[np.float64]:
     """Log-probabilities (B, K) of candidates: the mean over G paths of the fused distributions.
 
     Args:
         log_p_B_G_K: the teacher's, among candidates or among the whole catalog, which makes no difference.
         log_scores_B_K: the evidence's; -inf where there is no candidate.
         alpha: the teacher's weight α, 0 or more.
+        weights_B_G: of the paths, summing to 1; equal ones if `None`.
 
     >>> teacher, evidence = np.log([[[0.2, 0.4, 0.1]]]), np.log([[0.5, 0.3, 0.2]])
     >>> np.exp(fuse(teacher, evidence, 1.0)).round(3).tolist()  # as .10 to .12 to .02
@@ -50,7 +56,10 @@ def fuse(log_p_B_G_K: NDArray[np.floating], log_scores_B_K: NDArray[np.floating]
     largest_B_G_1 = np.where(there_B_1_K, scores_B_G_K, -np.inf).max(axis=2, keepdims=True, initial=-np.inf)
     weights_B_G_K = np.exp(scores_B_G_K - np.where(np.isfinite(largest_B_G_1), largest_B_G_1, 0.0))
     total_B_G_1 = weights_B_G_K.sum(axis=2, keepdims=True)
-    mean_B_K = (weights_B_G_K / np.where(total_B_G_1 > 0, total_B_G_1, 1.0)).mean(axis=1)
+    shares_B_G_K = weights_B_G_K / np.where(total_B_G_1 > 0, total_B_G_1, 1.0)
+    mean_B_K = (
+        shares_B_G_K.mean(axis=1) if weights_B_G is None else (weights_B_G[..., None] * shares_B_G_K).sum(axis=1)
+    )
     with np.errstate(divide="ignore"):
         return np.log(mean_B_K)
 
@@ -211,7 +220,7 @@ class FusedRanker:
     def rank(
         self,
         contexts_B: Sequence[Context],
-        target_ids_B: Sequence[str],
+        target_ids_B: Sequence[str | None],
         *,
         top_k: int = 10,
         excluded_B: Sequence[Collection[str]] | None = None,
@@ -243,15 +252,17 @@ class FusedRanker:
     def rank_mixture(
         self,
         contexts_B_G: Sequence[Sequence[Context]],
-        target_ids_B: Sequence[str],
+        target_ids_B: Sequence[str | None],
         *,
         top_k: int = 10,
         excluded_B: Sequence[Collection[str]] | None = None,
         example_ids_B: Sequence[str] | None = None,
+        weights_B_G: Sequence[Sequence[float]] | None = None,
     ) -> FusedRanking:
         """Ranks the target of each example among the catalog; see `anyo_rl.ranking.protocol.Ranker`.
 
-        A target that is no candidate has the rank that evidence gives it, and log-probability -inf.
+        A target that is no candidate has the rank that evidence gives it, and log-probability -inf; one that is not
+        known (`None`) has rank 0.
 
         Args:
             contexts_B_G: token ids that end with the marker, G of each example.
@@ -259,6 +270,7 @@ class FusedRanker:
             top_k: how many items to name, at most; candidates alone are named.
             excluded_B: item ids to take out of each ranking, besides what the evidence leaves out; never the target.
             example_ids_B: whose evidence it is; it cannot do without.
+            weights_B_G: of the contexts, summing to 1; equal ones if `None`.
 
         Raises:
             UsageError: there is no evidence of an example.
@@ -267,7 +279,10 @@ class FusedRanker:
         check_lengths(len(contexts_B_G), target_ids_B=target_ids_B, example_ids_B=example_ids_B, excluded_B=excluded_B)
         candidates_B_K = np.array(self.evidence.candidates(example_ids_B))
         log_scores_B_K = np.array(self.evidence.log_scores(example_ids_B))
-        targets_B = self.catalog.indices(list(target_ids_B))
+        checked_weights(contexts_B_G, weights_B_G)
+        known_B = np.array([target is not None for target in target_ids_B], dtype=bool)
+        targets_B = np.full(len(known_B), len(self.catalog), dtype=np.int64)  # no item's index
+        targets_B[known_B] = self.catalog.indices([target for target in target_ids_B if target is not None])
         for row, out in enumerate(excluded_B or ()):
             known = set(self.catalog.known(out)) - {int(targets_B[row])}
             gone_K = np.isin(candidates_B_K[row], list(known))
@@ -275,11 +290,13 @@ class FusedRanker:
         place_B = places(candidates_B_K, targets_B)
         hit_B = place_B != NONE
         # The teacher is asked for the targets too: what it says of those that are no candidates plays no part here.
-        asked_B_k = np.concatenate([candidates_B_K, np.where(hit_B, NONE, targets_B)[:, None]], axis=1)
+        beyond_B = np.where(hit_B | ~known_B, NONE, targets_B)
+        asked_B_k = np.concatenate([candidates_B_K, beyond_B[:, None]], axis=1)
         log_p_B_G_k = self.log_probs(contexts_B_G, asked_B_k)
-        log_p_B_K = fuse(log_p_B_G_k[..., :-1], log_scores_B_K, self.alpha)
+        weights = None if weights_B_G is None else np.array(weights_B_G, dtype=np.float64)
+        log_p_B_K = fuse(log_p_B_G_k[..., :-1], log_scores_B_K, self.alpha, weights)
         own_B_G = np.take_along_axis(log_p_B_G_k, place_B[:, None, None], axis=2)[..., 0]  # `NONE` is the last place
-        beyond_B = self._beyond(example_ids_B, candidates_B_K, hit_B)
+        beyond_B = self._beyond(example_ids_B, candidates_B_K, hit_B | ~known_B)
         ranks_B = self._capped(np.where(hit_B, ranks_at(log_p_B_K, place_B), beyond_B))
         order_B_K = np.argsort(-log_p_B_K, axis=1, kind="stable")
         same_B_K = order_B_K == np.argsort(-log_scores_B_K, axis=1, kind="stable")
@@ -295,7 +312,8 @@ class FusedRanker:
             highest_B=ranks_B,
             top_exact_B=np.ones(n, dtype=bool),
             complete_B=np.ones(n, dtype=bool),
-            teacher_log_probs_B=np.logaddexp.reduce(own_B_G, axis=1) - np.log(own_B_G.shape[1]),
+            allows_unknown=True,
+            teacher_log_probs_B=_log_mean(own_B_G, weights),
             evidence_ranks_B=self._capped(np.where(hit_B, ranks_at(log_scores_B_K, place_B), beyond_B)),
             as_evidence_B_2=np.stack([same_B_K[:, :k].all(axis=1) for k in SAME_TOP], axis=1),
         )
@@ -314,6 +332,14 @@ class FusedRanker:
 
     def _capped(self, ranks_B: NDArray[np.int64]) -> NDArray[np.int64]:
         return ranks_B if self.cap is None else np.minimum(ranks_B, self.cap + 1)
+
+
+def _log_mean(log_p_B_G: NDArray[np.floating], weights_B_G: NDArray[np.floating] | None) -> NDArray[np.float64]:
+    """Log of the mean of probabilities over paths, by weights where there are some."""
+    if weights_B_G is None:
+        return np.logaddexp.reduce(log_p_B_G, axis=1) - np.log(log_p_B_G.shape[1])
+    with np.errstate(divide="ignore"):
+        return np.logaddexp.reduce(log_p_B_G + np.log(weights_B_G), axis=1)
 
 
 Engine = LikelihoodRanker | FusedRanker  # what ranks after a reasoning: the teacher, by itself or with evidence

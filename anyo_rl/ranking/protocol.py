@@ -26,7 +26,8 @@ class Ranking:
     """The answer of a ranker for B contexts.
 
     Attributes:
-        ranks_B: int64, shape (B,), 1-based rank of the target; ties count against it.
+        ranks_B: int64, shape (B,), 1-based rank of the target; ties count against it. 0 where no target is known, from
+            a ranker that allows for it.
         top_ids_B_K: for each context the best item ids, best first. Rows may be shorter than K, where fewer items
             have a place of their own (a `match` ranker knows one at most).
         top_scores_B_K: their scores, same lengths, higher is better. Comparable within a row only.
@@ -35,6 +36,7 @@ class Ranking:
         top_exact_B: bool, shape (B,), whether the top items are certain, from a ranker that may stop early.
         complete_B: bool, shape (B,), whether no budget ended the search, from a ranker that may stop early.
         n_nodes_B: int64, shape (B,), tree nodes that were evaluated for each context, where they were counted.
+        allows_unknown: whether there may be rows without a known target.
     """
 
     ranks_B: np.ndarray
@@ -46,6 +48,7 @@ class Ranking:
     top_exact_B: np.ndarray | None = None
     complete_B: np.ndarray | None = None
     n_nodes_B: np.ndarray | None = None
+    allows_unknown: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.ranks_B)
@@ -56,7 +59,7 @@ class Ranking:
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
             raise ValueError(f"a Ranking of {n} ranks needs {n} rows in every field, found {wrong}")
-        if n and int(np.min(self.ranks_B)) < 1:
+        if n and int(np.min(self.ranks_B)) < (0 if self.allows_unknown else 1):
             raise ValueError(f"ranks are 1-based, found {int(np.min(self.ranks_B))}")
 
 
@@ -113,7 +116,7 @@ class Competing:
 
 def competing_items(
     index: Mapping[str, int],
-    target_id: str,
+    target_id: str | None,
     excluded: Collection[str] | None = None,
     candidates: Collection[str] | None = None,
 ) -> Competing:
@@ -125,14 +128,14 @@ def competing_items(
 
     Args:
         index: item id to position in the catalog, 0..N-1.
-        target_id: the item that is ranked.
+        target_id: the item that is ranked; `None` where no item is.
         excluded: item ids to take out.
         candidates: item ids to keep; `None` keeps all.
 
     Raises:
         ValueError: the target is not in the catalog.
     """
-    if target_id not in index:
+    if target_id is not None and target_id not in index:
         raise ValueError(
             f"target {target_id!r} is not one of the {len(index)} items of the catalog: "
             "rebuild the catalog with it, or drop the example"
@@ -140,9 +143,9 @@ def competing_items(
     removed = {index[item] for item in (excluded or ()) if item in index and item != target_id}
     last = len(index) - len(removed)
     if candidates is None:
-        return Competing(tuple(sorted(removed)), None, True, last)
+        return Competing(tuple(sorted(removed)), None, target_id is not None, last)
     kept = {index[item] for item in candidates if item in index} - removed
-    has_target = index[target_id] in kept
+    has_target = target_id is not None and index[target_id] in kept
     return Competing((), tuple(sorted(kept)), has_target, len(kept) if has_target else last)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,26 @@ class Sampler(Protocol):
 
         Returns:
             B lists of n samples.
+        """
+        ...
+
+
+@runtime_checkable
+class LineSampler(Sampler, Protocol):
+    """A sampler that also writes a reasoning line by line."""
+
+    def sample_lines(
+        self, contexts_B: Sequence[Sequence[int]], sampling: Sampling, limits_B: Sequence[int], keys_B: Sequence[str]
+    ) -> list[Sample]:
+        """Samples one completion of each context, which ends at a line break too.
+
+        Args:
+            contexts_B: token ids of the prompts and of what was written before.
+            sampling: how; its `n` and `max_new_tokens` do not count here.
+            limits_B: most new tokens of each, 1 or more.
+            keys_B: what tells the draws apart, one of its own for each; see `Sampler.sample`.
+
+        Returns:
+            B samples. `stop` says that the last token is the marker, the end of the sequence, or holds a line break.
         """
         ...

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteria
 
 from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.policy import DIVERGED
@@ -85,3 +85,21 @@ class OwnDraws(LogitsProcessor):
             chosen = torch.searchsorted(summed, passed[:, None], right=True)
             drawn[rows].scatter_(1, chosen, 0.0)
         return drawn
+
+
+class OwnLimits(StoppingCriteria):
+    """Ends each row at a length of its own.
+
+    Args:
+        limits_B: most new tokens of each row.
+        prompt_width: where the new tokens begin.
+        device: of the rows.
+    """
+
+    def __init__(self, limits_B: Sequence[int], prompt_width: int, device: torch.device) -> None:
+        self.limits_B = torch.tensor(limits_B, device=device)
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        """(B,) whether rows have reached their limit."""
+        return input_ids.shape[1] - self.prompt_width >= self.limits_B  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,14 +11,16 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
 from anyo_rl.catalog.tree import PrefixTree
+from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.constrained.constraint import CatalogConstraint, constrained_log_probs
 from anyo_rl.sampling.protocol import Sample, Sampling
-from anyo_rl.sampling.seeds import OwnDraws, keys_of, request_seed, uniforms
+from anyo_rl.sampling.seeds import OwnDraws, OwnLimits, keys_of, request_seed, uniforms
 from anyo_rl.teacher.policy import causal_lm, inference
 from anyo_rl.teacher.tokens import Tokens
 
@@ -89,26 +92,40 @@ class TransformersSampler:
         keys_B: Sequence[str] | None = None,
     ) -> list[list[Sample]]:
         """See `anyo_rl.sampling.protocol.Sampler`."""
+        n = sampling.n
+        most = sampling.max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0)
         keys = keys_of(contexts_B, keys_B)
-        n, most = sampling.n, sampling.max_new_tokens + (int(self.tree.depth.max()) if self.tree is not None else 0)
-        config = GenerationConfig(
-            do_sample=False,  # the draws are a processor's
-            max_new_tokens=most,
-            eos_token_id=self.stops,
-            pad_token_id=self.tokens.tokenizer.pad_token_id,
-        )
-        repeated = [list(context) for context in contexts_B for _ in range(n)]
+        draws = [
+            _Draw(list(context), key, g, most) for context, key in zip(contexts_B, keys, strict=True) for g in range(n)
+        ]
+        found = self._sample(draws, sampling, self.stops)
+        return [found[b * n : (b + 1) * n] for b in range(len(contexts_B))]
+
+    def sample_lines(
+        self, contexts_B: Sequence[Sequence[int]], sampling: Sampling, limits_B: Sequence[int], keys_B: Sequence[str]
+    ) -> list[Sample]:
+        """See `anyo_rl.sampling.protocol.LineSampler`.
+
+        Raises:
+            UsageError: the sampler writes items, which are no lines of a reasoning.
+        """
+        if self.tree is not None:
+            raise UsageError("a sampler with a tree writes items: take one without to sample reasonings line by line")
+        draws = [
+            _Draw(list(context), key, 0, limit)
+            for context, key, limit in zip(contexts_B, keys_of(contexts_B, keys_B), limits_B, strict=True)
+        ]
+        return self._sample(draws, sampling, [*self.stops, *self.tokens.break_ids])
+
+    def _sample(self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int]) -> list[Sample]:
+        """A completion of each draw, in their order, ended by any of the stops."""
         samples: dict[int, Sample] = {}
+        most = max((draw.limit for draw in draws), default=0)
         with inference(self.model):
-            for batch in self._batches([len(context) for context in repeated], most):
-                contexts = [repeated[i] for i in batch]
-                numbers = None
-                if sampling.temperature > 0:
-                    seeds = [request_seed(sampling.seed, keys[i // n]) for i in batch]
-                    numbers = np.stack([uniforms(s, i % n, most) for s, i in zip(seeds, batch, strict=True)])
-                found = self._generate(contexts, config, sampling, numbers)
+            for batch in self._batches([len(draw.context) for draw in draws], most):
+                found = self._generate([draws[place] for place in batch], sampling, stops)
                 samples.update(zip(batch, found, strict=True))
-        return [[samples[b * n + g] for g in range(n)] for b in range(len(contexts_B))]
+        return [samples[place] for place in range(len(draws))]
 
     def _batches(self, lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         """Places of contexts in batches that fit the cache, shortest first, so that there is little padding."""
@@ -160,34 +177,42 @@ class TransformersSampler:
             chunks.append(chosen - logits.logsumexp(2))
         return torch.cat(chunks)
 
-    def _generate(
-        self,
-        contexts: list[list[int]],
-        config: GenerationConfig,
-        sampling: Sampling,
-        uniforms_B_T: np.ndarray | None,
-    ) -> list[Sample]:
-        model = causal_lm(self.model)
-        ids, mask = left_padded(contexts, self.tokens.tokenizer.pad_token_id, model.device)
+    def _generate(self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int]) -> list[Sample]:
+        model, limits = causal_lm(self.model), [draw.limit for draw in draws]
+        most, pad_id = max(limits), self.tokens.tokenizer.pad_token_id
+        config = GenerationConfig(
+            do_sample=False,  # the draws are a processor's
+            max_new_tokens=most,
+            eos_token_id=list(stops),
+            pad_token_id=pad_id,
+        )
+        ids, mask = left_padded([draw.context for draw in draws], pad_id, model.device)
         constraint = self.constraint(ids.shape[1], sampling.max_new_tokens)
         processors = LogitsProcessorList([constraint] if constraint else [])
-        if uniforms_B_T is not None:
+        if sampling.temperature > 0:
+            numbers = [uniforms(request_seed(sampling.seed, draw.key), draw.index, most) for draw in draws]
             processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_p < 1:
                 processors.append(TopPLogitsWarper(sampling.top_p))
-            processors.append(OwnDraws(uniforms_B_T, ids.shape[1], model.device))
+            processors.append(OwnDraws(np.stack(numbers), ids.shape[1], model.device))
+        criteria = [OwnLimits(limits, ids.shape[1], model.device)] if min(limits) < most else []
         with own_settings_aside(model):
             sequences = model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList(criteria),
             )
         new = sequences[:, ids.shape[1] :]
         log_probs = None
         if self.with_log_probs:
             scale = sampling.temperature if sampling.temperature > 0 else 1.0
             log_probs = self._log_probs(sequences, mask, scale, sampling.max_new_tokens).tolist()
-        samples = []
-        for row, written in enumerate(new.tolist()):
-            end = next((t + 1 for t, token in enumerate(written) if token in self.stops), None)
+        samples, ends = [], set(stops)
+        for row, (draw, padded) in enumerate(zip(draws, new.tolist(), strict=True)):
+            written = padded[: draw.limit]
+            end = next((t + 1 for t, token in enumerate(written) if token in ends), None)
             kept = tuple(written[:end])
             samples.append(
                 Sample(
@@ -197,3 +222,13 @@ class TransformersSampler:
                 )
             )
         return samples
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One completion to be sampled: after what, by which draws (a key and an index), and its most tokens."""
+
+    context: list[int]
+    key: str
+    index: int
+    limit: int

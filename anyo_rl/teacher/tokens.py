@@ -250,6 +250,22 @@ class Tokens:
             steps += self.tokenizer.encode("\n", add_special_tokens=False)
         return [*context_ids, *steps, self.marker_id]
 
+    @cached_property
+    def break_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that hold a line break: where a step that is sampled by itself ends.
+
+        A line break that is written byte by byte, as a part of a character, is none of them.
+        """
+        ids = [token for token in range(len(self.tokenizer)) if token not in (self.marker_id, self.eos_id)]
+        pieces = [self._text([token]) for token in ids]
+        return tuple(token for token, piece in zip(ids, pieces, strict=True) if len(f"|{piece}|".splitlines()) > 1)
+
+    def opening_ids(self, context_ids: Sequence[int]) -> list[int]:
+        """What a reasoning begins with before its first step: the tag of a chat model that thinks, else nothing."""
+        if not self.thinks or self._tail(context_ids)[0] is not None:
+            return []
+        return [self.open_id or 0, *self.tokenizer.encode("\n", add_special_tokens=False)]
+
     def without_break(self, ids: Sequence[int]) -> list[int]:
         """Token ids of steps without the white space behind the last one, as far as it has tokens of its own.
 

@@ -162,3 +162,34 @@ def test_a_batch_fits_the_cache(small_teacher, small_tokens, contexts, cache_tok
     assert all(rows == 1 or rows * (width + most) <= cache_tokens for rows, width in shapes)
     widest = max(map(len, contexts)) + most
     assert len(shapes) <= sum(1 + n * (len(c) + most) // max(cache_tokens - widest, len(c) + most) for c in contexts)
+
+
+def test_lines_end_at_line_breaks_and_keep_their_limits(small_teacher, small_tokens, contexts):
+    """A line ends at the first line break, marker, end of sequence, or at its own limit."""
+    (line_break,) = small_tokens.tokenizer.encode("\n", add_special_tokens=False)
+    assert line_break in small_tokens.break_ids
+    assert not {small_tokens.marker_id, small_tokens.eos_id} & set(small_tokens.break_ids)
+    bias = torch.zeros(small_teacher.config.vocab_size)
+    bias[line_break] = 6.0
+    head = torch.nn.Linear(small_teacher.config.hidden_size, small_teacher.config.vocab_size)
+    head.weight, head.bias = small_teacher.lm_head.weight, torch.nn.Parameter(bias)
+    small_teacher.lm_head = head
+    sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
+    hot = Sampling(temperature=4.0, seed=3)
+    lines = sampler.sample_lines(contexts * 8, hot, [9, 1, 4] * 8, [str(i) for i in range(24)])
+    ends = {*small_tokens.break_ids, small_tokens.marker_id, small_tokens.eos_id}
+    for sample, limit in zip(lines, [9, 1, 4] * 8, strict=True):
+        assert len(sample.token_ids) == len(sample.log_probs) <= limit
+        assert not ends & set(sample.token_ids[:-1])
+        assert (sample.finish_reason == "stop") == (sample.token_ids[-1] in ends)
+        assert sample.finish_reason == "stop" or len(sample.token_ids) == limit
+    assert {sample.token_ids[-1] in small_tokens.break_ids for sample in lines} == {True, False}
+    # Alone or in another order, a draw is the same: it belongs to its key.
+    alone = [sampler.sample_lines([contexts[i % 3]], hot, [[9, 1, 4][i % 3]], [str(i)])[0] for i in (5, 17, 0)]
+    assert [one.token_ids for one in alone] == [lines[i].token_ids for i in (5, 17, 0)]
+
+
+def test_lines_of_a_sampler_that_writes_items_are_refused(small_teacher, small_tokens, small_catalog, contexts):
+    sampler = TransformersSampler(small_teacher, small_tokens, tree=small_catalog.tree)
+    with pytest.raises(ValueError, match="line by line"):
+        sampler.sample_lines(contexts, Sampling(), [3, 3, 3], ["a", "b", "c"])

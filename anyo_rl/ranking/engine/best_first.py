@@ -6,7 +6,8 @@ Then nodes of mass p or more are expanded, best first and many at a time: each o
 target, and no other does, so at most depth / p nodes are ever read for a rank. Top items are found in the same search:
 nodes are expanded as long as their mass reaches the k-th best item found.
 
-Users may have several contexts, whose item distributions are averaged: the search is then over the mean mass.
+Users may have several contexts, whose item distributions are averaged, by weights where they have some: the search is
+then over the mean mass.
 
 Float noise: two log-probabilities closer than the *tie band* may stand in either order. The bracket counts what beats
 the target by at least the band (lowest rank), and what comes within the band of it or may be hidden in nodes that were
@@ -35,10 +36,12 @@ class Goal:
     Attributes:
         target: item index of the target, `None` to look for top items only.
         competing: the items that compete; `None` for all of them.
+        weights: of the user's contexts, 0 or more and summing to 1; `None` for equal ones.
     """
 
     target: int | None
     competing: Competing | None = None
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,12 @@ class Search:
         # The frontier: branchings that were reached and not expanded.
         self.user, self.node, self.above = np.zeros(0, int), np.zeros(0, int), np.zeros(0, int)  # above: depth read
         self.log_p, self.mean = np.zeros((0, reader.n_paths)), np.zeros(0)
+        # A weighted mean is the plain one of masses that are as many times as large: G times their weight.
+        self.scale_U_G = np.zeros((n, reader.n_paths))
+        for user, goal in enumerate(goals):
+            if goal.weights is not None:
+                with np.errstate(divide="ignore"):
+                    self.scale_U_G[user] = np.log(np.array(goal.weights) * reader.n_paths)
 
     def run(self) -> list[Found]:
         """Searches until every user is done."""
@@ -225,7 +234,7 @@ class Search:
         taken_J[on_path] = step[edge]
         total_J = np.cumsum(taken_J, axis=0)
         first_U = np.searchsorted(user, np.arange(n))
-        before_J = total_J - taken_J - (total_J - taken_J)[first_U][user]
+        before_J = total_J - taken_J - (total_J - taken_J)[first_U][user] + self.scale_U_G[user]
         last_U = np.append(first_U[1:], len(user)) - 1
         log_p_U_G = (before_J + taken_J)[last_U]
         self.log_p_U[has_target] = self._mean(log_p_U_G)[has_target]

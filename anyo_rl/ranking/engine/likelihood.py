@@ -8,6 +8,7 @@ nodes), not on the size of the catalog.
 import copy
 from collections.abc import Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
+from typing import Self
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class LikelihoodRanker:
     def rank(
         self,
         contexts_B: Sequence[Sequence[int]],
-        target_ids_B: Sequence[str],
+        target_ids_B: Sequence[str | None],
         *,
         top_k: int = 10,
         excluded_B: Sequence[Collection[str]] | None = None,
@@ -113,29 +114,33 @@ class LikelihoodRanker:
     def rank_mixture(
         self,
         contexts_B_G: Sequence[Sequence[Sequence[int]]],
-        target_ids_B: Sequence[str],
+        target_ids_B: Sequence[str | None],
         *,
         top_k: int = 10,
         excluded_B: Sequence[Collection[str]] | None = None,
         candidates_B: Sequence[Collection[str]] | None = None,
         example_ids_B: Sequence[str] | None = None,
+        weights_B_G: Sequence[Sequence[float]] | None = None,
     ) -> Ranking:
         """Ranks the target under the mean of the item distributions after G contexts each, by one joint search.
 
         Other arguments as in `rank`; `n_nodes_B` counts the nodes of one of the G contexts. Whose contexts they are
-        (`example_ids_B`) makes no difference here, but to `anyo_rl.evidence.fusion.FusedRanker`.
+        (`example_ids_B`) makes no difference here, but to `anyo_rl.evidence.fusion.FusedRanker`. A target may be
+        `None`, where it is not known: its row has top items and rank 0.
 
         Raises:
-            ValueError: as `rank`; or not all rows have the same number of contexts, 1 to `nodes_per_forward`.
+            ValueError: as `rank`; or not all rows have the same number of contexts, 1 to `nodes_per_forward`; or
+                weights are not one for each, 0 or more and summing to 1.
         """
         check_lengths(len(contexts_B_G), target_ids_B=target_ids_B, excluded_B=excluded_B, candidates_B=candidates_B)
+        weights_B = checked_weights(contexts_B_G, weights_B_G)
         goals, fallback = [], []
         for b, target in enumerate(target_ids_B):
             excluded = excluded_B[b] if excluded_B is not None else None
             candidates = candidates_B[b] if candidates_B is not None else None
             competing = competing_items(self.catalog.index, target, excluded, candidates)
-            goals.append(Goal(self.catalog.index[target], competing))
-            fallback.append(competing.last_rank)
+            goals.append(Goal(None if target is None else self.catalog.index[target], competing, weights_B[b]))
+            fallback.append(0 if target is None else competing.last_rank)
         found = self.search(contexts_B_G, goals, top_k)
         items = self.catalog.item_ids
 
@@ -150,12 +155,13 @@ class LikelihoodRanker:
             ranks_B=ranks,
             top_ids_B_K=[[items[item] for item, _ in f.top] for f in found],
             top_scores_B_K=[[log_p for _, log_p in f.top] for f in found],
-            log_probs_B=np.array([f.log_prob for f in found], dtype=np.float64),
+            log_probs_B=np.array([np.nan if f.log_prob is None else f.log_prob for f in found], dtype=np.float64),
             lowest_B=column("lowest"),
             highest_B=column("highest"),
             top_exact_B=np.array([f.top_exact for f in found], dtype=bool),
             complete_B=np.array([f.complete for f in found], dtype=bool),
             n_nodes_B=np.array([f.n_nodes for f in found], dtype=np.int64),
+            allows_unknown=True,
         )
 
     def search(
@@ -214,11 +220,15 @@ class LikelihoodRanker:
         """
         check_lengths(len(contexts_B_G), items_B=items_B)
         goals = [Goal(None, Competing((), tuple(sorted(set(items))), False, 0)) for items in items_B]
-        exact = copy.copy(self)
-        exact.node_budget = None
-        found = exact.search(contexts_B_G, goals, top_k=max(map(len, items_B), default=0))
+        found = self.within(None).search(contexts_B_G, goals, top_k=max(map(len, items_B), default=0))
         log_p_B = [dict(one.top) for one in found]
         return [np.array([log_p[item] for item in items]) for log_p, items in zip(log_p_B, items_B, strict=True)]
+
+    def within(self, node_budget: int | None) -> Self:
+        """The same ranker with another node budget."""
+        other = copy.copy(self)
+        other.node_budget = node_budget
+        return other
 
     # What another kind of policy does in its own way: see `anyo_rl.ranking.engine.vllm`.
 
@@ -236,7 +246,7 @@ class LikelihoodRanker:
         return NodeReader(self.model, tree, contexts_U_G, self.nodes_per_forward, self.tokens_per_forward)
 
     def _key(self, contexts_G: Sequence[Sequence[int]], goal: Goal) -> Hashable:
-        return tuple(map(tuple, contexts_G)), goal.target, goal.competing
+        return tuple(map(tuple, contexts_G)), goal
 
     def _only_item(self, goal: Goal, top_k: int) -> Found:
         """A catalog of one item has no choice and asks the model nothing."""
@@ -250,3 +260,23 @@ def _tie_band(policy: PreTrainedModel) -> float:
     """By the precision that the model computes in here and now."""
     half = torch.is_autocast_enabled(policy.device.type) or policy.dtype not in FULL_PRECISION
     return HALF_TIE_BAND if half else FULL_TIE_BAND
+
+
+def checked_weights(
+    contexts_B_G: Sequence[Sequence[object]], weights_B_G: Sequence[Sequence[float]] | None
+) -> list[tuple[float, ...] | None]:
+    """Weights of each row's contexts; `None` where all are equal.
+
+    Raises:
+        ValueError: they are not one for each context, 0 or more and summing to 1.
+    """
+    if weights_B_G is None:
+        return [None] * len(contexts_B_G)
+    check_lengths(len(contexts_B_G), weights_B_G=weights_B_G)
+    for contexts, weights in zip(contexts_B_G, weights_B_G, strict=True):
+        if len(weights) != len(contexts) or min(weights, default=0) < 0 or not abs(sum(weights) - 1) < 1e-6:
+            raise ValueError(
+                f"{len(contexts)} contexts with weights {list(weights)}: expected one for each, 0 or more, "
+                f"summing to 1"
+            )
+    return [tuple(map(float, weights)) for weights in weights_B_G]

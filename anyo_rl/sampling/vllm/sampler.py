@@ -145,14 +145,34 @@ class VllmSampler:
             use_tqdm=False,
         )
         copies = sampling.n if sampling.temperature == 0 else 1
-        return [[self._sample(found) for found in output.outputs] * copies for output in outputs]
+        return [[self._sample(found, self.stops) for found in output.outputs] * copies for output in outputs]
 
-    def params(self, sampling: Sampling, key: str) -> Any:
-        """The `vllm.SamplingParams` of one context's request."""
+    def sample_lines(
+        self, contexts_B: Sequence[Sequence[int]], sampling: Sampling, limits_B: Sequence[int], keys_B: Sequence[str]
+    ) -> list[Sample]:
+        """See `anyo_rl.sampling.protocol.LineSampler`; the prefix cache has what was written before.
+
+        Raises:
+            ValueError: as `sample`.
+        """
+        stops = [*self.stops, *self.tokens.break_ids]
+        asked = [replace(sampling, n=1, max_new_tokens=limit) for limit in limits_B]
+        for context, one in zip(contexts_B, asked, strict=True):
+            self._check([context], one)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(context)} for context in contexts_B],
+            [self.params(one, key, stops) for one, key in zip(asked, keys_of(contexts_B, keys_B), strict=True)],
+            lora_request=self.lora_request,
+            use_tqdm=False,
+        )
+        return [self._sample(output.outputs[0], stops) for output in outputs]
+
+    def params(self, sampling: Sampling, key: str, stops: Sequence[int] | None = None) -> Any:
+        """The `vllm.SamplingParams` of one context's request; `stops` in place of marker and end of sequence."""
         from vllm import SamplingParams
 
         of_request = replace(sampling, seed=request_seed(sampling.seed, key))
-        settings = request_settings(self.stops, self.with_log_probs, of_request)
+        settings = request_settings(stops or self.stops, self.with_log_probs, of_request)
         return SamplingParams(**settings, flat_logprobs=self.with_log_probs)
 
     def _check(self, contexts: Sequence[Sequence[int]], sampling: Sampling) -> None:
@@ -175,14 +195,14 @@ class VllmSampler:
             raise UsageError("a context is empty; it must hold at least one token")
         check_log_probs(config.logprobs_mode, self.with_log_probs, temperature, top_p)
 
-    def _sample(self, found: Any) -> Sample:
+    def _sample(self, found: Any, stops: Sequence[int]) -> Sample:
         token_ids = tuple(found.token_ids)
-        stopped = token_ids[-1] in self.stops
+        stopped = token_ids[-1] in stops
         # An aborted request must not pass for a completion, nor one that lost its marker.
         if found.finish_reason != ("stop" if stopped else "length"):
             raise RuntimeError(
                 f"vLLM ended a completion of {len(token_ids)} tokens by {found.finish_reason!r}, its last token is "
-                f"{token_ids[-1]}: expected 'stop' with one of {self.stops} as the last, or 'length'"
+                f"{token_ids[-1]}: expected 'stop' with one of {list(stops)[:5]} as the last, or 'length'"
             )
         log_probs = None
         if self.with_log_probs:
