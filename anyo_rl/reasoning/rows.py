@@ -140,6 +140,12 @@ def make_rows(task: Task, examples: pl.DataFrame, catalog: Catalog, tokens: Toke
     return [_make_row(task, row, catalog, tokens) for row in examples.select(names).iter_rows(named=True)]
 
 
+def row_of(task: Task, example: Example, catalog: Catalog, tokens: Tokens) -> Row:
+    """An example that need not be one of the task's, with its prompt; it says itself what rankings leave out."""
+    columns = {field.name: getattr(example, field.name) for field in fields(Example)}
+    return Row(prompt=make_prompt(task, example.history, catalog, tokens), **columns)
+
+
 def _make_row(
     task: Task, example: Mapping[str, Any], catalog: Catalog, tokens: Tokens, with_hint: bool = False
 ) -> Row:
