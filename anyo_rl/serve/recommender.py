@@ -170,6 +170,16 @@ class Recommender:
         """How it is asked where nothing is said: a teacher that reasons after one greedy reasoning."""
         return stage_of(self.place.name).modes[0] if self.searches else "plain"
 
+    @property
+    def reasons(self) -> bool:
+        """Whether it reasons before it answers."""
+        return self.searches and stage_of(self.place.name).reasons
+
+    @property
+    def n_paths(self) -> int | None:
+        """Reasonings of a search where nothing is said; `None` where nothing is searched."""
+        return self.answerer.job.teacher_args.n_paths if isinstance(self.answerer, OfTeacher) else None
+
     def recommend(
         self,
         history: Sequence[str] | Sequence[Sequence[str]],
@@ -226,9 +236,7 @@ class Recommender:
         Raises:
             UsageError: a request or a setting cannot be answered; says why.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise UsageError(f"k is {k!r}: expected a whole number, 1 or more")
-        how = self.how(min(k, len(self.titles)), search, n)
+        how = self.how(k, search, n)
         examples = {(request, request.key): self._example(request) for request in requests}
         found: dict[tuple[Request, str], Found] = {}
         while left := [asked for asked in examples if asked not in found]:
@@ -237,6 +245,15 @@ class Recommender:
             found |= dict(zip(once, answers, strict=True))
         return [self._recommended(found[request, request.key]) for request in requests]
 
+    def check(self, request: Request, k: int, search: SearchMode | None, n: int | None) -> None:
+        """Refuses what cannot be answered, without answering.
+
+        Raises:
+            UsageError: see `answer`.
+        """
+        self.how(k, search, n)
+        self._example(request)
+
     def how(self, k: int, search: SearchMode | None, n: int | None) -> How:
         """The search; of what does not search, the number of items alone.
 
@@ -244,6 +261,9 @@ class Recommender:
             UsageError: see `answer`.
         """
         told, asked = self.place.name, search or self.search
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise UsageError(f"k is {k!r}: expected a whole number, 1 or more")
+        k = min(k, len(self.titles))
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_PATHS):
             raise UsageError(f"n is {n!r}: expected a whole number from 1 to {MOST_PATHS}")
         if not isinstance(self.answerer, OfTeacher):
@@ -253,7 +273,7 @@ class Recommender:
         job = self.answerer.job
         sampling = Sampling(n or job.teacher_args.n_paths, max_new_tokens=job.max_reasoning_tokens, seed=job.seed)
         how = How(asked, sampling, k, keep_paths=False, settings=self.answerer.settings, keep_found=True)
-        if asked != "plain" and not stage_of(told).reasons:
+        if asked != "plain" and not self.reasons:
             raise UsageError(f"search is {asked!r}, and {told} learned to answer at once: leave search out")
         return how
 
