@@ -316,6 +316,10 @@ def _look(app: FastAPI, service: Service) -> None:
         shown = Environment(autoescape=True).from_string(reference).render(api=app.openapi(), dump=_indented)
         return HTMLResponse(shown, headers={"Content-Security-Policy": policy(shown)})
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(status_code=204)  # browsers ask for one
+
     @app.get("/about")
     async def about() -> About:
         """What is served."""

@@ -1,6 +1,7 @@
 """A run folder with a teacher that nobody trained, and a student of the same items: small, and made once."""
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ from anyo_rl.stages.job import Job
 from anyo_rl.students.files import save_student
 from anyo_rl.students.sasrec import SASRec
 from anyo_rl.teacher.save import save_teacher
+
+if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
+    collect_ignore = ["test_service.py", "test_page.py"]  # they need the extra `serve`
 
 DATA = DataArguments(toy_users=40, toy_categories=3, rationale_share=0.5, max_test=8)
 TEACHER_ARGS = TeacherArguments(tiny_hidden_size=32, tiny_layers=2, max_reasoning_tokens=8, n_paths=3)

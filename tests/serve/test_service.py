@@ -1,7 +1,6 @@
 """The service by real HTTP on the loopback: bad questions are told what was wrong, and no answer is lost."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -10,74 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import httpx2 as httpx
 import pytest
 
 from anyo_rl.run.settings import UsageError
-from anyo_rl.serve.recommender import Recommended, RecommendedItem
-
-uvicorn = pytest.importorskip("uvicorn", reason="needs the `serve` extra")
-pytest.importorskip("fastapi", reason="needs the `serve` extra")
-pytest.importorskip("prometheus_client", reason="needs the `serve` extra")
-
-from anyo_rl.serve.app import N_EXAMPLES, Limits, make_app  # noqa: E402
-from anyo_rl.serve.guard import MOST_BODY_BYTES  # noqa: E402
-from anyo_rl.serve.recommender import Request  # noqa: E402
-from anyo_rl.serve.worker import ClosedError, FullError, Question, Worker  # noqa: E402
-
-TITLES = '<img src=x onerror="alert(1)"></script>'
-
-
-@contextlib.contextmanager
-def served(models, limits=Limits()) -> Iterator[str]:
-    """The service on a free port of this machine."""
-    config = uvicorn.Config(make_app(models, limits), host="127.0.0.1", port=0, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-class Slow:
-    """A recommender that answers when it is let."""
-
-    titles: ClassVar = {"i0": "mug", "i1": TITLES, "i2": "lamp"}
-    searches = reasons = False
-    search, n_paths = "plain", None
-
-    def __init__(self, real):
-        self.place, self.task = real.place, real.task
-        self.names = dataclasses.replace(real.names, titles=self.titles)
-        self.go, self.asked, self.begun = threading.Event(), [], threading.Semaphore(0)
-
-    def examples(self, limit):
-        return [Request(("i1", "i0"), target="i1", name="u:2")]
-
-    def check(self, request, k, search, n):
-        """All can be answered."""
-
-    def answer(self, requests, k=10, search=None, n=None, watch=None):
-        self.asked.append([request.history for request in requests])
-        self.begun.release()
-        assert self.go.wait(20)
-        if any(request.history == ("i2",) for request in requests):
-            raise UsageError("no lamps")
-        items = tuple(RecommendedItem(1, item, self.titles[item], -1.0) for item in ("i1",))
-        return [Recommended(items, target_rank=2 if request.target else None) for request in requests]
+from anyo_rl.serve.app import N_EXAMPLES, Limits, make_app
+from anyo_rl.serve.guard import MOST_BODY_BYTES
+from anyo_rl.serve.recommender import Request
+from anyo_rl.serve.worker import ClosedError, FullError, Question, Worker
+from tests.serve.services import TITLES, Slow, served
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +244,7 @@ class TestQueue:
         slow.go.set()
 
     def test_models_of_other_items(self, slow, student):
-        with pytest.raises(UsageError, match="recommends other items than the first"):
+        with pytest.raises(UsageError, match="other recommends other items than student"):
             make_app({"student": student, "other": slow})
 
 
@@ -340,9 +284,9 @@ class TestCommand:
         asked = {"example": some.name, "search": "mixture", "n": 64, "k": 100}
         with command(run_folder, port, tmp_path / "log") as running, ThreadPoolExecutor(1) as pool:
             cut = pool.submit(post, running.url, **asked)
-            while get(running.url, "/metrics").text.count("anyo_rl") and not cut.done():
-                os.kill(running.process.pid, signal.SIGKILL)
-                break
+            time.sleep(0.1)
+            assert not cut.done()
+            os.kill(running.process.pid, signal.SIGKILL)
             with pytest.raises(httpx.HTTPError):
                 cut.result()
         with command(run_folder, port, tmp_path / "log") as running:
