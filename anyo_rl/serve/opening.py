@@ -1,6 +1,7 @@
 """What a folder holds that can be asked, opened with the data it was made from."""
 
 import dataclasses
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import Recorded
 from anyo_rl.stages.job import TEACHER, Job
 from anyo_rl.students.files import load_student
+
+logger = logging.getLogger(__name__)
 
 STUDENT_FILE, EXPORTED = "student.json", "served.json"
 EXPECTED = (
@@ -145,4 +148,6 @@ def open_answerer(place: Place, recorded: Recorded, task: Task, settings: Settin
         *(place.run_dir, task, model_args, recorded.arguments(TeacherArguments), recorded.defaults["seed"]),
         chat_template_kwargs=recorded.chat_template_kwargs,
     )
+    if job.teacher_args.evidence:
+        logger.warning("%s was trained beside evidence; the teacher answers alone here", place.folder)
     return OfTeacher(job, held.enter_context(job.opened(place.folder)), settings)
