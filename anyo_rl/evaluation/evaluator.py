@@ -33,6 +33,7 @@ Score = Callable[[Sequence[Sequence[int]], pl.DataFrame], np.ndarray]
 TOP_K = max(CUTOFFS)
 ANSWERS = "answers"  # the folder
 AS_EVIDENCE = tuple(f"same_top{k}" for k in SAME_TOP)  # columns of answers with evidence: whether they are its own
+COSTS = ("n_tokens", "n_nodes", "seconds")  # columns of searches: what a recommendation cost
 MADE_WITH = "made_with"  # the key of a file's metadata
 
 # What baselines depend on; how histories are shown to a teacher is not among it.
@@ -119,6 +120,10 @@ class Evaluation:
         if answers.as_evidence_U_2 is not None:
             same = zip(AS_EVIDENCE, answers.as_evidence_U_2.T, strict=True)
             frame = frame.with_columns(pl.Series(name, column) for name, column in same)
+        if answers.found_U is not None:
+            frame = frame.with_columns(
+                pl.Series(name, [getattr(one, name) for one in answers.found_U], dtype=pl.Float64) for name in COSTS
+            )
         write_table(frame, file, _metadata(record))
 
     def _record(self) -> Made:

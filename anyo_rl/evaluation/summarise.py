@@ -16,6 +16,7 @@ import polars as pl
 from anyo_rl.data.sequences import train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, Evaluation, Frames, read_made_with
+from anyo_rl.evaluation.searches import costs_of, equal_tokens, is_search
 from anyo_rl.evaluation.stages import (
     BASELINES,
     CONTROLS,
@@ -85,9 +86,10 @@ def summarise(
         n_paths=n_paths,
         not_converged={DIRECT.name: why} if why and DIRECT.name in frames else {},
         stages=stage_values(frames, len(evaluation.item_ids), seed),
-        differences=differences(frames, seed, added),
+        differences=differences(without_searches(frames), seed, added),
         added=tuple(f"{a}-{b}" for a, b in added),
-        slices=_slices(evaluation, frames),
+        slices=_slices(evaluation, without_searches(frames)),
+        equal_tokens=equal_tokens(frames, seed),
         stated_intent=stated,
         true_intent=true,
     )
@@ -132,18 +134,25 @@ def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
                 f"seeds differ in {name!r}: found {', '.join(sorted(told))}, expected one value; "
                 "run the seeds that differ again, into a new --output_dir"
             )
-    frames = seed_frames(folders)
+    frames, added = seed_frames(folders), [pair for pair in map(first.compared, first.added) if pair]
     return replace(
         first,
         seed=None,
         seeds=tuple(parts),
         not_converged={stage: why for part in parts.values() for stage, why in part.not_converged.items()},
         stages=stage_values(frames, first.n_items or 1, seed=0),
-        differences=differences(frames, seed=0, added=[pair for pair in map(first.compared, first.added) if pair]),
+        differences=differences(without_searches(frames), seed=0, added=added),
         slices={},
+        equal_tokens={},
         stated_intent=None,
         true_intent=_mean_shares(list(parts.values())),
     )
+
+
+def without_searches(frames: Frames) -> Frames:
+    """The answers of stages in their own modes."""
+    kept = {stage: {mode: one for mode, one in modes.items() if not is_search(one)} for stage, modes in frames.items()}
+    return {stage: modes for stage, modes in kept.items() if modes}
 
 
 def _mean_shares(parts: Sequence[Summary]) -> Metrics | None:
@@ -249,9 +258,9 @@ def _difference(a: pl.DataFrame, b: pl.DataFrame, seed: int) -> Metrics:
 
 
 def _each(frame: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Metrics of each row; of answers with evidence also whether they are the evidence's own."""
+    """Metrics of each row; with evidence also whether they are the evidence's own, and of searches what they cost."""
     same = {name: frame[name].cast(pl.Float64).to_numpy() for name in AS_EVIDENCE if name in frame.columns}
-    return {**per_user_metrics(frame["rank"]), **same}
+    return {**per_user_metrics(frame["rank"]), **same, **costs_of(frame)}
 
 
 def _with_seeds(value: Interval, by_seed: list[float]) -> Interval:

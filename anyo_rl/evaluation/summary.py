@@ -49,6 +49,25 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class EqualTokens:
+    """What a search gains over a plain mixture that writes as many tokens or more: a paired difference by metric."""
+
+    against: str
+    metrics: Metrics
+
+    def as_json(self) -> dict[str, object]:
+        """The mixture's mode with the differences."""
+        return {"against": self.against, **_json(self.metrics)}
+
+    @classmethod
+    def from_json(cls, raw: object) -> Self | None:
+        """What `as_json` wrote; `None` where it does not say what it is set against."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("against"), str):
+            return None
+        return cls(str(raw["against"]), _read(raw, lambda value: Interval.from_json(value), leave_out="against"))
+
+
+@dataclass(frozen=True)
 class Summary:
     """The numbers of a run, or of several seeds of it, and how they were measured.
 
@@ -68,6 +87,7 @@ class Summary:
         differences: `a-b` → mode → metric → paired difference.
         added: names of differences that say what a stage added to the one that it builds on, in the order of a run.
         slices: stage → mode → slice.
+        equal_tokens: stage → search → what it gains over a plain mixture of as many tokens.
         stated_intent: stage → share of greedy reasonings that state an intent (toy world).
         true_intent: stage → share of these that state the true one.
     """
@@ -87,6 +107,7 @@ class Summary:
     differences: dict[str, Modes] = field(default_factory=dict)
     added: tuple[str, ...] = ()
     slices: dict[str, dict[str, dict[str, Slice]]] = field(default_factory=dict)
+    equal_tokens: dict[str, dict[str, EqualTokens]] = field(default_factory=dict)
     stated_intent: Metrics | None = None
     true_intent: Metrics | None = None
 
@@ -98,8 +119,8 @@ class Summary:
         return modes.get(mode, {}).get(metric)
 
     def best_mode(self, stage: str) -> str | None:
-        """The mode that stands for a stage: mixture, else greedy, else the first there is."""
-        modes = self.stages.get(stage, {})
+        """The mode that stands for a stage: mixture, else greedy, else the first there is; never a search's row."""
+        modes = {mode: one for mode, one in self.stages.get(stage, {}).items() if "n_tokens" not in one}
         return next((mode for mode in (*MODE_ORDER, *modes) if mode in modes), None)
 
     def compared(self, difference: str) -> tuple[str, str] | None:
@@ -137,7 +158,7 @@ class Summary:
         """Ready for JSON, in the order of the fields; what is not known is left out."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         optional = {name for name, value in found.items() if value is None or value == ()}
-        optional |= {"not_converged"} if not self.not_converged else set()
+        optional |= {name for name in ("not_converged", "equal_tokens") if not found[name]}
         return {name: _json(value) for name, value in found.items() if name not in optional}
 
     @classmethod
@@ -176,6 +197,7 @@ class Summary:
             differences=_read(raw.get("differences"), _modes),
             added=tuple(name for name in added if isinstance(name, str)) if isinstance(added, list) else (),
             slices=_read(raw.get("slices"), lambda modes: _read(modes, lambda cut: _read(cut, Slice.from_json))),
+            equal_tokens=_read(raw.get("equal_tokens"), lambda one: _read(one, EqualTokens.from_json)),
             stated_intent=shares("stated_intent"),
             true_intent=shares("true_intent"),
         )
@@ -209,6 +231,6 @@ def _read(raw: object, read: Callable[[object], T | None], leave_out: str = "") 
 def _json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _json(each) for name, each in value.items()}
-    return (
-        value.as_json() if isinstance(value, Interval | Slice) else list(value) if isinstance(value, tuple) else value
-    )
+    if isinstance(value, Interval | Slice | EqualTokens):
+        return value.as_json()
+    return list(value) if isinstance(value, tuple) else value

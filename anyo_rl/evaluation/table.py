@@ -7,6 +7,7 @@ without these cannot be compared with another.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from anyo_rl.evaluation import searches
 from anyo_rl.evaluation.stages import DRAW_NOTHING, of_written, table_order
 from anyo_rl.evaluation.summary import MAIN_METRIC, Metrics, Summary
 from anyo_rl.metrics.intervals import Interval
@@ -16,6 +17,7 @@ SAME_COLUMNS = (("same_top1", "Top 1 as evidence"), ("same_top10", "Top 10 as ev
 DIFFERENCE_COLUMNS = ("ndcg@10", "hr@10", "mrr")
 NONE = "–"
 ADDED, DIFFERENCES = "What each stage added", "Paired differences"
+SEARCHES = "Searches, by what a recommendation costs"
 
 Cells = list[list[str]]
 
@@ -36,6 +38,8 @@ def rows(summary: Summary) -> list[Row]:
     for stage in table_order(list(summary.stages)):
         # A reader goes from the simple answer to the costly one, so greedy stands above mixture.
         for mode, metrics in sorted(summary.stages[stage].items()):
+            if searches.TOKENS in metrics:
+                continue  # it stands in the table of searches
             main = metrics.get(MAIN_METRIC)
             share = main.mean / summary.oracle if main is not None and summary.oracle else None
             table.append(Row(stage, mode, metrics, share))
@@ -149,10 +153,11 @@ def markdown_table(summary: Summary) -> str:
     ]
     header, body = result_cells(summary)
     lines += ["", *(markdown_cells(header, body) if body else ["No stage was evaluated."])]
-    for title, (header, body) in ((ADDED, added_cells(summary)), (DIFFERENCES, difference_cells(summary))):
+    tables = ((SEARCHES, searches.search_cells(summary)), (ADDED, added_cells(summary)))
+    for title, (header, body) in (*tables, (DIFFERENCES, difference_cells(summary))):
         if body:
             lines += ["", f"{title}:", "", *markdown_cells(header, body)]
-    for note in convergence_notes(summary):
+    for note in (*convergence_notes(summary), *searches.ahead(summary)):
         lines += ["", _escape(note)]
     return "\n".join(lines).lstrip("\n") + "\n"
 
@@ -174,16 +179,17 @@ def console_table(summary: Summary, width: int | None = None) -> str:
     with console.capture() as capture:
         console.print(Text(", ".join(f"{name}: {value}" for name, value in facts(summary))))
         console.print(Text(interval_note(summary)))
-        for header, body in (result_cells(summary), added_cells(summary), difference_cells(summary)):
+        cells = (searches.search_cells(summary), added_cells(summary), difference_cells(summary))
+        for header, body in (result_cells(summary), *cells):
             if not body:
                 continue
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             for column, label in enumerate(header):
                 table.add_column(label, justify="left" if column < 2 else "right")
-            for cells in body:
-                table.add_row(*(Text(cell) for cell in cells))  # Text: a name with [brackets] is not mark-up
+            for row in body:
+                table.add_row(*(Text(cell) for cell in row))  # Text: a name with [brackets] is not mark-up
             console.print(table)
-        for note in convergence_notes(summary):
+        for note in (*convergence_notes(summary), *searches.ahead(summary)):
             console.print(Text(note))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
@@ -21,7 +22,7 @@ from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.constrained.constraint import CatalogConstraint, constrained_log_probs
 from anyo_rl.sampling.protocol import Sample, Sampling
 from anyo_rl.sampling.seeds import OwnDraws, OwnLimits, keys_of, request_seed, uniforms
-from anyo_rl.teacher.policy import causal_lm, inference
+from anyo_rl.teacher.policy import attends_over_trees, causal_lm, inference
 from anyo_rl.teacher.tokens import Tokens
 
 CACHE_TOKENS = 32_768  # 4.8 GB for a teacher of 8B in bfloat16
@@ -115,15 +116,17 @@ class TransformersSampler:
             _Draw(list(context), key, 0, limit)
             for context, key, limit in zip(contexts_B, keys_of(contexts_B, keys_B), limits_B, strict=True)
         ]
-        return self._sample(draws, sampling, [*self.stops, *self.tokens.break_ids])
+        return self._sample(draws, sampling, [*self.stops, *self.tokens.break_ids], share=True)
 
-    def _sample(self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int]) -> list[Sample]:
-        """A completion of each draw, in their order, ended by any of the stops."""
+    def _sample(
+        self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int], share: bool = False
+    ) -> list[Sample]:
+        """A completion of each draw, in order, ended by any of the stops; `share`: equal contexts are read once."""
         samples: dict[int, Sample] = {}
         most = max((draw.limit for draw in draws), default=0)
         with inference(self.model):
             for batch in self._batches([len(draw.context) for draw in draws], most):
-                found = self._generate([draws[place] for place in batch], sampling, stops)
+                found = self._generate([draws[place] for place in batch], sampling, stops, share)
                 samples.update(zip(batch, found, strict=True))
         return [samples[place] for place in range(len(draws))]
 
@@ -177,7 +180,25 @@ class TransformersSampler:
             chunks.append(chosen - logits.logsumexp(2))
         return torch.cat(chunks)
 
-    def _generate(self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int]) -> list[Sample]:
+    def _read(self, contexts_B: Sequence[Sequence[int]], rows: Sequence[int]) -> DynamicCache:
+        """The key-value cache of all but the last token of contexts, a row for each that is asked for."""
+        model, cache = causal_lm(self.model), DynamicCache()
+        ids, mask = left_padded(contexts_B, self.tokens.tokenizer.pad_token_id, model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache.batch_select_indices(torch.tensor(rows, device=model.device))
+        return cache
+
+    def _generate(
+        self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int], share: bool = False
+    ) -> list[Sample]:
         model, limits = causal_lm(self.model), [draw.limit for draw in draws]
         most, pad_id = max(limits), self.tokens.tokenizer.pad_token_id
         config = GenerationConfig(
@@ -195,6 +216,11 @@ class TransformersSampler:
             if sampling.top_p < 1:
                 processors.append(TopPLogitsWarper(sampling.top_p))
             processors.append(OwnDraws(np.stack(numbers), ids.shape[1], model.device))
+        # Draws of one context share what is read of it.
+        unique = list(dict.fromkeys(tuple(draw.context) for draw in draws))
+        known = {}
+        if share and len(unique) < len(draws) and ids.shape[1] > 1 and attends_over_trees(model):
+            known["past_key_values"] = self._read(unique, [unique.index(tuple(draw.context)) for draw in draws])
         criteria = [OwnLimits(limits, ids.shape[1], model.device)] if min(limits) < most else []
         with own_settings_aside(model):
             sequences = model.generate(
@@ -203,6 +229,7 @@ class TransformersSampler:
                 generation_config=config,
                 logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList(criteria),
+                **known,
             )
         new = sequences[:, ids.shape[1] :]
         log_probs = None

@@ -31,7 +31,17 @@ from anyo_rl.search.values import State, value_of
 from anyo_rl.search.whole import at_once, best_of_n, reasonings
 from anyo_rl.teacher.tokens import Tokens
 
-__all__ = ["Answers", "How", "Mode", "Recommendation", "answer", "answer_together", "ranked", "reasoned"]
+__all__ = [
+    "Answers",
+    "How",
+    "Mode",
+    "Recommendation",
+    "answer",
+    "answer_blindly",
+    "answer_together",
+    "ranked",
+    "reasoned",
+]
 
 USERS_AT_ONCE = 256
 PATH_CAP = 1000  # ranks after single paths of a mixture are told apart up to here; those that are reported all are
@@ -39,6 +49,7 @@ METHODS: dict[SearchMode, Method] = {
     "plain": at_once,
     "greedy": reasonings,
     "mixture": reasonings,
+    "weighted_mixture": reasonings,
     "best_of_n": best_of_n,
     "rank_fusion": reasonings,
     "step_beam": step_beam,
@@ -103,7 +114,24 @@ def answer_together(rows: Sequence[Row], ranker: Engine, sampler: Sampler, token
     """
     state = PartialState()
     own = answer(rows[state.process_index :: state.num_processes], ranker, sampler, tokens, how)
-    if state.num_processes == 1:
+    return _gathered(own, rows)
+
+
+def answer_blindly(rows: Sequence[Row], ranker: Engine, sampler: Sampler, tokens: Tokens, how: How) -> Answers:
+    """Answers without the targets, and then where the answers put these; by all processes.
+
+    So costs and times are those of a recommendation, without what it takes to rank a target.
+    """
+    state = PartialState()
+    own = rows[state.process_index :: state.num_processes]
+    blind = [replace(row, target_id="") for row in own]
+    found = answer(blind, ranker, sampler, tokens, replace(how, keep_found=True)).found_U
+    return _gathered(ranked(own, found or [], ranker, tokens, how), rows)
+
+
+def _gathered(own: Answers, rows: Sequence[Row]) -> Answers:
+    """What all processes have, each of a share of the users, for all of them."""
+    if PartialState().num_processes == 1:
         return own
     return interleaved(gather_object([own]), [row.example_id for row in rows])
 

@@ -10,7 +10,7 @@ from anyo_rl.values.prm import Prm
 from anyo_rl.values.prm_vllm import VllmPrm
 
 Mode = Literal["plain", "greedy", "mixture"]  # in which validation and evaluation ask
-SearchMode = Literal[Mode, "best_of_n", "rank_fusion", "step_beam", "tree", "mcts"]
+SearchMode = Literal[Mode, "weighted_mixture", "best_of_n", "rank_fusion", "step_beam", "tree", "mcts"]
 Score = Literal["certainty", "entropy", "prm", "evidence", "likelihood"]
 LINE_BY_LINE: tuple[SearchMode, ...] = ("step_beam", "tree", "mcts")
 
@@ -24,7 +24,6 @@ class Settings:
         prm: for `prm`, of a teacher with the same tokenizer.
         final: of step_beam, tree and mcts, whether the answer comes after the `best` reasoning alone, or is the
             `mixture` over those found, weighted by what they are worth (mcts: by visits).
-        weigh: whether a mixture of whole reasonings is weighted by what they are worth.
         width: partial reasonings that are kept of each length; √n if `None`, rounded down.
         expand: steps drawn from each; n / width if `None`, rounded down.
         order: whether a tree is searched level by level (`breadth`), or into the best branch first (`depth`).
@@ -41,7 +40,6 @@ class Settings:
     score: Score = "certainty"
     prm: Prm | VllmPrm | None = None
     final: Literal["best", "mixture"] = "mixture"
-    weigh: bool = False
     width: int | None = None
     expand: int | None = None
     order: Literal["breadth", "depth"] = "depth"
@@ -71,7 +69,8 @@ class How:
 
     Attributes:
         mode: `plain` asks for the item at once; `greedy` after one greedy reasoning; `mixture` averages the item
-            distributions after `sampling.n` sampled reasonings; `best_of_n` takes the one of them that is worth most;
+            distributions after `sampling.n` sampled reasonings, and `weighted_mixture` does by what each is worth;
+            `best_of_n` takes the one of them that is worth most;
             `rank_fusion` merges their top lists; `step_beam`, `tree` (of thoughts) and `mcts` search step by step.
         sampling: of the reasonings; a greedy one has its length alone. Searches that go step by step may write as much
             as n whole reasonings.
@@ -100,7 +99,7 @@ class How:
     @property
     def values(self) -> bool:
         """Whether reasonings are valued on the way."""
-        return self.mode in (*LINE_BY_LINE, "best_of_n") or (self.mode == "mixture" and self.settings.weigh)
+        return self.mode in (*LINE_BY_LINE, "best_of_n", "weighted_mixture")
 
     @property
     def width(self) -> int:
@@ -124,4 +123,4 @@ class How:
         return self.own_sampling.n * self.sampling.max_new_tokens if told is None else told
 
 
-SEARCHES: tuple[SearchMode, ...] = ("plain", "greedy", "mixture", "best_of_n", "rank_fusion", *LINE_BY_LINE)
+SEARCHES: tuple[SearchMode, ...] = get_args(SearchMode)

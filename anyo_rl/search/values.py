@@ -1,13 +1,14 @@
 """What a reasoning is worth so far, read off without its target: the engine's certainty, a PRM, evidence, likelihood.
 
 - `certainty`: the largest probability of an item if the teacher had to answer now; `entropy`: 1 less the entropy of
-  its k likeliest items and of everything else as one, over the largest that it can be. Both mean something only for a
-  teacher that was sometimes trained to answer early, and only as far as it is right where it is sure.
+  its item distribution, as far as the likeliest items tell, over the largest that it can be. Both mean something only
+  for a teacher that was sometimes trained to answer early, and only as far as it is right where it is sure.
 - `prm`: the score of a process reward model, which learned from targets and is not told this one.
 - `evidence`: how far the teacher's item distribution and the evidence's agree: Bhattacharyya's coefficient.
 - `likelihood`: the geometric mean of the probabilities of its tokens; what was drawn by them is drawn to them again.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -28,7 +29,7 @@ from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.values.prm import Prm
 from anyo_rl.values.prm_vllm import VllmPrm
 
-ENTROPY_ITEMS = 10  # told apart by `entropy`
+ENTROPY_ITEMS = 10  # looked at by `entropy`
 
 
 class State(NamedTuple):
@@ -76,20 +77,22 @@ def certainty(log_p_K: Sequence[float]) -> float:
     return float(min(1.0, np.exp(log_p_K[0]))) if len(log_p_K) else 0.0
 
 
-def sharpness(log_p_K: Sequence[float], k: int = ENTROPY_ITEMS) -> float:
-    """1 − H / log(k + 1), H being the entropy of the k likeliest items and of everything else as one outcome.
+def sharpness(log_p_K: Sequence[float], n_items: int) -> float:
+    """1 − H / log N, H being the largest entropy that the item distribution may have, given its likeliest items.
 
     Args:
-        log_p_K: log-probabilities of the likeliest items, best first; fewer than k where no more are known.
-        k: how many are told apart.
+        log_p_K: log-probabilities of the likeliest items; what is left is taken to be spread evenly over the others.
+        n_items: N, of the catalog.
 
-    >>> sharpness([0.0]), round(sharpness(np.log([0.5, 0.25]), k=2), 3)
-    (1.0, 0.054)
+    >>> sharpness([0.0], 4), sharpness(np.log([0.5, 0.25]), 4), sharpness([], 4)
+    (1.0, 0.125, 0.0)
     """
-    p_K = np.exp(np.array(log_p_K[:k], dtype=np.float64))
-    p = np.append(p_K, max(0.0, 1.0 - p_K.sum()))
-    p = p[p > 0]
-    return float(np.clip(1.0 + (p * np.log(p)).sum() / np.log(k + 1), 0.0, 1.0))
+    p_K = np.exp(np.array(log_p_K, dtype=np.float64))
+    n_others = n_items - len(p_K)
+    left = max(0.0, 1.0 - float(p_K.sum())) / max(n_others, 1)
+    entropy = -(p_K * np.log(np.maximum(p_K, 1e-300))).sum()
+    entropy -= n_others * left * math.log(left) if left > 0 else 0.0
+    return float(np.clip(1.0 - entropy / math.log(max(n_items, 2)), 0.0, 1.0))
 
 
 def agreement(log_p_K: NDArray[np.floating], log_scores_K: NDArray[np.floating]) -> float:
@@ -132,7 +135,7 @@ class Certainty:
         contexts = [[state.tree.asked_at(state.node, self.tokens)] for state in states]
         found = self.ranker.within(self.most_nodes).search(contexts, goals, ENTROPY_ITEMS if self.entropy else 1)
         tops = [[log_p for _, log_p in one.top] for one in found]
-        values = [sharpness(top) if self.entropy else certainty(top) for top in tops]
+        values = [sharpness(top, len(index)) if self.entropy else certainty(top) for top in tops]
         return Valued(np.array(values), np.array([one.n_nodes for one in found]))
 
 

@@ -193,3 +193,15 @@ def test_lines_of_a_sampler_that_writes_items_are_refused(small_teacher, small_t
     sampler = TransformersSampler(small_teacher, small_tokens, tree=small_catalog.tree)
     with pytest.raises(ValueError, match="line by line"):
         sampler.sample_lines(contexts, Sampling(), [3, 3, 3], ["a", "b", "c"])
+
+
+def test_draws_of_one_context_share_what_is_read_of_it(small_teacher, small_tokens, contexts, monkeypatch):
+    sampler = TransformersSampler(small_teacher, small_tokens)
+    repeated, keys = [contexts[i % 3] for i in range(12)], [str(i) for i in range(12)]
+    hot = Sampling(temperature=3.0, seed=1)
+    shared = sampler.sample_lines(repeated, hot, [6] * 12, keys)
+    monkeypatch.setattr(sampler_module, "attends_over_trees", lambda model: False)
+    assert [one.token_ids for one in sampler.sample_lines(repeated, hot, [6] * 12, keys)] == [
+        one.token_ids for one in shared
+    ]
+    assert len({one.token_ids for one in shared}) > 6

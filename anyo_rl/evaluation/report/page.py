@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from anyo_rl.evaluation import searches, table
 from anyo_rl.evaluation import summary as summaries
-from anyo_rl.evaluation import table
 from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import plots
 from anyo_rl.evaluation.report import rounds as report_rounds
@@ -141,9 +141,15 @@ def render(run: Run, run_dir: Path) -> str:
     )
     browser = {"before": report_paths.BEFORE, "after": report_paths.after(keys), "examples": examples}
     header, body = table.result_cells(run.summary)
-    tables = ((table.ADDED, table.added_cells), (table.DIFFERENCES, table.difference_cells))
+    tables = (
+        (table.SEARCHES, searches.search_cells),
+        (table.ADDED, table.added_cells),
+        (table.DIFFERENCES, table.difference_cells),
+    )
+    compared = [(title, *cells(run.summary)) for title, cells in tables]
     return environment.get_template("report.html.jinja").render(
         run=run,
+        any_table=bool(body) or any(rows for _, _, rows in compared),
         script=script,
         script_hash=f"sha256-{digest}",
         style=(folder / "report.css").read_text(encoding="utf-8"),
@@ -153,7 +159,7 @@ def render(run: Run, run_dir: Path) -> str:
         accented=ACCENTED,
         header=header,
         body=body,
-        compared=[(title, *cells(run.summary)) for title, cells in tables],
+        compared=compared,
         sections=[
             ("Results", "plots-results", result_plots(run.summary, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
@@ -226,6 +232,12 @@ def result_plots(summary: Summary, keys: pl.DataFrame) -> list[Plot]:
             "NDCG@10",
         )
         found.append(Plot("NDCG@10 by stage", "Held-out users, whole catalog, with 95% intervals.", svg))
+    if curves := searches.curves(summary):
+        first = sorted(curves, key=lambda label: not label.endswith(searches.MIXTURE) or "weighted" in label)
+        series = {label: [(cost, value.mean) for cost, value in curves[label]] for label in first}
+        svg = plots.cost_plot(series, "p-searches", "tokens written per recommendation", "NDCG@10")
+        note = " ".join(["Held-out users. The table has intervals, nodes and time.", *searches.ahead(summary)])
+        found.append(Plot("NDCG@10 by what a search writes", note, svg))
     shares = [
         (label, row.share_of_oracle, accent)
         for label, row, accent in zip(labels, rows, accents, strict=True)

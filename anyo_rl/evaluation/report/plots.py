@@ -92,6 +92,35 @@ def line_plot(
     return done[0]
 
 
+def cost_plot(series: Mapping[str, Sequence[tuple[float, float]]], name: str, xlabel: str, ylabel: str) -> str:
+    """Points of cost and value, joined where a series has several; each series is named beside its last point.
+
+    Args:
+        series: label → points, by cost; the first has the accent.
+        name: unique on the page.
+        xlabel: of the cost.
+        ylabel: of the value.
+    """
+    with _figure(name, height=1.4 * HEIGHT) as (axes, done):
+        for place, (label, points) in enumerate(series.items()):
+            x, y = zip(*points, strict=True)
+            colour = MUTED if place else ACCENT
+            axes.plot(x, y, color=colour, linewidth=1.3, marker="os^DvPX*<"[place % 9], markersize=4.5)
+            axes.annotate(
+                label,
+                (x[-1], y[-1]),
+                xytext=(6, (-2, 5, -9)[place % 3]),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=colour,
+            )
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.margins(x=0.22, y=0.1)
+        axes.set_xlim(left=0)
+    return done[0]
+
+
 def interval_plot(
     labels: Sequence[str],
     means: Sequence[float],
