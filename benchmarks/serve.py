@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx2 as httpx
 import numpy as np
@@ -49,7 +48,7 @@ def service(args: argparse.Namespace) -> Iterator[str]:
             process.wait()
 
 
-def ask(client: httpx.Client, question: dict[str, Any]) -> tuple[float, list[str]]:
+def ask(client: httpx.Client, question: dict[str, str]) -> tuple[float, list[str]]:
     """Milliseconds until the answer was there, and its items."""
     began = time.perf_counter()
     answer = client.post("/recommend", json=question)

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 N_EXAMPLES = 50
 RETRY_AFTER_S = 1
 BUSY, SHUTTING_DOWN = "too many questions are waiting: ask again in a moment", "the service is shutting down"
-PROBLEMS: dict[int | str, dict[str, Any]] = {
+PROBLEMS: Any = {
     code: {"model": Problem, "description": told}
     for code, told in {
         400: "The body is no JSON.",

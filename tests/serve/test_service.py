@@ -296,6 +296,15 @@ class TestCommand:
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(30) in (0, -signal.SIGTERM)
 
+    def test_the_benchmark_reports_both(self, run_folder, tmp_path, repo_root):
+        flags = [run_folder, "--student", run_folder / "student", "--requests", 4, "--at_once", 2]
+        flags += ["--port", free_port(), "--json", tmp_path / "numbers.json"]
+        command = [sys.executable, repo_root / "benchmarks" / "serve.py", *flags]
+        subprocess.run([*map(str, command)], check=True)
+        rows = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+        assert [row["name"].partition(" ")[0] for row in rows] == ["teacher", "teacher", "student", "student"]
+        assert {row["agree"] for row in rows} == {1.0}
+
     def test_wrong_flags_end_in_a_line(self, run_folder, tmp_path):
         for flags, told in (
             ([tmp_path / "none"], "found no folder"),
