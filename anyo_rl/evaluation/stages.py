@@ -87,6 +87,8 @@ STAGE_ORDER = tuple(stage.name for stage in STAGES)
 TEACHERS = tuple(stage.name for stage in STAGES if stage.made_by is not None)
 RANK_TRAINED = tuple(stage.name for stage in STAGES if stage.learned_ranks)
 COMPARED = tuple(stage.name for stage in (GRPO, PPO, DPO, STAR))  # the first that a run has is set against SFT
+# Whom somebody asks who names no stage: the first of these that a run has.
+ASKED_FIRST = (*COMPARED, *(stage.name for stage in (DISTILLED, TAUGHT, SFT, DIRECT, PRETRAIN, *CONTROLS)))
 
 # What a model card shows of a stage's settings, as far as the stage has them.
 CARD_SETTINGS = (

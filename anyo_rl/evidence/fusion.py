@@ -291,7 +291,7 @@ class FusedRanker:
         log_scores_B_K = np.array(self.evidence.log_scores(example_ids_B))
         checked_weights(contexts_B_G, weights_B_G)
         known_B = np.array([target is not None for target in target_ids_B], dtype=bool)
-        targets_B = np.full(len(known_B), len(self.catalog), dtype=np.int64)  # no item's index
+        targets_B = np.full(len(known_B), len(self.catalog.item_ids), dtype=np.int64)  # no item's index
         targets_B[known_B] = self.catalog.indices([target for target in target_ids_B if target is not None])
         for row, out in enumerate(excluded_B or ()):
             known = set(self.catalog.known(out)) - {int(targets_B[row])}

@@ -151,7 +151,7 @@ class Evidence:
             excluded: as in `gather`.
         """
         block = self.gather(histories, excluded)
-        scores_B_K = self.ranker.scores(block.candidates_R_K, block.features_R_K_X)
+        scores_B_K = self.ranker.log_scores(block.candidates_R_K, block.features_R_K_X)  # as they are kept: same ties
         first_B_N = np.asarray(self.maker.full.first.scores(histories))
         return over_catalog(first_B_N, block.candidates_R_K, scores_B_K)
 

@@ -168,6 +168,21 @@ def make_rows(
     return [_make_row(task, row, catalog, tokens, asking=asking) for row in rows]
 
 
+def row_of(asking: Asking, example: Example, catalog: Catalog, tokens: Tokens) -> Row:
+    """An example that need not be one of the task's, with its prompt; it says itself what rankings leave out.
+
+    Args:
+        asking: for an item.
+        example: its history is all that the user had chosen; what is older than `max_history` is cut off.
+        catalog: has the titles.
+        tokens: counts their tokens.
+    """
+    asked, kind = asking.asked_anew(example, catalog), asking.kind
+    sections = kind.show(asked) if asking.shows else ()
+    columns = {field.name: getattr(example, field.name) for field in fields(Example)} | {HISTORY: list(asked.history)}
+    return Row(prompt=make_prompt(asking.task, asked.history, catalog, tokens, None, sections, kind.words), **columns)
+
+
 def _make_row(
     task: Task,
     example: Mapping[str, Any],

@@ -5,9 +5,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -37,6 +37,7 @@ from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
 
 # Errors whose message says all there is to say: what is wrong can be mended by whoever started the program.
 PLAIN = (UsageError, DataError, LaunchError, CheckpointError, ServerError, JournalError)
+Arguments = TypeVar("Arguments")
 TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")  # the sections of a run that may hold its seed
 
 
@@ -203,12 +204,26 @@ class Recorded:
         run_dir = flag.parse_known_args(sys.argv[1:])[0].run_dir
         if run_dir is None or {"-h", "--help"} & set(sys.argv):
             return cls({}, None), None if run_dir is None else Path(run_dir)
-        found = read_arguments(Path(run_dir))
+        return cls.of(Path(run_dir)), Path(run_dir)
+
+    @classmethod
+    def of(cls, run_dir: Path) -> "Recorded":
+        """That of a run.
+
+        Raises:
+            RunFolderError: it is no run folder.
+        """
+        found = read_arguments(run_dir)
         trainer = next((found[name] for name in TRAINERS if name in found), {})
         told = found.get("PairArguments", trainer)  # DPO has no such argument of its own
         sections = ("DataArguments", "ModelConfig", "TeacherArguments")
         defaults = {name: value for section in sections for name, value in found.get(section, {}).items()}
-        return cls(defaults | {"seed": trainer.get("seed", 0)}, told.get("chat_template_kwargs")), Path(run_dir)
+        return cls(defaults | {"seed": trainer.get("seed", 0)}, told.get("chat_template_kwargs"))
+
+    def arguments(self, kind: type[Arguments]) -> Arguments:
+        """An instance of one of the dataclasses as the run was told; what it did not know of has its default."""
+        known = {item.name for item in fields(kind) if item.init}  # type: ignore[arg-type]
+        return kind(**{name: value for name, value in self.defaults.items() if name in known})
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.data.attributes import item_attributes
-from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, TRAIN, USER_ID
+from anyo_rl.data.schema import EXAMPLE_ID, HISTORY, TARGET_ID, TRAIN, USER_ID, Example
 from anyo_rl.data.task import HistoryAs, Task
 from anyo_rl.evidence.companions import Companions
 from anyo_rl.reasoning.kinds.candidates import Listed, Question
@@ -76,11 +76,7 @@ class Asking:
             catalog: of the teacher that is asked; `None` where there is none yet, and items go by their titles.
             question: about candidates.
         """
-        how, example_id = self.task.args.history_as, example[EXAMPLE_ID]
-
-        def as_shown(item_id: str) -> Shown:
-            return Shown(self._titles[item_id]) if catalog is None else shown(catalog, item_id, how)
-
+        example_id = example[EXAMPLE_ID]
         return Asked(
             example_id=example_id,
             user_id=example[USER_ID],
@@ -88,11 +84,29 @@ class Asking:
             past=tuple(self.task.past.before(example_id)),
             excluded=tuple(self.task.excluded(example_id)),
             training=example_id in self._training,
-            shown=as_shown,
+            shown=partial(self._shown, catalog),
             sources=self.sources,
             listed=() if question is None else question.listed,
             scores=() if question is None else question.scores,
         )
+
+    def asked_anew(self, example: Example, catalog: Catalog) -> Asked:
+        """The same of an example that is none of the task's, whose history is all that the user had chosen before."""
+        return Asked(
+            example_id=example.example_id,
+            user_id=example.user_id,
+            history=tuple(example.history[-self.task.args.max_history :]),
+            past=tuple(example.history),
+            excluded=tuple(example.excluded),
+            training=False,
+            shown=partial(self._shown, catalog),
+            sources=self.sources,
+        )
+
+    def _shown(self, catalog: Catalog | None, item_id: str) -> Shown:
+        if catalog is None:
+            return Shown(self._titles[item_id])
+        return shown(catalog, item_id, self.task.args.history_as)
 
     def sections(
         self, example: Mapping[str, Any], catalog: Catalog, question: Question | None = None

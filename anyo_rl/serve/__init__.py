@@ -1,0 +1,1 @@
+"""Asking what was trained: the recommender, and the service with its page."""
