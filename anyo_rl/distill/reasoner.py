@@ -12,10 +12,10 @@ from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.completion import parse
 from anyo_rl.data.task import Task
 from anyo_rl.distill.cache import Labels
-from anyo_rl.distill.labels import Softening, choose_softening
 from anyo_rl.encoders.hidden_states import teacher_encoder
 from anyo_rl.evidence.candidates import NONE
 from anyo_rl.evidence.fusion import FusedRanker
+from anyo_rl.evidence.softening import Softening, choose_softening
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.ranking.protocol import Ranking
 from anyo_rl.reasoning.kinds.asking import Asking
