@@ -21,7 +21,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+ON_REQUEST = ("retrieval",)  # longer prompts; what it shows is tested by itself
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.on_request] if kind in ON_REQUEST else []) for kind in KINDS]
+)
 def test_a_kind_goes_through_all_stages(launcher, tmp_path, kind):
     settings, beginning = KINDS[kind]
     if kind == "contrast":  # the one that docs/kinds.md prints
