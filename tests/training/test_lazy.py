@@ -44,7 +44,7 @@ def kept_lessons(rows, catalog, tokens, rationales, early_share, seed):
         reasoning, path = tokens.reasoning_ids(map(tokens.safe_text, steps)), list(catalog.paths[item])
         before = [*[-100] * len(context), *(reasoning if labelled else [-100] * len(reasoning))]
         ids, labels = [*context, *reasoning, *path], [*before, *[-100] * len(path)]
-        known = {"item": item, "item_start": len(before), "excluded": catalog.known(row.excluded)}
+        known = {"item": item, "path": path, "item_start": len(before), "excluded": catalog.known(row.excluded)}
         encoded.append({"input_ids": ids, "labels": labels, **known})
 
     for row in rows:

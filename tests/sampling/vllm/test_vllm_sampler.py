@@ -315,4 +315,4 @@ def test_an_aborted_request_is_no_sample(vllm_engine):
     marker = vllm_engine.tokens.marker_id
     for token_ids, reason in (((5, 6), "abort"), ((5, 6), "stop"), ((5, marker), "error"), ((5, 6), "repetition")):
         with pytest.raises(RuntimeError, match=f"ended a completion of 2 tokens by '{reason}'"):
-            sampler._sample(SimpleNamespace(token_ids=list(token_ids), finish_reason=reason))
+            sampler._sample(SimpleNamespace(token_ids=list(token_ids), finish_reason=reason), sampler.stops)
