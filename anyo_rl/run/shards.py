@@ -196,7 +196,7 @@ def _claim(file: Path, lease_s: float) -> Iterator[Path | None]:
         yield None
         return
     with os.fdopen(descriptor, "w") as text:
-        json.dump({"place": _place(), "pid": os.getpid()}, text)
+        json.dump({"place": _place(), "pid": os.getpid(), "began": _began(os.getpid())}, text)
     done = threading.Event()
     renewal = threading.Thread(target=_renew, args=(claim, lease_s / 5, done), daemon=True)
     renewal.start()
@@ -231,7 +231,7 @@ def _next_number(file: Path, lease_s: float) -> int | None:
         return None  # just given up: the next look will tell
     except ValueError:  # half written
         owner = {}
-    gone = owner.get("place") == _place() and not _is_alive(owner["pid"])
+    gone = owner.get("place") == _place() and not _is_alive(owner["pid"], owner.get("began"))
     if gone or _now(file.parent) - seen > lease_s:
         return max(numbers) + 1
     return None
@@ -243,7 +243,19 @@ def _place() -> str:
     return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}"
 
 
-def _is_alive(pid: int) -> bool:
+def _began(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; `None` where it has ended, or there is no `/proc`."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else fields[18]
+
+
+def _is_alive(pid: int, began: str | None) -> bool:
+    """Whether it is still there: numbers are given again, so that its own beginning tells."""
+    if began is not None:
+        return _began(pid) == began
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -245,6 +245,20 @@ def test_claims(tmp_path, monkeypatch):
     assert len(read_paths(tmp_path)) == 40
 
 
+def test_a_number_that_was_given_again_is_no_owner(tmp_path, monkeypatch):
+    """A killed process's number may be another's by now: ours, here."""
+    here = {"place": shards_module._place(), "pid": os.getpid()}
+    began = shards_module._began(os.getpid())
+    if began is None:
+        pytest.skip("no /proc")
+    monkeypatch.setattr(shards_module.time, "sleep", lambda _: pytest.fail("waited"))
+    leave_claim(tmp_path, 0, json.dumps(here | {"began": f"{began}0"}), age_s=1)
+    run(tmp_path)
+    assert len(read_paths(tmp_path)) == 40
+    assert shards_module._is_alive(os.getpid(), began)
+    assert shards_module._is_alive(os.getpid(), None)
+
+
 def test_what_a_killed_owner_left_beside_a_finished_shard_goes(tmp_path):
     run(tmp_path)
     leave_claim(tmp_path, 0, "", age_s=0)
