@@ -7,7 +7,6 @@ Stages are found in the run folder (`sft`, `star`, `dpo`, `grpo`, `direct`), and
 does. What was evaluated before is not done again.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +15,10 @@ from trl import ModelConfig
 
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.stages import TEACHERS
-from anyo_rl.run.folder import changed_data, hold_together
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import Recorded, begin, plain_errors, task_for
+from anyo_rl.stages.begin import Recorded, begin, plain_errors, task_of_run
 from anyo_rl.stages.evaluate import evaluate_run, show
 from anyo_rl.stages.job import TEACHER, Job
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,10 +47,7 @@ def main() -> None:
         raise SystemExit(
             f"no finished teacher in {run_dir}: expected one of {', '.join(TEACHERS)} with a teacher folder"
         )
-    hold_together(run_dir)
-    task = task_for(data_args, teacher_args)
-    if changed := changed_data(run_dir, task.fingerprint):
-        logger.warning("the teachers of %s were trained on other data: %s changed since", run_dir, ", ".join(changed))
+    task = task_of_run(run_dir, data_args, teacher_args)
     job = Job(
         *(run_dir, task, model_args, teacher_args, args.seed),
         chat_template_kwargs=recorded.chat_template_kwargs,

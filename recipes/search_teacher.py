@@ -8,7 +8,6 @@ given, the best on validation is taken for each row. See docs/search.md.
 """
 
 import dataclasses
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +16,15 @@ from trl import ModelConfig
 
 from anyo_rl.data.task import DataArguments
 from anyo_rl.evaluation.stages import TEACHERS, stage_of
-from anyo_rl.run.folder import changed_data, hold_together
 from anyo_rl.run.launch import go_on_alone
 from anyo_rl.run.settings import Bounds
 from anyo_rl.stages.arguments import TeacherArguments
-from anyo_rl.stages.begin import Recorded, begin, plain_errors, task_for
+from anyo_rl.stages.begin import Recorded, begin, plain_errors, task_of_run
 from anyo_rl.stages.candidates import items_only
 from anyo_rl.stages.evaluate import conclude, show
 from anyo_rl.stages.job import TEACHER, Job
 from anyo_rl.stages.search import FOLDER, keep_train_paths, search_run
 from anyo_rl.stages.search_arguments import SearchArguments
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,10 +62,7 @@ def main() -> None:
         raise SystemExit(
             f"no finished teacher {stage or 'that reasons'} in {run_dir}: found {', '.join(stages) or 'none'}"
         )
-    hold_together(run_dir)
-    task = task_for(data_args, teacher_args)
-    if changed := changed_data(run_dir, task.fingerprint):
-        logger.warning("the teachers of %s were trained on other data: %s changed since", run_dir, ", ".join(changed))
+    task = task_of_run(run_dir, data_args, teacher_args)
     as_saved = dataclasses.replace(model_args, load_in_4bit=False, load_in_8bit=False)
     job = Job(
         *(run_dir, task, as_saved, teacher_args, args.seed),

@@ -20,6 +20,7 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import Task
 from anyo_rl.data.toy.oracle import break_ties
+from anyo_rl.evaluation.summary import COSTS
 from anyo_rl.evidence.fusion import SAME_TOP
 from anyo_rl.metrics.ranking import CUTOFFS, target_ranks, top_items
 from anyo_rl.run.files import read_table, write_table
@@ -34,7 +35,6 @@ TOP_K = max(CUTOFFS)
 ANSWERS = "answers"  # the folder
 AS_EVIDENCE = tuple(f"same_top{k}" for k in SAME_TOP)  # columns of answers with evidence: whether they are its own
 P_YES, LIKED = "p_yes", "liked"  # columns of answers by yes and no: of each item asked about, and whether it is right
-COSTS = ("n_tokens", "n_nodes", "seconds")  # columns of searches: what a recommendation cost
 MADE_WITH = "made_with"  # the key of a file's metadata
 
 # What baselines depend on; how histories are shown to a teacher is not among it.

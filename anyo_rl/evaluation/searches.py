@@ -6,12 +6,11 @@ A row of a search is a mode `<search>-<n>` of its stage. Only such rows have cos
 import numpy as np
 import polars as pl
 
-from anyo_rl.evaluation.evaluator import COSTS, Frames
-from anyo_rl.evaluation.summary import MAIN_METRIC, EqualTokens, Summary
+from anyo_rl.evaluation.evaluator import Frames
+from anyo_rl.evaluation.summary import COSTS, MAIN_METRIC, NODES, SECONDS, TOKENS, EqualTokens, Summary
 from anyo_rl.metrics.intervals import Interval, paired_interval
 from anyo_rl.metrics.ranking import per_user_metrics
 
-TOKENS, NODES, SECONDS = COSTS
 MIXTURE = "mixture"
 HEADER = ["Stage", "Search", "n", "Tokens", "Nodes", "ms", "NDCG@10", "Over the mixture", "of n"]
 

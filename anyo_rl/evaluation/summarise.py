@@ -39,7 +39,7 @@ from anyo_rl.evaluation.stages import (
     of_written,
     stage_of,
 )
-from anyo_rl.evaluation.summary import SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
+from anyo_rl.evaluation.summary import AUC, SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
 from anyo_rl.evaluation.taste import taste_kept
 from anyo_rl.metrics.auc import auc, bootstrap_auc
 from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
@@ -51,7 +51,6 @@ from anyo_rl.students.popularity import fit_popularity
 SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
 SEED = "seed"
 COVERAGE = "coverage@10"
-AUC = "auc"
 BESIDE_SFT = (DIRECT.name, POST_HOC.name, FILLER.name)
 BESIDE_TAUGHT = (TEACHER.name, TAUGHT.name, DIRECT.name, "item_knn", "sasrec")
 BESIDE_RANK_TRAINED = (

@@ -19,6 +19,8 @@ MODE_ORDER = ("mixture", "greedy", "plain")
 MAIN_METRIC = "ndcg@10"
 FUSED = "fused_"  # before the names of what is measured under ranks by teacher and evidence together
 SLICE_METRICS = (MAIN_METRIC, "hr@10")
+AUC = "auc"  # where teachers say yes or no
+COSTS = TOKENS, NODES, SECONDS = "n_tokens", "n_nodes", "seconds"  # of searches: what a recommendation cost
 
 Metrics = dict[str, Interval]  # metric → value
 Modes = dict[str, Metrics]  # mode → metrics
@@ -120,7 +122,7 @@ class Summary:
 
     def best_mode(self, stage: str) -> str | None:
         """The mode that stands for a stage: mixture, else greedy, else the first there is; never a search's row."""
-        modes = {mode: one for mode, one in self.stages.get(stage, {}).items() if "n_tokens" not in one}
+        modes = {mode: one for mode, one in self.stages.get(stage, {}).items() if TOKENS not in one}
         return next((mode for mode in (*MODE_ORDER, *modes) if mode in modes), None)
 
     def compared(self, difference: str) -> tuple[str, str] | None:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from anyo_rl.evaluation import searches
 from anyo_rl.evaluation.stages import DRAW_NOTHING, of_written, table_order
-from anyo_rl.evaluation.summary import MAIN_METRIC, Metrics, Summary
+from anyo_rl.evaluation.summary import AUC, MAIN_METRIC, TOKENS, Metrics, Summary
 from anyo_rl.metrics.intervals import Interval
 
 COLUMNS = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"), ("mrr", "MRR"), ("coverage@10", "Coverage@10"))
 SAME_COLUMNS = (("same_top1", "Top 1 as evidence"), ("same_top10", "Top 10 as evidence"))  # where any answer has them
-AUC = "auc"  # where teachers say yes or no
 DIFFERENCE_COLUMNS = ("ndcg@10", "hr@10", "mrr")
 NONE = "–"
 ADDED, DIFFERENCES = "What each stage added", "Paired differences"
@@ -39,7 +38,7 @@ def rows(summary: Summary) -> list[Row]:
     for stage in table_order(list(summary.stages)):
         # A reader goes from the simple answer to the costly one, so greedy stands above mixture.
         for mode, metrics in sorted(summary.stages[stage].items()):
-            if searches.TOKENS in metrics:
+            if TOKENS in metrics:
                 continue  # it stands in the table of searches
             main = metrics.get(MAIN_METRIC)
             share = main.mean / summary.oracle if main is not None and summary.oracle else None

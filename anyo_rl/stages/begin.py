@@ -20,7 +20,7 @@ from anyo_rl.llm.http import ServerError
 from anyo_rl.llm.journal import JournalError
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.kinds.asking import taught
-from anyo_rl.run.folder import read_arguments, resolve, start_run
+from anyo_rl.run.folder import changed_data, hold_together, read_arguments, resolve, start_run
 from anyo_rl.run.launch import LaunchError, check_launch
 from anyo_rl.run.settings import UsageError
 from anyo_rl.run.shared import made_once
@@ -39,6 +39,8 @@ from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
 PLAIN = (UsageError, DataError, LaunchError, CheckpointError, ServerError, JournalError)
 Arguments = TypeVar("Arguments")
 TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")  # the sections of a run that may hold its seed
+
+logger = logging.getLogger(__name__)
 
 
 def begin(
@@ -126,6 +128,19 @@ def task_for(data_args: DataArguments, teacher_args: TeacherArguments) -> Task:
     """
     kind = teacher_args.kind()
     return taught(load_task(data_args, made_once), kind)
+
+
+def task_of_run(run_dir: Path, data_args: DataArguments, teacher_args: TeacherArguments) -> Task:
+    """`task_for` what goes on in a finished run's folder, which it holds; says where the data have changed since.
+
+    Raises:
+        DataError, UsageError: see `task_for`; or another process holds the folder.
+    """
+    hold_together(run_dir)
+    task = task_for(data_args, teacher_args)
+    if changed := changed_data(run_dir, task.fingerprint):
+        logger.warning("the teachers of %s were trained on other data: %s changed since", run_dir, ", ".join(changed))
+    return task
 
 
 def parse(

@@ -22,8 +22,9 @@ from accelerate.utils import broadcast_object_list
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.evaluation.evaluator import Evaluation, Made, weights_of
 from anyo_rl.evaluation.report.tree import Asked, tree_page
-from anyo_rl.evaluation.searches import MIXTURE, TOKENS, search_mode, split_mode
+from anyo_rl.evaluation.searches import MIXTURE, search_mode, split_mode
 from anyo_rl.evaluation.stages import FUSED_ROW
+from anyo_rl.evaluation.summary import TOKENS
 from anyo_rl.evidence.fusion import Engine, FusedRanker
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.metrics.gains import ndcg
