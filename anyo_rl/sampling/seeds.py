@@ -12,6 +12,7 @@ from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.policy import DIVERGED
 
 ROWS_AT_ONCE = 64  # whose probabilities are held in double precision at once
+FEW_ROWS = 4  # of a batch that is not worth making smaller
 
 
 def request_seed(seed: int, key: str) -> int:
@@ -87,19 +88,33 @@ class OwnDraws(LogitsProcessor):
         return drawn
 
 
-class OwnLimits(StoppingCriteria):
-    """Ends each row at a length of its own.
+class OwnEnds(StoppingCriteria):
+    """Ends each row at a stop or at a length of its own.
 
     Args:
+        stops: tokens that end a row.
         limits_B: most new tokens of each row.
         prompt_width: where the new tokens begin.
         device: of the rows.
+        halves: also end the batch once half of its rows have ended, so that the others can go on without them.
+
+    Attributes:
+        ended_B: which rows are at their own end.
     """
 
-    def __init__(self, limits_B: Sequence[int], prompt_width: int, device: torch.device) -> None:
+    def __init__(
+        self, stops: Sequence[int], limits_B: Sequence[int], prompt_width: int, device: torch.device, halves: bool
+    ) -> None:
+        self.stops = torch.tensor(stops, device=device)
         self.limits_B = torch.tensor(limits_B, device=device)
         self.prompt_width = prompt_width
+        self.halves = halves and len(limits_B) > FEW_ROWS
+        self.ended_B = torch.zeros(len(limits_B), dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
-        """(B,) whether rows have reached their limit."""
-        return input_ids.shape[1] - self.prompt_width >= self.limits_B  # type: ignore[return-value]
+        """(B,) whether rows are to be written no further in this batch."""
+        n_new = input_ids.shape[1] - self.prompt_width
+        self.ended_B = self.ended_B | torch.isin(input_ids[:, -1], self.stops) | (n_new >= self.limits_B)
+        if self.halves and 2 * self.ended_B.sum() >= len(self.ended_B):
+            return torch.ones_like(self.ended_B)  # type: ignore[return-value]
+        return self.ended_B  # type: ignore[return-value]

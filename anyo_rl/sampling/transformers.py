@@ -10,6 +10,7 @@ from torch import nn
 from transformers import (
     DynamicCache,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
@@ -21,7 +22,7 @@ from anyo_rl.catalog.tree import PrefixTree
 from anyo_rl.run.settings import UsageError
 from anyo_rl.sampling.constrained.constraint import CatalogConstraint, constrained_log_probs
 from anyo_rl.sampling.protocol import Sample, Sampling
-from anyo_rl.sampling.seeds import OwnDraws, OwnLimits, keys_of, request_seed, uniforms
+from anyo_rl.sampling.seeds import OwnDraws, OwnEnds, keys_of, request_seed, uniforms
 from anyo_rl.teacher.policy import attends_over_trees, causal_lm, inference
 from anyo_rl.teacher.tokens import Tokens
 
@@ -116,17 +117,15 @@ class TransformersSampler:
             _Draw(list(context), key, 0, limit)
             for context, key, limit in zip(contexts_B, keys_of(contexts_B, keys_B), limits_B, strict=True)
         ]
-        return self._sample(draws, sampling, [*self.stops, *self.tokens.break_ids], share=True)
+        return self._sample(draws, sampling, [*self.stops, *self.tokens.break_ids])
 
-    def _sample(
-        self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int], share: bool = False
-    ) -> list[Sample]:
-        """A completion of each draw, in order, ended by any of the stops; `share`: equal contexts are read once."""
+    def _sample(self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int]) -> list[Sample]:
+        """A completion of each draw, in order, ended by any of the stops."""
         samples: dict[int, Sample] = {}
         most = max((draw.limit for draw in draws), default=0)
         with inference(self.model):
             for batch in self._batches([len(draw.context) for draw in draws], most):
-                found = self._generate([draws[place] for place in batch], sampling, stops, share)
+                found = self._generate([draws[place] for place in batch], sampling, stops)
                 samples.update(zip(batch, found, strict=True))
         return [samples[place] for place in range(len(draws))]
 
@@ -180,65 +179,43 @@ class TransformersSampler:
             chunks.append(chosen - logits.logsumexp(2))
         return torch.cat(chunks)
 
-    def _read(self, contexts_B: Sequence[Sequence[int]], rows: Sequence[int]) -> DynamicCache:
-        """The key-value cache of all but the last token of contexts, a row for each that is asked for."""
-        model, cache = causal_lm(self.model), DynamicCache()
-        ids, mask = left_padded(contexts_B, self.tokens.tokenizer.pad_token_id, model.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    def _read(self, draws: Sequence["_Draw"]) -> DynamicCache | None:
+        """A cache with a row for each draw, which holds all but the last token of contexts that several draws share.
+
+        `None` for models whose layers keep more than keys and values.
+        """
+        model = causal_lm(self.model)
+        if not attends_over_trees(model):
+            return None
+        cache = DynamicCache(config=model.config)
+        unique = list(dict.fromkeys(tuple(draw.context) for draw in draws))
+        ids, mask = left_padded(unique, self.tokens.tokenizer.pad_token_id, model.device)
+        if len(unique) == len(draws) or ids.shape[1] == 1:
+            return cache
         model(
             input_ids=ids[:, :-1],
             attention_mask=mask[:, :-1],
-            position_ids=positions[:, :-1],
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, :-1],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        rows = [unique.index(tuple(draw.context)) for draw in draws]
         cache.batch_select_indices(torch.tensor(rows, device=model.device))
         return cache
 
-    def _generate(
-        self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int], share: bool = False
-    ) -> list[Sample]:
-        model, limits = causal_lm(self.model), [draw.limit for draw in draws]
-        most, pad_id = max(limits), self.tokens.tokenizer.pad_token_id
-        config = GenerationConfig(
-            do_sample=False,  # the draws are a processor's
-            max_new_tokens=most,
-            eos_token_id=list(stops),
-            pad_token_id=pad_id,
-        )
-        ids, mask = left_padded([draw.context for draw in draws], pad_id, model.device)
-        constraint = self.constraint(ids.shape[1], sampling.max_new_tokens)
-        processors = LogitsProcessorList([constraint] if constraint else [])
-        if sampling.temperature > 0:
-            numbers = [uniforms(request_seed(sampling.seed, draw.key), draw.index, most) for draw in draws]
-            processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-            if sampling.top_p < 1:
-                processors.append(TopPLogitsWarper(sampling.top_p))
-            processors.append(OwnDraws(np.stack(numbers), ids.shape[1], model.device))
-        # Draws of one context share what is read of it.
-        unique = list(dict.fromkeys(tuple(draw.context) for draw in draws))
-        known = {}
-        if share and len(unique) < len(draws) and ids.shape[1] > 1 and attends_over_trees(model):
-            known["past_key_values"] = self._read(unique, [unique.index(tuple(draw.context)) for draw in draws])
-        criteria = [OwnLimits(limits, ids.shape[1], model.device)] if min(limits) < most else []
-        with own_settings_aside(model):
-            sequences = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList(criteria),
-                **known,
-            )
-        new = sequences[:, ids.shape[1] :]
+    def _generate(self, draws: Sequence["_Draw"], sampling: Sampling, stops: Sequence[int]) -> list[Sample]:
+        pad_id, device = self.tokens.tokenizer.pad_token_id, causal_lm(self.model).device
+        ids, mask = left_padded([draw.context for draw in draws], pad_id, device)
+        written_B = self._write(draws, ids, mask, sampling, stops)
         log_probs = None
         if self.with_log_probs:
             scale = sampling.temperature if sampling.temperature > 0 else 1.0
+            new, _ = left_padded([written[::-1] for written in written_B], pad_id, device)
+            sequences = torch.cat([ids, new.flip(1)], 1)
             log_probs = self._log_probs(sequences, mask, scale, sampling.max_new_tokens).tolist()
         samples, ends = [], set(stops)
-        for row, (draw, padded) in enumerate(zip(draws, new.tolist(), strict=True)):
-            written = padded[: draw.limit]
+        for row, written in enumerate(written_B):
             end = next((t + 1 for t, token in enumerate(written) if token in ends), None)
             kept = tuple(written[:end])
             samples.append(
@@ -249,6 +226,62 @@ class TransformersSampler:
                 )
             )
         return samples
+
+    def _write(
+        self,
+        draws: Sequence["_Draw"],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        sampling: Sampling,
+        stops: Sequence[int],
+    ) -> list[list[int]]:
+        """New tokens of each draw, to its end and at times beyond.
+
+        Each time that half of the rows have ended, the others go on without them.
+        """
+        model, width, cache = causal_lm(self.model), ids.shape[1], self._read(draws)
+        constraint = self.constraint(width, sampling.max_new_tokens)
+        written: dict[int, list[int]] = {}
+        waiting = list(range(len(draws)))
+        while waiting:
+            limits = [draws[place].limit for place in waiting]
+            processors = LogitsProcessorList([constraint] if constraint else [])
+            if sampling.temperature > 0:
+                processors.extend(self._own_draws([draws[place] for place in waiting], sampling, width))
+            ends = OwnEnds(stops, limits, width, model.device, halves=cache is not None)
+            config = GenerationConfig(
+                do_sample=False,  # the draws are a processor's
+                max_new_tokens=max(limits) - (ids.shape[1] - width),
+                eos_token_id=list(stops),
+                pad_token_id=self.tokens.tokenizer.pad_token_id,
+            )
+            with own_settings_aside(model):
+                ids = model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=processors,
+                    stopping_criteria=StoppingCriteriaList([ends]),
+                    **({} if cache is None else {"past_key_values": cache}),
+                )
+            for row in ends.ended_B.nonzero()[:, 0].tolist():
+                written[waiting[row]] = ids[row, width:].tolist()[: limits[row]]
+            on = (~ends.ended_B).nonzero()[:, 0]
+            waiting = [waiting[row] for row in on.tolist()]
+            if waiting and cache is not None:
+                cache.batch_select_indices(on)
+                ids = ids[on]
+                mask = torch.cat([mask[on], mask.new_ones(len(on), ids.shape[1] - mask.shape[1])], 1)
+        return [written[place] for place in range(len(draws))]
+
+    def _own_draws(self, draws: Sequence["_Draw"], sampling: Sampling, prompt_width: int) -> Iterator[LogitsProcessor]:
+        """What draws each row's next token."""
+        most = max(draw.limit for draw in draws)
+        numbers = [uniforms(request_seed(sampling.seed, draw.key), draw.index, most) for draw in draws]
+        yield TemperatureLogitsWarper(float(sampling.temperature))
+        if sampling.top_p < 1:
+            yield TopPLogitsWarper(sampling.top_p)
+        yield OwnDraws(np.stack(numbers), prompt_width, causal_lm(self.model).device)
 
 
 @dataclass(frozen=True)
