@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import anyo_rl.sampling.seeds as seeds_module
 import anyo_rl.sampling.transformers as sampler_module
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.sampling.transformers import TransformersSampler
@@ -205,3 +206,30 @@ def test_draws_of_one_context_share_what_is_read_of_it(small_teacher, small_toke
         one.token_ids for one in shared
     ]
     assert len({one.token_ids for one in shared}) > 6
+
+
+def test_a_batch_goes_on_without_those_that_have_ended(small_teacher, small_tokens, contexts, monkeypatch):
+    """The same samples, log-probabilities included, for fewer rows."""
+    bias = torch.zeros(small_teacher.config.vocab_size)
+    bias[small_tokens.marker_id] = 9.0
+    head = torch.nn.Linear(small_teacher.config.hidden_size, small_teacher.config.vocab_size)
+    head.weight, head.bias = small_teacher.lm_head.weight, torch.nn.Parameter(bias)
+    small_teacher.lm_head = head
+    sampler = TransformersSampler(small_teacher, small_tokens, with_log_probs=True)
+    hot = Sampling(n=8, temperature=2.0, max_new_tokens=20, seed=5)
+    read: list[int] = []
+    hook = small_teacher.get_decoder().register_forward_hook(
+        lambda module, args, output: read.append(output.last_hidden_state.shape[:2].numel())
+    )
+    found = sampler.sample(contexts, hot)
+    with_halves, read[:] = sum(read[:-1]), []  # the last forward is for log-probabilities
+    monkeypatch.setattr(seeds_module, "FEW_ROWS", 1000)
+    whole = sampler.sample(contexts, hot)
+    hook.remove()
+    assert [[s.token_ids for s in row] for row in found] == [[s.token_ids for s in row] for row in whole]
+    for row, others in zip(found, whole, strict=True):
+        for one, other in zip(row, others, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+    lengths = {len(s.token_ids) for row in found for s in row}
+    assert len(lengths) > 3
+    assert with_halves < 0.75 * sum(read[:-1])
