@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.evaluation.evaluator import Frames
+from anyo_rl.evaluation.paired import paired_difference
 from anyo_rl.evaluation.summary import COSTS, MAIN_METRIC, NODES, SECONDS, TOKENS, EqualTokens, Summary
-from anyo_rl.metrics.intervals import Interval, paired_interval
-from anyo_rl.metrics.ranking import per_user_metrics
+from anyo_rl.metrics.intervals import Interval
 
 MIXTURE = "mixture"
 HEADER = ["Stage", "Search", "n", "Tokens", "Nodes", "ms", "NDCG@10", "Over the mixture", "of n"]
@@ -54,10 +54,8 @@ def equal_tokens(frames: Frames, seed: int) -> dict[str, dict[str, EqualTokens]]
             against = next((other for n, other in mixtures if n >= n_tokens), None)
             if against is None or against == mode or tokens[against] > 2 * n_tokens:
                 continue
-            both = modes[mode].join(modes[against].select("example_id", "rank"), on="example_id", suffix="_b")
-            a, b = per_user_metrics(both["rank"]), per_user_metrics(both["rank_b"])
-            metrics = {name: paired_interval(a[name], b[name], both["user_id"], seed=seed) for name in a}
-            found.setdefault(stage, {})[mode] = EqualTokens(against, metrics)
+            difference = paired_difference(modes[mode], modes[against], seed)
+            found.setdefault(stage, {})[mode] = EqualTokens(against, difference)
     return found
 
 

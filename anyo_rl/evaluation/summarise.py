@@ -16,6 +16,7 @@ import polars as pl
 from anyo_rl.data.sequences import held_out, train_sequences
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, LIKED, P_YES, Evaluation, Frames, read_made_with
+from anyo_rl.evaluation.paired import SEED, paired_difference, with_seeds
 from anyo_rl.evaluation.searches import costs_of, equal_tokens, is_search
 from anyo_rl.evaluation.stages import (
     BASELINES,
@@ -42,14 +43,13 @@ from anyo_rl.evaluation.stages import (
 from anyo_rl.evaluation.summary import AUC, SLICE_METRICS, Metrics, Modes, Slice, Summary, read_summary, write_summary
 from anyo_rl.evaluation.taste import taste_kept
 from anyo_rl.metrics.auc import auc, bootstrap_auc
-from anyo_rl.metrics.intervals import Interval, bootstrap_interval, paired_interval
+from anyo_rl.metrics.intervals import Interval, bootstrap_interval
 from anyo_rl.metrics.ranking import coverage, per_user_metrics
 from anyo_rl.run.files import read_table
 from anyo_rl.run.folder import METRICS
 from anyo_rl.students.popularity import fit_popularity
 
 SAME = ("dataset", "split", "mask_history", "ranker", "n_users", "n_examples", "n_items", "n_paths")  # else no mean
-SEED = "seed"
 COVERAGE = "coverage@10"
 BESIDE_SFT = (DIRECT.name, POST_HOC.name, FILLER.name)
 BESIDE_TAUGHT = (TEACHER.name, TAUGHT.name, DIRECT.name, "item_knn", "sasrec")
@@ -150,7 +150,7 @@ def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
         stages=stage_values(frames, first.n_items or 1, seed=0),
         differences=differences(without_searches(frames), seed=0, added=added),
         slices={},
-        equal_tokens={},
+        equal_tokens=equal_tokens(frames, seed=0),
         stated_intent=None,
         true_intent=_mean_shares(list(parts.values())),
     )
@@ -239,7 +239,7 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
             if other is None:
                 other = frames.get(b, {}).get("plain")
             if other is not None and a != b:
-                found.setdefault(f"{a}-{b}", {})[mode] = _difference(frame, other, seed)
+                found.setdefault(f"{a}-{b}", {})[mode] = paired_difference(frame, other, seed)
     return found
 
 
@@ -256,7 +256,7 @@ def _values(frame: pl.DataFrame, n_items: int, seed: int) -> Metrics:
         if P_YES in frame.columns:
             by_seed = [{**each, AUC: _auc(part, seed).mean} for each, part in zip(by_seed, parts, strict=True)]
         values[COVERAGE] = Interval(float(np.mean([each[COVERAGE] for each in by_seed])), n=len(frame))
-        values = {name: _with_seeds(value, [each[name] for each in by_seed]) for name, value in values.items()}
+        values = {name: with_seeds(value, [each[name] for each in by_seed]) for name, value in values.items()}
     return values
 
 
@@ -269,29 +269,10 @@ def _auc(frame: pl.DataFrame, seed: int) -> Interval:
     return Interval(auc(scores, liked), low if known else None, high if known else None, len(asked))
 
 
-def _difference(a: pl.DataFrame, b: pl.DataFrame, seed: int) -> Metrics:
-    keys = ["example_id", *([SEED] if SEED in a.columns else [])]
-    both = a.join(b.select(*keys, "rank"), on=keys, suffix="_b", maintain_order="left")
-    metrics_a, metrics_b = per_user_metrics(both["rank"]), per_user_metrics(both["rank_b"])
-    values = {
-        name: paired_interval(metrics_a[name], metrics_b[name], both["user_id"], seed=seed) for name in metrics_a
-    }
-    if SEED in a.columns:
-        seeds = both[SEED].to_numpy()
-        for name, value in values.items():
-            each = metrics_a[name] - metrics_b[name]
-            values[name] = _with_seeds(value, [float(each[seeds == one].mean()) for one in np.unique(seeds)])
-    return values
-
-
 def _each(frame: pl.DataFrame) -> dict[str, np.ndarray]:
     """Metrics of each row; with evidence also whether they are the evidence's own, and of searches what they cost."""
     same = {name: frame[name].cast(pl.Float64).to_numpy() for name in AS_EVIDENCE if name in frame.columns}
     return {**per_user_metrics(frame["rank"]), **same, **costs_of(frame)}
-
-
-def _with_seeds(value: Interval, by_seed: list[float]) -> Interval:
-    return Interval(value.mean, value.low, value.high, value.n, tuple(by_seed))
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:

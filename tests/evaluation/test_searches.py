@@ -46,6 +46,20 @@ def test_a_search_is_set_against_the_smallest_mixture_that_writes_as_much():
     assert without_searches(FRAMES) == {"sft": {"mixture": FRAMES["sft"]["mixture"]}}
 
 
+def test_over_seeds_examples_are_paired_within_their_seed():
+    """By hand, NDCG@10 at rank 1 is 1, at rank 3 it is 1/2: seed 0 gains 1 − 1/2 and 0, seed 1 nothing and 1/2 − 1."""
+
+    def of(tokens, *ranks_of_seeds):
+        parts = [frame(ranks, tokens).with_columns(seed=pl.lit(seed)) for seed, ranks in enumerate(ranks_of_seeds)]
+        return pl.concat(parts)
+
+    frames = {"sft": {"mixture-4": of(120, [3, 1], [1, 1]), "mcts-4": of(100, [1, 1], [1, 3])}}
+    gain = equal_tokens(frames, seed=0)["sft"]["mcts-4"].metrics["ndcg@10"]
+    assert gain.by_seed == pytest.approx((0.25, -0.25))
+    assert gain.mean == pytest.approx(0)
+    assert gain.n == 4
+
+
 def summary(low):
     metrics = {"n_tokens": Interval(100.0), "seconds": Interval(0.25), "ndcg@10": Interval(0.5, 0.4, 0.6, 9)}
     mixture = {"n_tokens": Interval(120.0), "n_nodes": Interval(1234.0), "ndcg@10": Interval(0.4)}
