@@ -10,13 +10,14 @@ paths is the mean of their fused distributions.
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anyo_rl.catalog.catalog import Catalog
 from anyo_rl.evidence.candidates import NONE, Items, places, ranks_at
+from anyo_rl.evidence.make import Maker
 from anyo_rl.evidence.opened import Evidence
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.embedding.ranker import EmbeddingRanker
@@ -28,6 +29,23 @@ SAME_TOP = (1, 10)  # places at which an answer is compared with the evidence's 
 ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # that are tried
 SHARPNESS = 10.0
 Context = Any  # token ids up to the marker; the text of a completion where that is ranked
+
+
+class OfExamples(Protocol):
+    """Evidence of examples, by their ids: `Evidence`, or `AskedEvidence` of histories that somebody asks about."""
+
+    @property
+    def maker(self) -> Maker:
+        """What it was made with."""
+
+    def candidates(self, example_ids: Sequence[str], /) -> Items:
+        """See `Evidence`."""
+
+    def log_scores(self, example_ids: Sequence[str], /) -> NDArray[np.float32]:
+        """See `Evidence`."""
+
+    def target_ranks(self, example_ids: Sequence[str], /) -> NDArray[np.int64]:
+        """See `Evidence`."""
 
 
 def fuse(
@@ -220,7 +238,7 @@ class FusedRanker:
 
     kind = "fused"
 
-    def __init__(self, ranker: LikelihoodRanker | WrittenPart, evidence: Evidence, alpha: float) -> None:
+    def __init__(self, ranker: LikelihoodRanker | WrittenPart, evidence: OfExamples, alpha: float) -> None:
         if list(evidence.maker.index) != list(ranker.catalog.item_ids):
             raise UsageError("the evidence is of another catalog: make it of the data that the teacher answers for")
         self.ranker, self.evidence, self.alpha = ranker, evidence, alpha

@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("run", type=Path, help="run folder of a teacher, a student or evidence")
     told.add_argument("--student", type=Path, help="run folder of a student (or evidence) to stand beside it")
     told.add_argument("--stage", help="which teacher of the run")
+    told.add_argument("--evidence", type=Path, help="run folder of evidence that the teacher is asked together with")
     told.add_argument("--data_dir", type=Path, help="where named data sets lie; as the run was told if unset")
     told.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     told.add_argument("--port", type=int, default=8000)
@@ -44,7 +45,7 @@ def main() -> None:
     from anyo_rl.serve.app import Limits, make_app
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    first = Recommender.from_pretrained(args.run, stage=args.stage, data_dir=args.data_dir)
+    first = Recommender.from_pretrained(args.run, stage=args.stage, data_dir=args.data_dir, evidence=args.evidence)
     models = {"teacher" if first.searches else first.place.name: first}
     if args.student is not None:
         other = Recommender.from_pretrained(args.student, data_dir=args.data_dir)

@@ -10,6 +10,10 @@ import numpy as np
 from anyo_rl.catalog.opening import Teacher
 from anyo_rl.data.completion import parse
 from anyo_rl.data.schema import Example
+from anyo_rl.data.sequences import HeldOut
+from anyo_rl.evidence.asked import AskedEvidence
+from anyo_rl.evidence.fusion import Engine, FusedRanker
+from anyo_rl.evidence.opened import Evidence
 from anyo_rl.metrics.ranking import target_ranks, top_items
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.reasoning.rows import row_of
@@ -94,12 +98,37 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Evidence beside a teacher.
+
+    Attributes:
+        evidence: of the same data.
+        alphas: the teacher's weight, by mode of the run's table; other searches take that of a mixture.
+    """
+
+    evidence: Evidence
+    alphas: dict[str, float]
+
+    def of(self, ranker: LikelihoodRanker, examples: Sequence[Example], search: str) -> FusedRanker:
+        """What ranks the candidates of these examples by both."""
+        index = self.evidence.maker.index
+        asked = HeldOut(
+            [[index[item] for item in one.history] for one in examples],
+            [index.get(one.target_id, 0) for one in examples],
+            [[index[item] for item in one.excluded if item != one.target_id] for one in examples],
+        )
+        found = AskedEvidence(self.evidence, [one.example_id for one in examples], asked)
+        return FusedRanker(ranker, found, self.alphas.get(search, self.alphas["mixture"]))
+
+
+@dataclass(frozen=True)
 class OfTeacher:
-    """A teacher that answers."""
+    """A teacher that answers, by itself or beside evidence."""
 
     job: Job
     teacher: Teacher
     settings: Settings
+    beside: Beside | None = None
 
     def answer(self, examples: Sequence[Example], how: How, watch: Watch | None = None) -> list[Found]:
         """See `Answerer`."""
@@ -108,7 +137,9 @@ class OfTeacher:
         sampler: Any = self.job.sampler(model, tokens, with_log_probs=self.settings.score == "likelihood")
         if watch is not None:
             sampler = Watched(sampler, tokens, watch)
-        answers = answer(rows, LikelihoodRanker(catalog, model), sampler, tokens, how)
+        engine = LikelihoodRanker(catalog, model)
+        ranker: Engine = engine if self.beside is None else self.beside.of(engine, examples, how.mode)
+        answers = answer(rows, ranker, sampler, tokens, how)
         return [
             Found(one.item_ids_K, one.scores_K, int(rank), one.seconds, one)
             for one, rank in zip(answers.found_U or [], answers.ranks_U, strict=True)

@@ -16,13 +16,15 @@ from anyo_rl.data.schema import DataError
 from anyo_rl.data.task import DataArguments, Task, load_task
 from anyo_rl.evaluation.stages import ASKED_FIRST, EVIDENCE, STUDENT, TEACHERS
 from anyo_rl.evidence.opened import CARD, Evidence
+from anyo_rl.run.files import read_json, readable
 from anyo_rl.run.folder import CONFIG, changed_data
 from anyo_rl.run.settings import UsageError
 from anyo_rl.search.how import Settings
-from anyo_rl.serve.answerers import Answerer, OfScorer, OfTeacher
+from anyo_rl.serve.answerers import Answerer, Beside, OfScorer, OfTeacher
 from anyo_rl.stages.arguments import TeacherArguments
 from anyo_rl.stages.begin import Recorded
 from anyo_rl.stages.candidates import items_only
+from anyo_rl.stages.fusion import alpha_file
 from anyo_rl.stages.job import TEACHER, Job
 from anyo_rl.students.files import load_student
 
@@ -117,7 +119,9 @@ def data_of(place: Place, data_dir: str | None = None) -> tuple[Recorded, Task]:
     return recorded, task
 
 
-def open_answerer(place: Place, recorded: Recorded, task: Task, settings: Settings, held: ExitStack) -> Answerer:
+def open_answerer(
+    place: Place, recorded: Recorded, task: Task, settings: Settings, held: ExitStack, evidence: Path | None = None
+) -> Answerer:
     """Opens what lies at a place.
 
     Args:
@@ -126,10 +130,13 @@ def open_answerer(place: Place, recorded: Recorded, task: Task, settings: Settin
         task: its data.
         settings: of searches.
         held: closes the teacher's weights at its end.
+        evidence: run folder of evidence to stand beside a teacher; if `None`, that which the run was trained with.
 
     Raises:
-        UsageError: it is of other items, or damaged.
+        UsageError: it is of other items, or damaged; or nothing says how much it counts beside evidence.
     """
+    if evidence is not None and place.name not in TEACHERS:
+        raise UsageError(f"evidence is named beside {place.name}: expected a teacher")
     index = {item_id: number for number, item_id in enumerate(task.interactions.items["item_id"].to_list())}
     if place.name == STUDENT.name:
         student = load_student(place.folder, list(index))
@@ -140,9 +147,7 @@ def open_answerer(place: Place, recorded: Recorded, task: Task, settings: Settin
 
         return OfScorer(score, index)
     if place.name == EVIDENCE.name:
-        evidence = Evidence.open(place.folder, task)
-        _ = evidence.maker.full  # fits the retrievers, once
-        return OfScorer(evidence.scores, index)
+        return OfScorer(_fitted(place.folder, task).scores, index)
     PartialState(cpu=not torch.cuda.is_available())
     model_args = dataclasses.replace(recorded.arguments(ModelConfig), load_in_4bit=False, load_in_8bit=False)
     job = Job(
@@ -150,6 +155,35 @@ def open_answerer(place: Place, recorded: Recorded, task: Task, settings: Settin
         chat_template_kwargs=recorded.chat_template_kwargs,
     )
     items_only(job.asking.kind, "a recommender")
-    if job.teacher_args.evidence:
-        logger.warning("%s was trained beside evidence; the teacher answers alone here", place.folder)
-    return OfTeacher(job, held.enter_context(job.opened(place.folder)), settings)
+    beside = None
+    if evidence is not None:
+        beside = _beside(place, task, evidence, job.seed)
+    elif job.teacher_args.evidence:
+        try:
+            beside = _beside(place, task, Path(job.teacher_args.evidence), job.seed)
+        except UsageError as error:
+            logger.warning("%s was trained beside evidence and answers alone here: %s", place.folder, error)
+    return OfTeacher(job, held.enter_context(job.opened(place.folder)), settings, beside)
+
+
+def _fitted(folder: Path, task: Task, seed: int | None = None) -> Evidence:
+    """Evidence whose retrievers are fitted, once."""
+    evidence = Evidence.open(folder, task, seed, or_first=True)
+    _ = evidence.maker.full
+    return evidence
+
+
+def _beside(place: Place, task: Task, folder: Path, seed: int) -> Beside:
+    """Evidence beside a teacher, at the weights that an evaluation has chosen on validation."""
+    files = {mode: alpha_file(place.run_dir, place.name, mode) for mode in ("plain", "greedy", "mixture")}
+    alphas = {}
+    for mode, file in files.items():
+        if file.is_file():
+            with readable(file):
+                alphas[mode] = float(read_json(file)["alpha"])
+    if not alphas:
+        raise UsageError(
+            f"nothing says how much {place.name} counts beside the evidence in {folder}: run recipes/evaluate.py "
+            f"--run_dir {place.run_dir} --evidence {folder}, which chooses that on validation ({files['greedy']})"
+        )
+    return Beside(_fitted(folder, task, seed), {"mixture": alphas.get("greedy", alphas.get("plain", 0.0))} | alphas)

@@ -131,6 +131,7 @@ class Recommender:
         stage: str | None = None,
         data_dir: Path | str | None = None,
         settings: Settings = Settings(),
+        evidence: Path | str | None = None,
     ) -> "Recommender":
         """Opens a run folder of a teacher, a student or evidence; data are read as the run read them.
 
@@ -140,13 +141,16 @@ class Recommender:
                 else the best of what is there (`anyo_rl.evaluation.stages.ASKED_FIRST`).
             data_dir: where named data sets lie now; as the run was told if `None`.
             settings: of searches (docs/design.md).
+            evidence: run folder of evidence that a teacher is asked together with, as the run's table has it
+                (`recipes/evaluate.py --evidence`); if `None`, the evidence that it was trained with.
 
         Raises:
             UsageError: there is nothing to ask, or its data are not there or are others; says which, in a line.
         """
         place, held = find(Path(folder).expanduser(), stage), ExitStack()
         recorded, task = data_of(place, None if data_dir is None else str(data_dir))
-        return cls(place, task, open_answerer(place, recorded, task, settings, held), held)
+        beside = None if evidence is None else Path(evidence).expanduser()
+        return cls(place, task, open_answerer(place, recorded, task, settings, held, beside), held)
 
     def __enter__(self) -> "Recommender":
         """Itself."""

@@ -158,10 +158,15 @@ def fused_answers(
     """
     choice = alpha_of(job, teacher, evidence, how)
     logger.info("%s (%s) with evidence: alpha %g chosen on validation", stage, how.mode, choice.alpha)
-    keep_choice(job.folder / "fusion" / f"{stage}.{how.mode}.json", choice)
+    keep_choice(alpha_file(job.folder, stage, how.mode), choice)
     fused = FusedRanker(LikelihoodRanker(teacher.catalog, teacher.model), evidence, choice.alpha)
     sampler = KeptSampler.read(paths, job.sampler(teacher.model, teacher.tokens))
     return answer_together(rows, fused, sampler, teacher.tokens, dataclasses.replace(how, keep_paths=False))
+
+
+def alpha_file(run_dir: Path, stage: str, mode: str) -> Path:
+    """Where the weight of a row of teacher and evidence is kept."""
+    return run_dir / "fusion" / f"{stage}.{mode}.json"
 
 
 def alpha_of(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,8 @@ import yaml
 from anyo_rl.data.names import UnknownItemError
 from anyo_rl.data.sequences import held_out
 from anyo_rl.data.task import DataArguments, load_task
+from anyo_rl.evidence.fusion import AlphaChoice, FusedRanker
+from anyo_rl.evidence.opened import Evidence
 from anyo_rl.metrics.ranking import target_ranks, top_items
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
 from anyo_rl.run.folder import RunFolderError, resolve
@@ -23,6 +26,7 @@ from anyo_rl.search.how import SEARCHES
 from anyo_rl.serve.recommender import Recommender, Request
 from anyo_rl.stages.evaluate import evaluation_of
 from anyo_rl.stages.evidence import EvidenceArguments, rank_by_evidence
+from anyo_rl.stages.fusion import alpha_file, keep_choice
 
 
 @pytest.fixture
@@ -181,6 +185,36 @@ class TestFolders:
         found = recommender.answer(recommender.examples(task.args.max_test), k=20)
         assert [[item.item_id for item in one.items] for one in found] == answers["top_ids"].to_list()
         assert [one.target_rank for one in found] == answers["rank"].to_list()
+
+    @pytest.mark.parametrize("mode", ["greedy", "mixture"])
+    def test_a_teacher_beside_evidence_answers_as_it_is_evaluated(self, masked_folder, tmp_path, mode):
+        task = Recommender.from_pretrained(masked_folder / "student").task
+        args = EvidenceArguments(output_dir=str(tmp_path), seeds=[0], most_rounds=5, n_folds=2, positions=[3])
+        rank_by_evidence(task, dataclasses.replace(args, retrievers=["item_knn", "popularity"], text="none"))
+        with pytest.raises(UsageError, match=r"how much grpo counts .* run recipes/evaluate.py --run_dir"):
+            Recommender.from_pretrained(masked_folder, evidence=tmp_path)
+        with pytest.raises(UsageError, match="named beside student: expected a teacher"):
+            Recommender.from_pretrained(masked_folder / "student", evidence=tmp_path)
+        run = tmp_path / "run"
+        shutil.copytree(masked_folder, run)
+        for other, alpha in {"greedy": 0.5, "mixture": 0.75}.items():
+            keep_choice(alpha_file(run, "grpo", other), AlphaChoice(alpha, []))
+        recommender = Recommender.from_pretrained(run, evidence=tmp_path)
+        job, teacher = recommender.answerer.job, recommender.answerer.teacher
+        rows = job.rows_of(evaluation_of(job, teacher.catalog.item_ids).test, teacher)
+        fused = FusedRanker(
+            *(LikelihoodRanker(teacher.catalog, teacher.model), Evidence.open(tmp_path, task)),
+            {"greedy": 0.5, "mixture": 0.75}[mode],
+        )
+        sampler = job.sampler(teacher.model, teacher.tokens)
+        expected = answer(rows, fused, sampler, teacher.tokens, job.how(mode, seed=job.seed))
+        found = recommender.answer(recommender.examples(task.args.max_test), k=20, search=mode)
+        assert [[item.item_id for item in one.items] for one in found] == expected.top_ids_U_K
+        assert [one.target_rank for one in found] == expected.ranks_U.tolist()
+        alone = Recommender.from_pretrained(run).recommend(list(recommender.titles)[:2], k=5)
+        beside = recommender.recommend(list(recommender.titles)[:2], k=5)
+        assert [item.score for item in alone.items] != [item.score for item in beside.items]
+        assert len(beside.items) == 5
 
     def test_of_a_teacher_a_student_a_stage_and_a_run(self, run_folder, open_folder, some):
         named = Recommender.from_pretrained(str(run_folder), stage="grpo")
