@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     told.add_argument("--port", type=int, default=8000)
     told.add_argument("--most_waiting", type=int, default=32, help="questions in a model's queue, at most")
-    told.add_argument("--most_at_once", type=int, default=16, help="questions answered in one batch, at most")
+    told.add_argument("--most_at_once", type=int, default=32, help="questions answered in one batch, at most")
     told.add_argument("--timeout_s", type=float, default=60.0, help="longest wait for an answer")
     return told
 

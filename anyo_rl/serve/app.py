@@ -69,7 +69,7 @@ class Limits:
     """
 
     most_waiting: int = 32
-    most_at_once: int = 16
+    most_at_once: int = 32
     timeout_s: float = 60.0
 
 

@@ -57,7 +57,7 @@ class Worker:
         most_at_once: questions of a batch, at most.
     """
 
-    def __init__(self, recommender: Recommender, most_waiting: int = 32, most_at_once: int = 16) -> None:
+    def __init__(self, recommender: Recommender, most_waiting: int = 32, most_at_once: int = 32) -> None:
         self.recommender, self.most_waiting, self.most_at_once = recommender, most_waiting, most_at_once
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()

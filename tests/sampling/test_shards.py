@@ -196,7 +196,7 @@ def test_two_jobs_at_once_are_not_mixed(start, tmp_path):
     for turn in range(3):
         folder = tmp_path / f"job{turn}"
         processes = [start(folder, 7, pause=0, seed=seed) for seed in (1, 2, 1, 2)]
-        said = [process.communicate(timeout=60)[1] for process in processes]
+        said = [process.communicate(timeout=180)[1] for process in processes]
         seeds = json.loads((folder / MANIFEST).read_text())["arguments"]["seed"]
         assert [process.returncode for process in processes] == [int(seed != seeds) for seed in (1, 2, 1, 2)]
         assert all("of a job with seed=" in text for text in said if text)
