@@ -182,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs=2, default=[50_000, 200_000])
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--without_peer", action="store_true", help="leave the peer out, which takes most of the time")
     parser.add_argument("--scale_rows", type=int, default=1_000_000)
     parser.add_argument("--scale_processes", type=int, default=8)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -193,9 +194,10 @@ def main() -> None:
         return
     rows = []
 
-    def compare(name: str, ours: float, peer: float, agree: bool | None) -> None:
-        ratio = round(peer / ours, 1) if ours > 0 else None
-        rows.append({"name": name, "ours": round(ours), "peer": round(peer), "ratio": ratio, "agree": agree})
+    def compare(name: str, ours: float, peer: float | None, agree: bool | None = None) -> None:
+        ratio = round(peer / ours, 1) if ours > 0 and peer is not None else None
+        told = None if peer is None else round(peer)
+        rows.append({"name": name, "ours": round(ours), "peer": told, "ratio": ratio, "agree": agree})
 
     found: dict[tuple[str, bool], list[Memory]] = {}
     sizes = []
@@ -203,24 +205,30 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             write_log(Path(name), n_rows)
             for kind in args.kinds:
-                (ours, (n_found, mine)), (peer, theirs) = (launch(kind, which, Path(name)) for which in (True, False))
-                for which, memory in ((True, ours), (False, peer)):
-                    found.setdefault((kind, which), []).append(memory)
-                agree = (n_found, mine) == theirs
-                compare(f"{kind}, {n_found:,} rows, private, maker", ours.private[0], peer.private[0], agree)
-                compare(f"{kind}, {n_found:,} rows, private, other", ours.private[-1], peer.private[-1], None)
-                compare(f"{kind}, {n_found:,} rows, shared", ours.shared, peer.shared, None)
-                compare(f"{kind}, {n_found:,} rows, most, maker", ours.most[0], peer.most[0], None)
-                compare(f"{kind}, {n_found:,} rows, most, other", ours.most[-1], peer.most[-1], None)
-        sizes.append(n_found)
+                ours, made = launch(kind, True, Path(name))
+                peer, kept = (None, None) if args.without_peer else launch(kind, False, Path(name))
+                found.setdefault((kind, True), []).append(ours)
+                if peer is not None:
+                    found.setdefault((kind, False), []).append(peer)
+                label = f"{kind}, {made[0]:,} rows"
+                agree = None if kept is None else made == kept
+                compare(f"{label}, private, maker", ours.private[0], peer and peer.private[0], agree)
+                compare(f"{label}, private, other", ours.private[-1], peer and peer.private[-1])
+                compare(f"{label}, shared", ours.shared, peer and peer.shared)
+                compare(f"{label}, most, maker", ours.most[0], peer and peer.most[0])
+                compare(f"{label}, most, other", ours.most[-1], peer and peer.most[-1])
+        sizes.append(made[0])
     n = args.scale_processes
     for kind in args.kinds:
         for what, of in (("together", Memory.of), ("together, most", Memory.most_of)):
-            ours, peer = (
-                scaled(*(of(memory, n) for memory in found[kind, which]), (sizes[0], sizes[1]), args.scale_rows)
+            ours_then, peer_then = (
+                scaled(*(of(one, n) for one in found[kind, which]), (sizes[0], sizes[1]), args.scale_rows)
+                if (kind, which) in found
+                else None
                 for which in (True, False)
             )
-            compare(f"{kind}, {args.scale_rows:,} rows, {n} processes {what}", ours, peer, None)
+            assert ours_then is not None
+            compare(f"{kind}, {args.scale_rows:,} rows, {n} processes {what}", ours_then, peer_then)
     report(rows, args.json, ["MB above the libraries; ratio = peer / ours"])
 
 

@@ -7,7 +7,7 @@ examples and seeds, so that neither counts as more evidence than the users there
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -212,10 +212,11 @@ def stage_values(frames: Frames, n_items: int, seed: int) -> dict[str, Modes]:
 def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()) -> dict[str, Modes]:
     """Paired differences over the same examples: SFT and each stage that learned from ranks − what they stand beside.
 
-    And evidence alone − each baseline, each student − the plain one, evidence and each baseline, what a teacher wrote
-    − its likelihood ranks and what reweighs its distances, a teacher with evidence − either alone (one that reasons
-    also − those that answer at once, with evidence), teachers that are asked about candidates − the order in which
-    these came in, small models that learned to reason − their teacher, each other and `direct`, and what `added` has.
+    And evidence alone − each baseline, each student − the plain one, evidence, each baseline and each other student,
+    what a teacher wrote − its likelihood ranks and what reweighs its distances, a teacher with evidence − either alone
+    (one that reasons also − those that answer at once, with evidence), teachers that are asked about candidates − the
+    order in which these came in, small models that learned to reason − their teacher, each other and `direct`, and
+    what `added` has.
 
     A greedy reasoning and a mixture are set against the same mode of the other stage, or against its only one.
     """
@@ -232,7 +233,9 @@ def differences(frames: Frames, seed: int, added: Sequence[tuple[str, str]] = ()
             own = name.removesuffix(FUSED_ROW)
             at_once = [f"{stage.name}{FUSED_ROW}" for stage in (DIRECT, PRETRAIN)] if stage_of(own).reasons else []
             pairs += product([name], [EVIDENCE.name, own, *at_once])
-    pairs += product(filter(is_student, frames), [STUDENT.name, EVIDENCE.name, *BASELINES])
+    students = [name for name in frames if is_student(name)]
+    pairs += product(students, [STUDENT.name, EVIDENCE.name, *BASELINES])
+    pairs += [(b, a) for a, b in combinations(students, 2) if STUDENT.name not in (a, b)]
     for a, b in dict.fromkeys([*pairs, *added]):
         for mode, frame in frames.get(a, {}).items():
             other = frames.get(b, {}).get(mode)

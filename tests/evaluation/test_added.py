@@ -73,3 +73,15 @@ def test_a_teacher_with_evidence_stands_beside_either_alone():
         *("direct_fused-evidence", "direct_fused-direct"),
         *("grpo_fused-evidence", "grpo_fused-grpo", "grpo_fused-direct_fused"),
     }
+
+
+def test_students_that_had_help_are_set_against_one_another():
+    """By hand, NDCG@10 is 1 at rank 1, 1/2 at rank 3, 0 beyond 10: (1 + 1/2 + 0 + 0) − (1 + 0 + 0 + 0), over 4."""
+    frames = {
+        "student": {"plain": answers(1, 1, 11, 11)},
+        "student_text": {"plain": answers(1, 11, 11, 11)},
+        "student_taught": {"plain": answers(1, 3, 11, 11)},
+    }
+    found = differences(frames, 0)
+    assert set(found) == {"student_text-student", "student_taught-student", "student_taught-student_text"}
+    assert found["student_taught-student_text"]["plain"]["ndcg@10"].mean == pytest.approx(0.125)
