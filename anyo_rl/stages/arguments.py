@@ -10,6 +10,7 @@ from anyo_rl.catalog.item_tokens import Kind as ItemTokenKind
 from anyo_rl.catalog.item_vectors import VectorKind
 from anyo_rl.encoders.titles import ItemEncoder
 from anyo_rl.ranking.written import RankerKind
+from anyo_rl.reasoning.alignment import Alignment
 from anyo_rl.reasoning.kinds.kind import Kind
 from anyo_rl.reasoning.kinds.load import load_kind
 from anyo_rl.run.launch import whole_weights
@@ -115,6 +116,16 @@ class TeacherArguments(WrittenArguments):
         default=1.0,
         metadata={"bounds": Bounds(0), "help": "Weight of the reasonings' tokens in SFT, on average over them."},
     )
+    alignment_tasks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What SFT and the sequence stage teach of added tokens besides: title and attributes lead to the "
+            "item, words from its token to both (docs/pretrain.md)."
+        },
+    )
+    alignment_share: float = field(
+        default=0.2, metadata={"bounds": Bounds(0, 0.99), "help": "Share of all rows that these tasks have."}
+    )
     eval_mode: Mode = field(default="greedy", metadata={"help": "How validation users are answered: greedy, mixture."})
     sampling_tokens: int = field(
         default=CACHE_TOKENS,
@@ -180,6 +191,15 @@ class TeacherArguments(WrittenArguments):
         """What says of answers by which kind of reasoning they were made: nothing for `steps`, as it always was."""
         settings = {"kind_settings": self._kind_settings} if self._kind_settings else {}
         return {} if self.reasoning_kind == "steps" else {"reasoning_kind": self.reasoning_kind, **settings}
+
+    @property
+    def alignment(self) -> Alignment:
+        """What is taught of added tokens besides.
+
+        Raises:
+            UsageError: a task is unknown, or the share is out of its range.
+        """
+        return Alignment(self.alignment_tasks, self.alignment_share)
 
     @property
     def sft_loss(self) -> SftLoss:

@@ -22,6 +22,7 @@ from anyo_rl.data.sequences import train_sequences
 from anyo_rl.data.task import Task
 from anyo_rl.evidence.fusion import Fusion
 from anyo_rl.ranking.order import write_order
+from anyo_rl.reasoning.alignment import AlignmentRows
 from anyo_rl.reasoning.kinds.asking import Asking
 from anyo_rl.reasoning.rows import Row, Rows, make_rows, sample_texts
 from anyo_rl.run.settings import UsageError
@@ -150,6 +151,30 @@ class Job:
         """The examples at some row numbers, as a teacher reads them, or as its tokens and catalog alone tell."""
         tokens, catalog = teacher if isinstance(teacher, tuple) else (teacher.tokens, teacher.catalog)
         return Rows(self.task, places, catalog, tokens, asking=self.asking)
+
+    def alignment_rows(self, teacher: Teacher, n_others: int, seed: int, *, reasons: bool) -> AlignmentRows | None:
+        """Rows of the run's alignment tasks, as many as their share asks for; `None` where there are none.
+
+        Args:
+            teacher: reads them.
+            n_others: rows that they stand beside.
+            seed: of their order.
+            reasons: whether words can be written before an item; else the task that asks for them is left out.
+
+        Raises:
+            UsageError: teachers are asked about candidates; see also `AlignmentRows`.
+        """
+        alignment = self.teacher_args.alignment
+        tasks = [name for name in alignment.tasks if reasons or name != "words"]
+        n_rows = alignment.n_rows(n_others)
+        if not tasks or not n_rows:
+            return None
+        if self.asking.questions is not None:
+            raise UsageError(
+                f"alignment_tasks answer with items, and the kind of reasoning {self.asking.kind.name} with "
+                f"candidates: leave alignment_tasks out, or train an earlier stage with them"
+            )
+        return AlignmentRows(self.task, teacher.catalog, teacher.tokens, tasks, n_rows, seed)
 
     def rows_of(self, examples: pl.DataFrame, teacher: Teacher) -> list[Row]:
         """A few examples as a teacher reads them, all at once."""

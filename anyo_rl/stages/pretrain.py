@@ -13,7 +13,8 @@ from anyo_rl.stages.finish import finish_stage
 from anyo_rl.stages.job import Job
 from anyo_rl.teacher.load import stop_at_marker
 from anyo_rl.teacher.policy import set_attention_dropout, set_residual_dropout
-from anyo_rl.training.lazy import LENGTH, as_stored
+from anyo_rl.training.aligned import aligned_sequences
+from anyo_rl.training.lazy import LENGTH, as_stored, joined
 from anyo_rl.training.loop.callbacks import MetricsFile, keep_best, stopping
 from anyo_rl.training.loop.closing import forget_last_trainer
 from anyo_rl.training.sequence import Reading, SequenceTrainer, sequence_dataset
@@ -90,6 +91,9 @@ def pretrain(job: Job, stage: str, training_args: SFTConfig, args: SequenceArgum
         reading,
         seed=training_args.seed,
     )
+    aligned = job.alignment_rows(teacher, len(dataset), training_args.seed, reasons=False)
+    if aligned is not None:
+        dataset = joined(dataset, aligned_sequences(aligned, teacher.catalog, teacher.tokens))
     longest = max(as_stored(dataset)[LENGTH][:])
     if training_args.max_length is not None and longest > training_args.max_length:
         raise UsageError(

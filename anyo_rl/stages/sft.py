@@ -87,6 +87,10 @@ def train_sft(
     )
     if lesson.hint_share:
         dataset = joined(dataset, hinted_dataset(job, teacher, lesson.hint_share))
+    aligned = job.alignment_rows(teacher, len(dataset), training_args.seed, reasons=reasons)
+    if aligned is not None:
+        steps = aligned.rationales if reasons else None
+        dataset = joined(dataset, sft_dataset(aligned, teacher.answers, teacher.tokens, steps))
     longest = max(as_stored(dataset)[LENGTH][:])
     if training_args.max_length is not None and longest > training_args.max_length:
         raise UsageError(

@@ -22,7 +22,7 @@ repeats one of them is no target, as in all other training here.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -165,7 +165,7 @@ class _Sequences:
         self.head, self.foot = self._ends()
         self.answer = tokens.reasoning_ids([], [*self.head, *self.foot])
         self.line = cache(self._line)
-        self.choices = cache(self._choices)
+        self.choices = cache(partial(tokens_before, catalog))
 
     def __len__(self) -> int:
         return len(self.plan_R_4)
@@ -245,17 +245,18 @@ class _Sequences:
             raise self._merged([item])
         return line
 
-    def _choices(self, item: int) -> list[int]:
-        """The tokens of an item before its last choice: what has to be read for its probability."""
-        steps = branchings(self.catalog.tree, item)
-        return list(self.catalog.paths[item][: steps[-1].depth]) if steps else []
-
     def _merged(self, items: Sequence[int]) -> UsageError:
         titles = [self.catalog.titles[item] for item in items]
         return UsageError(
             f"the tokens of a prompt with {titles} are not those of its lines, one after the other: the tokenizer "
             f"merges text over line breaks; take a teacher whose tokenizer does not"
         )
+
+
+def tokens_before(catalog: Catalog, item: int) -> list[int]:
+    """The tokens of an item before its last choice: what has to be read for its probability."""
+    steps = branchings(catalog.tree, item)
+    return list(catalog.paths[item][: steps[-1].depth]) if steps else []
 
 
 def _between(ids: list[int], head: list[int], foot: list[int]) -> list[int] | None:

@@ -28,7 +28,8 @@ def evaluation(folder: Path) -> dict:
 def test_computed_ids_go_through_all_stages(launcher, tmp_path):
     pytest.importorskip("faiss", reason="needs the `semantic` extra")
     run = tmp_path / "run"
-    flags = ("--config", SMOKE / "grpo.yaml", "--item_tokens", "semantic_id", *SHORT, "--output_dir", run)
+    aligned = ("--alignment_tasks", "title", "words")
+    flags = ("--config", SMOKE / "grpo.yaml", "--item_tokens", "semantic_id", *aligned, *SHORT, "--output_dir", run)
     launcher.finish("grpo_teacher", *flags)
     made = ids_of(run)
     n_items = evaluation(run)["n_items"]
