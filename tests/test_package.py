@@ -62,12 +62,21 @@ def test_commands_work_outside_the_checkout(installed: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_installed_recipe_says_where_the_configs_are(installed: Path, tmp_path: Path):
-    configs = installed / "recipes" / "configs"
-    done = outside(installed, tmp_path, "-m", "recipes.baselines", "--config", "recipes/configs/toy/none.yaml")
-    assert done.returncode == 1
-    assert f"no config file at recipes/configs/toy/none.yaml; the shipped ones are in {configs}\n" == done.stderr
-    assert not list(tmp_path.iterdir())
+def test_an_installed_recipe_lies_beside_its_configs(installed: Path, tmp_path: Path):
+    find = "from importlib.util import find_spec; print(find_spec('recipes.baselines').origin)"
+    done = outside(installed, tmp_path, "-c", find)
+    assert done.stdout.strip() == str(installed / "recipes" / "baselines.py")
+    assert (installed / "recipes" / "configs" / "toy" / "grpo_teacher.yaml").is_file()
+
+
+def test_a_missing_config_is_answered_with_where_the_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from anyo_rl.stages.begin import parse
+
+    (tmp_path / "recipes" / "configs").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "recipes" / "baselines.py"), "--config", "none.yaml"])
+    with pytest.raises(SystemExit, match=r"no config file at none\.yaml; the shipped") as error:
+        parse(())
+    assert str(error.value).endswith(str(tmp_path / "recipes" / "configs"))
 
 
 def test_the_citation_names_this_version(repo_root: Path):
