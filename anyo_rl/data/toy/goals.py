@@ -80,9 +80,7 @@ def make_goal_world(config: GoalConfig) -> GoalWorld:
     if len(goals) < n_all:
         raise UsageError(f"found {len(goals)} different goals, expected {n_all}: raise n_offers or n_travellers")
     ends = np.cumsum(list(wanted.values()))
-    splits = {
-        name: tuple(goals[end - n : end]) for (name, n), end in zip(wanted.items(), ends.tolist(), strict=True)
-    }
+    splits = {name: tuple(goals[end - n : end]) for (name, n), end in zip(wanted.items(), ends.tolist(), strict=True)}
     return GoalWorld(offers, related, splits)
 
 
@@ -98,9 +96,7 @@ def _offers(rng: np.random.Generator, n_offers: int) -> list[Offer]:
     return made
 
 
-def _related(
-    rng: np.random.Generator, offers: tuple[Offer, ...], liked_U: np.ndarray
-) -> dict[str, tuple[str, ...]]:
+def _related(rng: np.random.Generator, offers: tuple[Offer, ...], liked_U: np.ndarray) -> dict[str, tuple[str, ...]]:
     booked_U_N = np.zeros((len(liked_U), len(offers)))
     for user, liked in enumerate(liked_U.tolist()):
         worth_N = np.array([offer.stars + 3 * (offer.style == STYLES[liked]) for offer in offers])
