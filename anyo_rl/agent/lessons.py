@@ -2,13 +2,18 @@
 
 The best set is known, and the calls that would have found it are made up backwards from it: for each of its offers a
 search that names it, then a plan. What the tools answer is real; only what an agent would have written has labels.
+
+Of few plans a teacher would learn the titles by heart, and not to read results. So each plan is told many times, with
+days, styles, categories and titles that have changed places (`GoalWorld.rename`): the same plan in a world that is the
+same but for its names. Without tools there is nothing but the catalog to be learned by heart, and names stay.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
-from anyo_rl.agent.episodes import Episode, result_ids
 from anyo_rl.agent.planning import Planner
 from anyo_rl.agent.tools import Desk
+from anyo_rl.data.completion import MARKER
 from anyo_rl.data.goals import Goal, Offer
 from anyo_rl.teacher.tokens import Tokens
 
@@ -34,32 +39,45 @@ def _query(planner: Planner, goal: Goal, offer: Offer) -> str:
     return next((query for query in queries if f"{name} " in planner.search(goal, query)), queries[-1])
 
 
-def lesson(planner: Planner, desk: Desk, tokens: Tokens, context_ids: Sequence[int], goal: Goal) -> Episode:
-    """The episode of a goal's best set; without tools at the desk, the answer alone.
+def lesson(planner: Planner, desk: Desk, goal: Goal) -> list[tuple[str, bool]]:
+    """The lines that lead to a goal's best set, and whether each is a result; the answer, with `->`, comes last.
 
     Args:
         planner: the world as agents see it.
-        desk: answers the calls.
-        tokens: the teacher's tokenizer and marker.
-        context_ids: the prompt.
+        desk: answers the calls; one without tools leaves the answer alone.
         goal: the goal.
     """
-    plan, episode = planner.world.best[goal.goal_id], Episode(list(context_ids))
+    plan, lines = planner.world.best(goal), []
     for call in solved_calls(planner, goal, plan) if desk.tools else ():
-        episode.add(tokens.tokenizer.encode(f"{call}\n", add_special_tokens=False), own=True)
-        episode.lines.append((call, False))
         result = desk.answer(call)
-        if result is not None:
-            episode.add(result_ids(result.text, tokens), own=False)
-            episode.lines.append((result.text, True))
-    episode.answer = planner.written(plan)
-    written = tokens.tokenizer.encode(f" {episode.answer}", add_special_tokens=False)
-    episode.add([tokens.marker_id, *written, tokens.eos_id], own=True)
-    episode.ending = "answered"
-    return episode
+        lines += [(call, False), *([] if result is None else [(result.text, True)])]
+    return [*lines, (f"{MARKER} {planner.written(plan)}", False)]
 
 
-def labelled(episode: Episode) -> tuple[list[int], list[int]]:
-    """Token ids and labels of an episode: prompt and results carry no loss."""
-    labels = [token if own else IGNORED for token, own in zip(episode.ids, episode.mask, strict=True)]
-    return [*episode.context_ids, *episode.ids], [IGNORED] * len(episode.context_ids) + labels
+def labelled(
+    tokens: Tokens, context_ids: Sequence[int], lines: Sequence[tuple[str, bool]]
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a lesson: prompt and results carry no loss.
+
+    Args:
+        tokens: the teacher's tokenizer and marker.
+        context_ids: the prompt.
+        lines: see `lesson`.
+    """
+    ids, labels = list(context_ids), [IGNORED] * len(context_ids)
+    for text, heard in lines[:-1]:
+        told = tokens.tokenizer.encode(f"{text}\n", add_special_tokens=False)
+        ids += told
+        labels += [IGNORED] * len(told) if heard else told
+    answer = lines[-1][0].removeprefix(MARKER)
+    told = [tokens.marker_id, *tokens.tokenizer.encode(answer, add_special_tokens=False), tokens.eos_id]
+    return [*ids, *told], [*labels, *told]
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text in which each word that has another name has it.
+
+    >>> renamed("search: inn quiet 5", {"inn": "tour", "tour": "inn"})
+    'search: tour quiet 5'
+    """
+    return re.sub(r"[A-Za-z]+", lambda word: names.get(word[0], word[0]), text)

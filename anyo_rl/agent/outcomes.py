@@ -65,7 +65,7 @@ def planners(world: GoalWorld, goals: Sequence[Goal]) -> dict[str, list[Outcome]
     plans: Mapping[str, Callable[[Goal], tuple[Offer, ...]]] = {
         GREEDY: lambda goal: greedy_plan(goal, world.offers),
         FOR_PRICE: lambda goal: greedy_plan(goal, world.offers, for_price=True),
-        BEST: lambda goal: world.best[goal.goal_id],
+        BEST: lambda goal: world.best(goal),
     }
     return {name: [Outcome.of(goal, world.judge(goal, plan(goal))) for goal in goals] for name, plan in plans.items()}
 

@@ -60,7 +60,7 @@ def chosen(outcomes: Mapping[str, Sequence[Outcome]], limit: int = N_SHOWN) -> l
 def _plan(goal: Goal, world: GoalWorld, outcome: Outcome, outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
     wrong = f" <span class=bad>{_safe('; '.join(outcome.violations))}</span>" if outcome.violations else ""
     lines = [f"<li class={'heard' if heard else 'own'}>{_safe(text)}</li>" for text, heard in outcome.lines]
-    best = world.best[goal.goal_id]
+    best = world.best(goal)
     others = [
         f"{_safe(WORDS[name])}: regret {one.regret:.2f}"
         for name in (NO_TOOLS, FOR_PRICE)

@@ -9,8 +9,9 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from trl import GRPOTrainer, SFTTrainer
 
-from anyo_rl.agent.lessons import labelled, lesson
+from anyo_rl.agent.lessons import labelled, lesson, renamed
 from anyo_rl.agent.rollouts import Asker
+from anyo_rl.data.completion import Prompt
 from anyo_rl.data.goals import Goal
 from anyo_rl.sampling.protocol import Sampling
 from anyo_rl.training.loop.flops import validating
@@ -87,14 +88,33 @@ class AgentGRPOTrainer(GRPOTrainer):
         return self.validation.run(self, metric_key_prefix)
 
 
-def lessons(asker: Asker, goals: Sequence[Goal]) -> Dataset:
-    """Solved goals as token ids and labels; results and prompts have no label."""
+def lessons(asker: Asker, goals: Sequence[Goal], n_names: int = 1, seed: int = 0) -> Dataset:
+    """Solved goals as token ids and labels; results and prompts have no label.
+
+    Args:
+        asker: how goals are asked.
+        goals: the goals.
+        n_names: how often each is told; every time but the first in other names (see `anyo_rl.agent.lessons`).
+        seed: of the names.
+    """
+    rng, rename = np.random.default_rng(seed), asker.planner.world.rename
     rows = []
     for goal in goals:
-        context = asker.tokens.context_ids(asker.prompt(goal))
-        ids, labels = labelled(lesson(asker.planner, asker.desk(goal), asker.tokens, context, goal))
-        rows.append({"input_ids": ids, "labels": labels})
+        lines = lesson(asker.planner, asker.desk(goal), goal)
+        for again in range(n_names if rename is not None else 1):
+            names = rename(rng) if again and rename is not None else {}
+            context = asker.tokens.context_ids(renamed_prompt(asker.prompt(goal), names))
+            told = [(renamed(text, names), heard) for text, heard in lines]
+            ids, labels = labelled(asker.tokens, context, told)
+            rows.append({"input_ids": ids, "labels": labels})
     return Dataset.from_list(rows)
+
+
+def renamed_prompt(prompt: Prompt, names: Mapping[str, str]) -> Prompt:
+    """A prompt whose goal is told in other names."""
+    if isinstance(prompt, str):
+        return renamed(prompt, names)
+    return [*prompt[:-1], {**prompt[-1], "content": renamed(prompt[-1]["content"], names)}]
 
 
 class UntilFlops(TrainerCallback):

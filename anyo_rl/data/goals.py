@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 LIKED = 3  # what the style that is liked adds to an offer's stars
 
 
@@ -93,21 +95,29 @@ class GoalWorld:
         offers: the catalog.
         related: offer id to ids of the same category, by how often both were booked by one traveller, most first.
         goals: split (`train`, `validation`, `test`) to goals.
+        rename: draws words that change places and leave the world the same but for its names; `None` where nothing
+            is known of such.
     """
 
     offers: tuple[Offer, ...]
     related: Mapping[str, tuple[str, ...]]
     goals: Mapping[str, tuple[Goal, ...]]
+    rename: Callable[[np.random.Generator], Mapping[str, str]] | None = None
 
     @cached_property
-    def best(self) -> Mapping[str, tuple[Offer, ...]]:
-        """Goal id to its best set, of all goals."""
-        return {goal.goal_id: best_plan(goal, self.offers) for split in self.goals.values() for goal in split}
+    def _plans(self) -> dict[str, tuple[Offer, ...]]:
+        return {}
+
+    def best(self, goal: Goal) -> tuple[Offer, ...]:
+        """A goal's best set, which is looked for once."""
+        if goal.goal_id not in self._plans:
+            self._plans[goal.goal_id] = best_plan(goal, self.offers)
+        return self._plans[goal.goal_id]
 
     def judge(self, goal: Goal, chosen: Sequence[Offer | None]) -> Verdict:
         """What an answer to a goal comes to; see `violations`."""
         found = violations(goal, chosen)
-        best = sum(map(goal.worth, self.best[goal.goal_id]))
+        best = sum(map(goal.worth, self.best(goal)))
         value = 0 if found else sum(goal.worth(offer) for offer in chosen if offer is not None)
         return Verdict(found, value, best)
 
@@ -139,23 +149,31 @@ def violations(goal: Goal, chosen: Sequence[Offer | None], *, whole: bool = True
 def best_plan(goal: Goal, offers: Iterable[Offer]) -> tuple[Offer, ...]:
     """The set of most value that violates nothing, in the order of the goal's categories; empty where there is none.
 
-    Exact: category by category, the best beginning is kept for each pair of days taken and money spent. Of equal sets
-    the one that was found first counts.
+    Of equal sets the one that was found first counts.
     """
-    by_category = {category: [one for one in offers if one.category == category] for category in goal.categories}
+    return max(possible_plans(goal, offers), key=lambda plan: sum(map(goal.worth, plan)), default=())
+
+
+def possible_plans(goal: Goal, offers: Iterable[Offer]) -> list[tuple[Offer, ...]]:
+    """Of all sets that violate nothing, the most valuable one for each pair of days taken and money spent.
+
+    Exact, category by category: whatever a beginning is gone on with, that depends on its days and its cost alone.
+    """
+    pool = list(offers)
     beginnings: dict[tuple[frozenset[str], int], tuple[int, tuple[Offer, ...]]] = {(frozenset(), 0): (0, ())}
     for category in goal.categories:
+        fitting = [one for one in pool if one.category == category and _fits(goal, one, frozenset(), goal.budget)]
+        worth = [goal.worth(one) for one in fitting]
         longer: dict[tuple[frozenset[str], int], tuple[int, tuple[Offer, ...]]] = {}
         for (taken, spent), (value, plan) in beginnings.items():
-            for offer in by_category[category]:
-                if not _fits(goal, offer, taken, goal.budget - spent):
+            for offer, more in zip(fitting, worth, strict=True):
+                if spent + offer.price > goal.budget or not taken.isdisjoint(offer.days):
                     continue
-                key = (taken | set(offer.days), spent + offer.price)
-                total = value + goal.worth(offer)
-                if key not in longer or longer[key][0] < total:
-                    longer[key] = (total, (*plan, offer))
+                key = (taken | frozenset(offer.days), spent + offer.price)
+                if key not in longer or longer[key][0] < value + more:
+                    longer[key] = (value + more, (*plan, offer))
         beginnings = longer
-    return max(beginnings.values(), key=lambda one: one[0], default=(0, ()))[1]
+    return [plan for _, plan in beginnings.values()]
 
 
 def greedy_plan(goal: Goal, offers: Sequence[Offer], *, for_price: bool = False) -> tuple[Offer, ...]:

@@ -100,9 +100,9 @@ class AgentJob:
         for goal in self.world.goals["train"][:TOKENIZER_GOALS]:
             texts.append(goal_prompt(goal, with_profile=True))
             desk = Desk(planner.tools(goal))
-            for offer in planner.world.best[goal.goal_id]:
+            for offer in planner.world.best(goal):
                 texts.append(f"{planner.search(goal, f'{offer.category} {goal.liked}')}\n")
-            calls = ("profile", f"plan: {planner.written(planner.world.best[goal.goal_id][:1])}", "search: x")
+            calls = ("profile", f"plan: {planner.written(planner.world.best(goal)[:1])}", "search: x")
             texts += [f"{call}\n{said.text}\n" for call in calls if (said := desk.answer(call))]
         return train_tokenizer(texts, self.args.tiny_vocab_size)
 
@@ -159,7 +159,7 @@ def start_agent(args: AgentArguments, model_args: ModelConfig, training_args: GR
         raise UsageError(f"n_solved is {args.n_solved}: expected at most n_train_goals, {args.n_train_goals}")
     world, folder = make_goal_world(args.config), Path(training_args.output_dir)
     report = {"n_offers": len(world.offers), **{f"n_{split}": len(goals) for split, goals in world.goals.items()}}
-    fingerprint = {"world": hashlib.sha256(repr(world).encode()).hexdigest()}
+    fingerprint = {"world": hashlib.sha256(repr((world.offers, world.related, world.goals)).encode()).hexdigest()}
     start_run(folder, resolve(args, model_args, training_args), report, fingerprint)
     return AgentJob(folder, args, model_args, training_args, world)
 
@@ -190,7 +190,8 @@ def _train_sft(job: AgentJob, stage: str, with_tools: bool) -> Path:
         return job.teacher_folder(stage)
     model, tokens = job.open(None)
     asker = job.asker(tokens, with_tools=with_tools)
-    dataset = lessons(asker, job.world.goals["train"][: job.args.n_solved])
+    solved = job.world.goals["train"][: job.args.n_solved]
+    dataset = lessons(asker, solved, job.args.n_names if with_tools else 1, job.training_args.seed)
     longest = max(map(len, dataset["input_ids"]))
     if longest > (most := model.config.max_position_embeddings):
         raise UsageError(f"a solved goal takes {longest} tokens and the model {most}: lower n_results")

@@ -30,6 +30,13 @@ class AgentArguments:
         default=200,
         metadata={"bounds": Bounds(1, 10**6), "help": "Training goals whose best plan SFT is shown, call by call."},
     )
+    n_names: int = field(
+        default=20,
+        metadata={
+            "bounds": Bounds(1, 10_000),
+            "help": "How often SFT is shown each of these plans, in other names but for the first time.",
+        },
+    )
     protocol: Protocol = field(
         default="text",
         metadata={

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from anyo_rl.data.goals import Goal, GoalWorld, Offer, best_plan
+from anyo_rl.data.goals import Goal, GoalWorld, Offer, possible_plans
 from anyo_rl.run.settings import Bounds, UsageError, check_bounds
 
 NOUNS = {
@@ -81,7 +81,20 @@ def make_goal_world(config: GoalConfig) -> GoalWorld:
         raise UsageError(f"found {len(goals)} different goals, expected {n_all}: raise n_offers or n_travellers")
     ends = np.cumsum(list(wanted.values()))
     splits = {name: tuple(goals[end - n : end]) for (name, n), end in zip(wanted.items(), ends.tolist(), strict=True)}
-    return GoalWorld(offers, related, splits)
+    return GoalWorld(offers, related, splits, rename)
+
+
+def rename(rng: np.random.Generator) -> dict[str, str]:
+    """Draws other names: adjectives, days and styles change places, and so do categories, with their nouns."""
+    names = {}
+    for words in (ADJECTIVES, DAYS, STYLES):
+        names |= dict(zip(words, (words[place] for place in rng.permutation(len(words)).tolist()), strict=True))
+    categories = list(NOUNS)
+    for one, place in zip(categories, rng.permutation(len(categories)).tolist(), strict=True):
+        other = categories[place]
+        first = int(rng.integers(2))
+        names |= {one: other, NOUNS[one][0]: NOUNS[other][first], NOUNS[one][1]: NOUNS[other][1 - first]}
+    return names
 
 
 def _offers(rng: np.random.Generator, n_offers: int) -> list[Offer]:
@@ -119,9 +132,14 @@ def _goal(rng: np.random.Generator, offers: tuple[Offer, ...], liked_U: np.ndarr
     dearest = N_WANTED * MOST_PRICE
     goal = Goal("", str(user), STYLES[liked_U[user]], dearest, tuple(DAYS[day] for day in free), categories)
     share = rng.uniform(TIGHTEST, LOOSEST)
-    best = sum(offer.price for offer in best_plan(goal, offers))
-    for budget in range(N_WANTED, dearest):
-        if plan := best_plan(replace(goal, budget=budget), offers):
-            cheapest = sum(offer.price for offer in plan)
-            return replace(goal, budget=round(cheapest + (best - cheapest) * share))
-    return None
+    plans = possible_plans(goal, offers)
+    if not plans:
+        return None
+    best, cheapest = (
+        sum(offer.price for offer in plan)
+        for plan in (
+            max(plans, key=lambda plan: sum(map(goal.worth, plan))),
+            min(plans, key=lambda plan: sum(offer.price for offer in plan)),
+        )
+    )
+    return replace(goal, budget=round(cheapest + (best - cheapest) * share))
