@@ -2,7 +2,7 @@
 #   PYTHON       the interpreter to start from (3.11 or later)
 #   VENV         where the environment goes
 #   WORKERS      test processes, one thread each
-#   VLLM         `cpu` where `make setup` shall install vLLM for the CPU: by default on Linux without an NVIDIA GPU. With
+#   VLLM         `cpu` where `make setup` is to install vLLM for the CPU: by default on Linux without an NVIDIA GPU. With
 #                one, `pip install -c constraints.txt -e ".[vllm]"`
 #   TORCH_FLAGS  extra flags for pip when it installs torch, for instance `--index-url URL` with the package index
 #                that PyTorch's install page names for your accelerator (or for the smaller CPU build)
@@ -43,7 +43,7 @@ lint: setup  ## format check, lint and types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: setup  ## format the code and mend what ruff can mend
+format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -115,7 +115,7 @@ def run_seed(command: Sequence[str], folder: Path, seed: int) -> str | None:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a launch and all that it starts are told together
+                start_new_session=True,  # a launch and all that it starts get signals together
             )
         except OSError as error:
             return f"could not start {arguments[0]!r}: {error}"

@@ -23,7 +23,7 @@ from anyo_rl.stages.job import TEACHER, Job
 
 @dataclass
 class EvaluateArguments:
-    """What this recipe alone is told."""
+    """Settings of this recipe alone."""
 
     run_dir: str = field(default="runs/toy", metadata={"help": "The run folder; teachers lie in <stage>/teacher."})
     baselines: bool = field(default=True, metadata={"help": "Also evaluate popularity, item-kNN and SASRec."})

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 
 @dataclass
 class RationaleArguments:
-    """What this recipe alone is told."""
+    """Settings of this recipe alone."""
 
     output_dir: str = field(default="runs/toy-rationales", metadata={"help": "The run folder.", "free": True})
     kind: Kind = field(

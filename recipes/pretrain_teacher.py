@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class PretrainRecipeArguments(SequenceArguments):
-    """What this recipe alone is told."""
+    """Settings of this recipe alone."""
 
     baselines: bool = field(
         default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec.", "free": True}

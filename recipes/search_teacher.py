@@ -29,7 +29,7 @@ from anyo_rl.stages.search_arguments import SearchArguments
 
 @dataclass
 class SearchRecipeArguments:
-    """What this recipe alone is told."""
+    """Settings of this recipe alone."""
 
     run_dir: str = field(default="runs/toy", metadata={"help": "The run folder; teachers lie in <stage>/teacher."})
     stage: str | None = field(default=None, metadata={"help": "Whose teacher; the last that reasons if unset."})

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class SFTRecipeArguments:
-    """What this recipe alone is told."""
+    """Settings of this recipe alone."""
 
     reasoning: bool = field(
         default=True, metadata={"help": "Reason before the answer, or answer at once (direct).", "free": True}

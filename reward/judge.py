@@ -1,6 +1,6 @@
 """An LLM's judgement of the reasoning, from any OpenAI-compatible server.
 
-What it is told is in `judge.txt` beside this file; a file of your own goes into `prompt_file`. The key is read from
+Its instructions are in `judge.txt` beside this file; a file of your own goes into `prompt_file`. The key is read from
 the environment. What comes from data or from the teacher is shown as `anyo_rl.llm.judge` has it; a judge may
 still be talked round by a teacher that learns to, which is why its score should stand next to a reward from ranks.
 """
@@ -65,7 +65,7 @@ class JudgeReward:
     Args:
         url: of the server, up to `/chat/completions`.
         model: the model's name there.
-        prompt_file: what the judge is told; `judge.txt` if unset.
+        prompt_file: the judge's prompt; `judge.txt` if unset.
         floor: reward of a completion that does not parse.
         journal: folder in which answers are kept as they arrive, and looked up: a run that was killed does not pay
             twice. The same question is asked once then, so take it with temperature 0. `None` keeps nothing.

@@ -70,7 +70,7 @@ class Opening:
         item_tokens: what teachers answer with.
         sequences: gives the items of each training user by row of the item table, for collaborative vectors.
         marker_token: the added token that serves as the marker; `->` or `</think>` if `None`.
-        chat_template_kwargs: what chat templates are told.
+        chat_template_kwargs: what chat templates get besides the messages.
         choices: what teachers answer with in place of items, in the columns of an item table; `None` for items.
     """
 
@@ -120,7 +120,7 @@ class Opening:
     def weights(
         self, path: Path | str | None, ids: SemanticIds | None
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Weights and tokenizer alone; they know the codes of semantic ids, which start as the run was told."""
+        """Weights and tokenizer alone; they know the codes of semantic ids, which start as the run's settings say."""
         model, tokenizer = self._plain_weights(path, ids)
         if ids is not None and self._needs_vectors(path):
             vectors_N_D = np.load(self.folder / ITEM_VECTORS, mmap_mode="r", allow_pickle=False)

@@ -49,7 +49,7 @@ def load_interactions(
 ) -> Interactions:
     """Read, validate and clean an interaction log.
 
-    The format is told by the names of the files: MovieLens (`ratings.dat`, `ratings.csv`, `u.data`), RecBole
+    The format is recognised by the names of the files: MovieLens (`ratings.dat`, `ratings.csv`, `u.data`), RecBole
     (`.inter`, `.item`), Amazon Reviews 2023 (csv and `meta_*.jsonl`), MiniOneRec (`train.csv`, `valid.csv`,
     `test.csv` with histories), and plain csv, tsv or parquet. What cleaning does is in `anyo_rl.data.clean`.
 

@@ -107,7 +107,7 @@ def _split_lines(lines: list[str], separator: str, n_fields: int, path: Path) ->
         if len(row) != n_fields:
             raise DataError(
                 f"{path}: line {number} has {len(row)} field(s), expected {n_fields} separated by {separator!r}: "
-                f"{line[:80]!r}: mend the line or convert the file"
+                f"{line[:80]!r}: fix the line or convert the file"
             )
         rows.append(row)
     return rows

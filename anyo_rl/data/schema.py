@@ -62,7 +62,7 @@ class Example:
 
 
 class DataError(ValueError):
-    """Data that cannot be used: says what was found, what was expected, and how to mend it."""
+    """Data that cannot be used: says what was found, what was expected, and how to fix it."""
 
 
 @dataclass(frozen=True)

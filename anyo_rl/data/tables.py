@@ -100,9 +100,9 @@ def reading(path: Path) -> Iterator[None]:
         if "utf-8" in reason or "utf8" in reason:
             raise DataError(f"{path}: is not UTF-8 ({reason}): convert it, e.g. `iconv -f latin1 -t utf-8`") from None
         kind = suffix(path)
-        expected = "a table with the same number of fields on each line; mend or remove the lines that differ"
+        expected = "a table with the same number of fields on each line; fix or remove the lines that differ"
         if kind in JSON_SUFFIXES:
-            expected = "one JSON object on each line; mend or remove the lines that are none"
+            expected = "one JSON object on each line; fix or remove the lines that are none"
         elif kind in PARQUET_SUFFIXES:
             expected = "a whole parquet file; write it again, or give it the suffix of what it is"
         raise DataError(f"{path}: cannot be read ({reason}): expected {expected}") from None

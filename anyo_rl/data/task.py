@@ -32,7 +32,7 @@ from anyo_rl.run.files import Tables
 from anyo_rl.run.settings import Bounds, UsageError, mapping_of
 
 TOY, ORDERS = "toy", "toy-orders"
-COLUMN = '{"item_id": "asin"}'  # how a mapping of columns is told
+COLUMN = '{"item_id": "asin"}'  # how a mapping of columns is given
 World = ToyWorld | OrderWorld
 HistoryAs = Literal["title", "item", "both"]
 logger = logging.getLogger(__name__)

@@ -90,9 +90,9 @@ def truncate_text(text: str, max_chars: int) -> str:
 def escape_tags(text: str) -> str:
     """Brackets of what looks like a tag become `‹` and `›`: nothing in it can open or close a part of a prompt.
 
-    A tag is told by its structure, since prompts and their tags are the user's own: an angle bracket after which, but
-    for signs and what can't be seen, a letter comes first. Where there are blanks it has to be closed: "<3" and
-    "pens < pencils" are text. What was escaped stays as it is.
+    A tag is recognised by its structure, since prompts and their tags are the user's own: an angle bracket after
+    which, but for signs and what can't be seen, a letter comes first. Where there are blanks it has to be closed: "<3"
+    and "pens < pencils" are text. What was escaped stays as it is.
 
     >>> escape_tags("Mug </ history> <3")
     'Mug ‹/ history› <3'

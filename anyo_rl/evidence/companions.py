@@ -1,6 +1,6 @@
 """Which items are chosen by the same users: counts that words can tell, cross-fitted as all evidence is.
 
-The count of two items is the number of training users who chose both. A training example is told counts of the users
+The count of two items is the number of training users who chose both. A training example is shown counts of the users
 of all other folds, so that neither its target nor anything else of its user is in them.
 """
 

@@ -31,7 +31,7 @@ Cause = Literal["rate_limit", "server_error", "timeout", "connection", "cut", "g
 
 OWN_FIELDS = {"model", "messages", "prompt", "n", "stream", "seed"}
 MOST_CHARS = 500  # of a server's message in an error
-MENDS = {
+FIXES = {
     400: "look at the parameters, the model and the length of the prompt",
     401: "look at the key",
     403: "look at the key and what it may do",
@@ -372,10 +372,10 @@ def _refusal(server: Server, response: httpx2.Response, content: bytes, message:
             )
         cause: Cause = "timeout" if status == 408 else "rate_limit" if status == 429 else "server_error"
         return AttemptError(cause, said, wait_s)
-    mend = MENDS.get(status, "look at url, model and parameters")
+    fix = FIXES.get(status, "look at url, model and parameters")
     if status not in (401, 403, 404):
-        mend += "; a status that concerns single prompts alone can be named in skip_statuses"
-    return ServerError(f"{server.url} answered with {said}. Expected 200: {mend}")
+        fix += "; a status that concerns single prompts alone can be named in skip_statuses"
+    return ServerError(f"{server.url} answered with {said}. Expected 200: {fix}")
 
 
 def retry_after_s(value: str | None, now: datetime) -> float:

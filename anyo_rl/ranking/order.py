@@ -2,7 +2,7 @@
 
 Read as RankLLM reads them (Pradeep et al. 2023, arXiv 2312.02724; Sun et al. 2023, arXiv 2304.09542): numbers are
 taken from left to right, whatever stands between them; a number that came before and one that no candidate has are
-dropped; candidates that are not named follow in the order in which they came in. What had to be mended is counted,
+dropped; candidates that are not named follow in the order in which they came in. What had to be repaired is counted,
 which RankLLM does not do. Two departures: figures of any script are read (RankLLM gives the whole answer up at some),
 and a number of any length is a number.
 """
@@ -18,7 +18,7 @@ LONGEST = 9  # figures of a number that may be a candidate's
 
 @dataclass(frozen=True)
 class Order:
-    """A permutation of n candidates, and what had to be mended to make it one.
+    """A permutation of n candidates, and what had to be repaired to make it one.
 
     Attributes:
         places: each of 0 … n−1 once: candidates as they came in, the best first.
@@ -39,7 +39,7 @@ class Order:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing had to be mended."""
+        """Whether nothing had to be repaired."""
         return not (self.missing or self.repeated or self.unknown)
 
     @property

@@ -1,6 +1,6 @@
 """The `order` ranker: written orders of numbered candidates.
 
-The target's rank is its place in the order, as it was mended (`anyo_rl.ranking.order`). An answer that names no
+The target's rank is its place in the order, as it was repaired (`anyo_rl.ranking.order`). An answer that names no
 candidate leaves them as they came in and says so: trainers take it for one that does not parse.
 """
 

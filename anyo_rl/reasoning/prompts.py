@@ -52,7 +52,7 @@ class Words:
     """Our own words in a prompt, where a kind of reasoning has others than `steps`.
 
     Attributes:
-        task: what a chat is told to write.
+        task: what a chat is asked to write.
         question: the last line of a chat.
         footer: the last line of a plain text.
     """

@@ -81,12 +81,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def readable(file: Path, mend: str = MADE_AGAIN) -> Iterator[None]:
+def readable(file: Path, fix: str = MADE_AGAIN) -> Iterator[None]:
     """Reading a file of ours inside: where it is damaged, one line names it and says what to do.
 
     Args:
         file: what is read.
-        mend: what to do about it.
+        fix: what to do about it.
 
     Raises:
         UsageError: it holds something else than what we wrote.
@@ -95,29 +95,29 @@ def readable(file: Path, mend: str = MADE_AGAIN) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pl.exceptions.PolarsError) as error:
         found = str(error).partition("\n")[0][:200]
-        raise UsageError(f"{file} is damaged ({type(error).__name__}: {found}): {mend}") from error
+        raise UsageError(f"{file} is damaged ({type(error).__name__}: {found}): {fix}") from error
 
 
-def read_json(file: Path, mend: str = MADE_AGAIN) -> Any:
+def read_json(file: Path, fix: str = MADE_AGAIN) -> Any:
     """What a JSON file of ours holds, a mapping or a list.
 
     Raises:
         UsageError: see `readable`.
     """
-    with readable(file, mend):
+    with readable(file, fix):
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict | list):
             raise TypeError(f"found {found!r}, expected a mapping or a list")
     return found
 
 
-def read_table(file: Path, columns: Sequence[str] | None = None, mend: str = MADE_AGAIN) -> pl.DataFrame:
+def read_table(file: Path, columns: Sequence[str] | None = None, fix: str = MADE_AGAIN) -> pl.DataFrame:
     """What a parquet file of ours holds, or some columns of it.
 
     Raises:
         UsageError: see `readable`.
     """
-    with readable(file, mend):
+    with readable(file, fix):
         table = scan_table(file)
         return (table if columns is None else table.select(columns)).collect()
 

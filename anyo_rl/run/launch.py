@@ -43,7 +43,7 @@ def check_launch(
         environ: Environment variables; `None` is `os.environ`.
 
     Raises:
-        LaunchError: What runs is not what was asked for. The message names both and the command that mends it.
+        LaunchError: What runs is not what was asked for. The message names both and the command that fixes it.
     """
     env = os.environ if environ is None else environ
     if environ is None and _is_launched(env):

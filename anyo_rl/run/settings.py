@@ -16,7 +16,7 @@ LONGEST_SHOWN = 60
 
 
 class UsageError(ValueError):
-    """Something that the user can mend; the message says all there is to say, so no traceback is shown."""
+    """Something that the user can fix; the message says all there is to say, so no traceback is shown."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
 
     Args:
         name: of the setting.
-        value: what was told; a single one stands for a list of it, as on the command line.
+        value: what was given; a single one stands for a list of it, as on the command line.
         annotation: a type, a union of types, `Literal`, `list[...]`, `dict[...]`.
 
     Raises:
@@ -90,7 +90,7 @@ def mapping_of(name: str, value: Any, example: str) -> Any:
 
     Args:
         name: of the setting.
-        value: what was told.
+        value: what was given.
         example: what it may look like in JSON.
 
     Raises:

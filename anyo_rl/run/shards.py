@@ -103,7 +103,7 @@ class Shards:
         Args:
             make: gets the number of a shard and gives its table, the same whoever makes it. What a shard has besides,
                 it writes before.
-            begin: is told, before the first shard is made, all that are not done: for what works ahead.
+            begin: gets, before the first shard is made, all that are not done: for what works ahead.
 
         Raises:
             JobError: a shard is of another job.
@@ -159,11 +159,11 @@ def _is_done(file: Path, fingerprint: str) -> bool:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    file, mend = folder / MANIFEST, "put it back as it was, or name another folder"
+    file, fix = folder / MANIFEST, "put it back as it was, or name another folder"
     if not file.exists():
         return None
-    with readable(file, mend):
-        found = read_json(file, mend)
+    with readable(file, fix):
+        found = read_json(file, fix)
         return {**found, "n_shards": int(found["n_shards"])}
 
 

@@ -62,7 +62,7 @@ def run_shards(
         job: what is asked for.
         make_paths: gets the rows of a shard and gives their paths, without `policy`, `split` and `model`. They must
             not depend on which rows come together: seeds belong to examples (`VllmSampler.sample` with `keys_B`).
-        begin: is told, before the first shard is made, the rows of all shards that are not done: for what works ahead.
+        begin: gets, before the first shard is made, the rows of all shards that are not done: for what works ahead.
 
     Raises:
         JobError: the folder is of another job; `make_paths` gave other paths than `n_samples` of each example; or

@@ -22,7 +22,7 @@ def promising(tree: Tree, children: Sequence[int], least_value: float) -> list[i
 
 
 def tree_of_thoughts(tree: Tree, how: How) -> Search:
-    """The tree, in the order that it is told."""
+    """The tree, in the order in which it is written."""
     yield Judge([ROOT])
     settings, waiting = how.settings, [ROOT]
     ended: list[int] = []

@@ -16,13 +16,13 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command is told."""
+    """Settings of the command."""
     told = argparse.ArgumentParser(prog="python -m anyo_rl.serve", description=(__doc__ or "").partition("\n")[0])
     told.add_argument("run", type=Path, help="run folder of a teacher, a student or evidence")
     told.add_argument("--student", type=Path, help="run folder of a student (or evidence) to stand beside it")
     told.add_argument("--stage", help="which teacher of the run")
     told.add_argument("--evidence", type=Path, help="run folder of evidence that the teacher is asked together with")
-    told.add_argument("--data_dir", type=Path, help="where named data sets lie; as the run was told if unset")
+    told.add_argument("--data_dir", type=Path, help="where named data sets lie; as the run's settings say if unset")
     told.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     told.add_argument("--port", type=int, default=8000)
     told.add_argument("--most_waiting", type=int, default=32, help="questions in a model's queue, at most")
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 @plain_errors(ValueError, FileNotFoundError)
 def main() -> None:
-    """Opens what is named, and serves until it is told to stop; what was begun is answered first."""
+    """Opens what is named, and serves until it is stopped; what was begun is answered first."""
     args = parser().parse_args()
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UsageError(f"{', '.join(missing)} not installed: pip install 'anyo-rl[serve]'")

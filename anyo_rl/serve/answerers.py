@@ -55,7 +55,7 @@ class Answerer(Protocol):
         Args:
             examples: with what rankings leave out.
             how: a search, and how many items; `plain` for what does not search.
-            watch: is told of steps as they are written, with the key of their draws.
+            watch: gets steps as they are written, with the key of their draws.
         """
         ...
 

@@ -245,7 +245,7 @@ def _ask(app: FastAPI, service: Service) -> None:
     async def stream(asked: Asked) -> StreamingResponse:
         """The same as server-sent events: `steps` as they are written, then `answer`, or `problem`.
 
-        Searches that go line by line tell each step, the others each whole reasoning; what was told is not always what
+        Searches that go line by line tell each step, the others each whole reasoning; what was sent is not always what
         the answer comes after.
         """
         name, question = service.question(asked)

@@ -1,4 +1,4 @@
-"""What the service is told and what it tells, as JSON."""
+"""What the service takes and what it answers, as JSON."""
 
 import math
 from typing import Annotated

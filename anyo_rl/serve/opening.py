@@ -93,11 +93,11 @@ def _run_of(folder: Path) -> Path:
 
 
 def data_of(place: Place, data_dir: str | None = None) -> tuple[Recorded, Task]:
-    """What a run was told, and its data, read again.
+    """The settings of a run, and its data, read again.
 
     Args:
         place: in the run.
-        data_dir: where named data sets lie now; as the run was told if `None`.
+        data_dir: where named data sets lie now; as the run's settings say if `None`.
 
     Raises:
         UsageError: the data are not there any more, or are others.
@@ -126,7 +126,7 @@ def open_answerer(
 
     Args:
         place: of a teacher, a student or evidence.
-        recorded: what its run was told.
+        recorded: the settings of its run.
         task: its data.
         settings: of searches.
         held: closes the teacher's weights at its end.

@@ -139,7 +139,7 @@ class Recommender:
             folder: the run folder, or that of a teacher or student in it.
             stage: which teacher of the run; by default the last one that was trained by reinforcement or preferences,
                 else the best of what is there (`anyo_rl.evaluation.stages.ASKED_FIRST`).
-            data_dir: where named data sets lie now; as the run was told if `None`.
+            data_dir: where named data sets lie now; as the run's settings say if `None`.
             settings: of searches (docs/design.md).
             evidence: run folder of evidence that a teacher is asked together with, as the run's table has it
                 (`recipes/evaluate.py --evidence`); if `None`, the evidence that it was trained with.
@@ -200,7 +200,7 @@ class Recommender:
             history: titles or item ids, oldest first; a list of histories is a batch, and a list comes back.
             k: items, at most; there may be fewer than that in the catalog.
             search: how a teacher looks for its answer; as it is evaluated if `None`. Others answer at once.
-            n: reasonings of a search; as the run was told if `None`.
+            n: reasonings of a search; as the run's settings say if `None`.
             exclude: items that are not to be recommended, besides the history where the run masks that.
             only: the items that may be recommended.
             reasons: whether the answer tells its reasoning; it is the same answer without.
@@ -235,7 +235,7 @@ class Recommender:
             k: as in `recommend`.
             search: as in `recommend`.
             n: as in `recommend`.
-            watch: is told the key of a request and the steps that were just written for it.
+            watch: gets the key of a request and the steps that were just written for it.
 
         Raises:
             UsageError: a request or a setting cannot be answered; says why.

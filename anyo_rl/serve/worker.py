@@ -26,8 +26,8 @@ class Question:
         request: of known items.
         k: items.
         search: of a teacher; as it is evaluated if `None`.
-        n: reasonings of a search; as the run was told if `None`.
-        watch: is told of steps as they are written; such a question is answered alone.
+        n: reasonings of a search; as the run's settings say if `None`.
+        watch: gets steps as they are written; such a question is answered alone.
     """
 
     request: Request

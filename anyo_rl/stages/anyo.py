@@ -96,7 +96,7 @@ class Step:
     Attributes:
         training_args: TRL's settings.
         patience: validations without a gain before it stops; 0 trains to the end.
-        args: what else its recipe is told: `SequenceArguments`, `StarArguments`, `GrpoArguments`; `None` for SFT.
+        args: other settings of its recipe: `SequenceArguments`, `StarArguments`, `GrpoArguments`; `None` for SFT.
         train: what is checked beforehand of GRPO, its rewards and its method.
     """
 
@@ -129,7 +129,7 @@ class Anyo:
 
     Attributes:
         job: of the teacher; its folder is the run's.
-        data_args: as the run was told.
+        data_args: of the run.
         args: which parts there are.
         parts: the settings of each.
     """
@@ -141,13 +141,13 @@ class Anyo:
 
     @property
     def baselines(self) -> Path | None:
-        """The run folder of the baselines, the run's own or one that it was told."""
+        """The run folder of the baselines, the run's own or one that was given."""
         told = self.job.teacher_args.baselines_from
         return Path(told) if told else self.job.folder / BASELINES if self.parts.baselines else None
 
     @property
     def evidence(self) -> Path | None:
-        """The run folder of the evidence, the run's own or one that it was told."""
+        """The run folder of the evidence, the run's own or one that was given."""
         told = self.job.teacher_args.evidence
         return Path(told) if told else self.job.folder / EVIDENCE.name if self.parts.evidence else None
 

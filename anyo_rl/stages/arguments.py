@@ -1,4 +1,4 @@
-"""What recipes are told, beside TRL's own arguments."""
+"""Settings of recipes, beside TRL's own arguments."""
 
 import dataclasses
 from dataclasses import dataclass, field

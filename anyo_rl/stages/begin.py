@@ -1,4 +1,4 @@
-"""How every recipe begins: what it is told (YAML with flags on top, strictly), its launch, data and run folder."""
+"""How every recipe begins: its settings (YAML with flags on top, strictly), its launch, data and run folder."""
 
 import logging
 import sys
@@ -35,7 +35,7 @@ from anyo_rl.stages.written import check_written
 from anyo_rl.training.loop.callbacks import check_saves
 from anyo_rl.training.loop.interruption import CheckpointError, disk_is_full
 
-# Errors whose message says all there is to say: what is wrong can be mended by whoever started the program.
+# Errors whose message says all there is to say: whoever started the program can fix what is wrong.
 PLAIN = (UsageError, DataError, LaunchError, CheckpointError, ServerError, JournalError)
 Arguments = TypeVar("Arguments")
 TRAINERS = ("GRPOConfig", "DPOConfig", "SFTConfig")  # the sections of a run that may hold its seed
@@ -50,10 +50,10 @@ def begin(
     *,
     on_cpu: bool | None = None,
 ) -> tuple[Any, ...]:
-    """The preamble of a recipe: parses what it is told, sets up its console, and checks its launch.
+    """The preamble of a recipe: parses its settings, sets up its console, and checks its launch.
 
     Args:
-        dataclass_types: what it is told.
+        dataclass_types: its settings.
         default_config: the YAML file where `--config` names none.
         defaults: values below those of the YAML file.
         on_cpu: whether processes meet on the CPU, for recipes without trainer settings, which would say so.
@@ -94,7 +94,7 @@ def start_job(
         teacher_args: how teachers are made, validated and evaluated.
         training_args: TRL's settings, with the folder and the seed.
         *others: dataclasses that the run depends on besides.
-        chat_template_kwargs: what chat templates are told.
+        chat_template_kwargs: what chat templates get besides the messages.
         **sections: what the folder records besides, by name.
 
     Raises:
@@ -194,7 +194,7 @@ def parse(
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a run was told, for a recipe that goes on from it.
+    """The settings of a run, for a recipe that goes on from it.
 
     Attributes:
         defaults: of the data, the weights, the teacher and the seed, by name.
@@ -236,19 +236,19 @@ class Recorded:
         return cls(defaults | {"seed": trainer.get("seed", 0)}, told.get("chat_template_kwargs"))
 
     def arguments(self, kind: type[Arguments]) -> Arguments:
-        """An instance of one of the dataclasses as the run was told; what it did not know of has its default."""
+        """An instance of one of the dataclasses with the run's settings; what it did not know of has its default."""
         known = {item.name for item in fields(kind) if item.init}  # type: ignore[arg-type]
         return kind(**{name: value for name, value in self.defaults.items() if name in known})
 
 
 @contextmanager
 def plain_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Ends the program with the message alone where the user can mend the cause, as on a full disk; also a decorator.
+    """Ends the program with the message alone where the user can fix the cause, as on a full disk; also a decorator.
 
     Everything else keeps its traceback: it is a bug, ours or a reward's.
 
     Args:
-        *kinds: errors that are the user's to mend in what is run here, besides those of `PLAIN`.
+        *kinds: errors that the user can fix in what is run here, besides those of `PLAIN`.
 
     Raises:
         SystemExit: in place of such an error, with its message and exit status 1.

@@ -103,7 +103,7 @@ def check_candidates(kind: Kind, ranker: str, fusion_alpha: float | None = None)
     Args:
         kind: of reasoning.
         ranker: of the reward.
-        fusion_alpha: weight of a teacher beside evidence, where it is told.
+        fusion_alpha: weight of a teacher beside evidence, where it is given.
 
     Raises:
         UsageError: they do not.

@@ -29,7 +29,7 @@ CARD = "README.md"
 SCRATCH = "a small Qwen3 made from scratch for this data"
 # The section of a stage's settings, where those of a later stage stand under the names of their classes.
 OWN = {SFT.name: WARM_START, DIRECT.name: WARM_START, PRETRAIN.name: PRETRAINING, STAR.name: ROUNDS}
-# Settings of these are told in words, or belong to the stages before.
+# Settings of these are described in words, or belong to the stages before.
 APART = {"DataArguments", "ModelConfig", "TeacherArguments", *OWN.values()}
 
 

@@ -66,7 +66,7 @@ class PairArguments:
         },
     )
     chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+        default=None, metadata={"help": "Settings of the chat template, as when the paths were sampled (in YAML)."}
     )
     baselines: bool = field(
         default=False, metadata={"help": "Also evaluate popularity, item-kNN and SASRec.", "free": True}

@@ -1,4 +1,4 @@
-"""What recipes are told of training with evidence."""
+"""Settings of training with evidence."""
 
 from dataclasses import dataclass, field
 

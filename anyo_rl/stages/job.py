@@ -52,7 +52,7 @@ class Job:
         model_args: how teachers are loaded (TRL's); the path in it is what the run starts from, none makes a tiny one.
         teacher_args: the marker, what teachers answer with, how long they reason, how they are validated.
         seed: of everything that is drawn.
-        chat_template_kwargs: what chat templates are told.
+        chat_template_kwargs: what chat templates get besides the messages.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Job:
 
     @cached_property
     def max_reasoning_tokens(self) -> int:
-        """Most tokens of a reasoning, the marker included: as the run was told, else as its teacher is used to."""
+        """Most tokens of a reasoning, the marker included: of the run's settings, else what its teacher is used to."""
         told, path = self.teacher_args.max_reasoning_tokens, self.model_args.model_name_or_path
         if told is not None or path is None:
             return told or REASONING_TOKENS
@@ -195,7 +195,7 @@ class Job:
 
         Args:
             teacher: reads them.
-            mode: how it answers; as the run was told if `None`.
+            mode: how it answers; as the run's settings say if `None`.
             fusion: evidence that ranks are taken together with.
         """
         return Validation(

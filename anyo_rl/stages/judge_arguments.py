@@ -1,4 +1,4 @@
-"""What recipes are told of a judge that scores steps: its server, its prompt, and where its answers are kept."""
+"""Settings of a judge that scores steps: its server, its prompt, and where its answers are kept."""
 
 import dataclasses
 import json

@@ -65,7 +65,7 @@ class SettingsParser(TrlParser):
         self.own = {action.dest: action.default for action in self._actions}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:
-        """Parses, and checks what was told before a dataclass computes with it.
+        """Parses, and checks what was given before a dataclass computes with it.
 
         Raises:
             UsageError: a value is of another type than its setting, or out of its bounds.

@@ -1,4 +1,4 @@
-"""What recipes are told that train on sampled paths."""
+"""Settings of recipes that train on sampled paths."""
 
 from dataclasses import dataclass, field
 from typing import Literal

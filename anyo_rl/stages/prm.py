@@ -105,7 +105,7 @@ class PrmArguments(RankArguments, JudgeArguments):
         metadata={"bounds": Bounds(1), "help": "Parts that sampling and labelling come in; a kill costs one."},
     )
     chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "What the chat template is told, as when the paths were sampled (in YAML)."}
+        default=None, metadata={"help": "Settings of the chat template, as when the paths were sampled (in YAML)."}
     )
 
     def __post_init__(self) -> None:

@@ -1,17 +1,17 @@
-"""Profiles of users from an LLM on a server, for the kind of reasoning `profile`.
+"""Profiles of users from an LLM on a server, or from a trained teacher, for the kind of reasoning `profile`.
 
 A run folder holds, besides what every run folder holds:
 
-    journal/              every answer, written down as it arrives; nothing that is there is asked again
+    journal/              a server's answers, written down as they arrive; nothing that is there is asked again
     profiles.parquet      a row for each user and history: `kind_settings: {table: …}` takes it
     profiles.json         how many were asked, kept, cut, empty, failed and left
 
-The LLM reads the events that a profile is written from, and never a target. With a longer history the key is another
-one, and only what is new is asked.
+Who writes reads the events that a profile is written from, and never a target. With a longer history the key is
+another one, and only what is new is asked.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,14 +23,16 @@ from anyo_rl.data.task import Task
 from anyo_rl.llm.journal import Answer, Journal
 from anyo_rl.llm.server import Request, Server, ServerError, ask, request_key
 from anyo_rl.llm.thoughts import after_thoughts
+from anyo_rl.reasoning.kinds.cot_rec import PROFILE
 from anyo_rl.reasoning.kinds.kind import clean_steps
-from anyo_rl.reasoning.kinds.profile import FILE, SCHEMA, Key, key_of, told_events
+from anyo_rl.reasoning.kinds.profile import FILE, HASH, SCHEMA, Key, key_of, told_events
 from anyo_rl.reasoning.rationales.prompts import RationalePrompt
 from anyo_rl.reasoning.rationales.titles import Titles
-from anyo_rl.run.files import write_table, write_whole
+from anyo_rl.run.files import read_table, write_table, write_whole
 from anyo_rl.run.settings import Bounds
 
 REPORT = "profiles.json"
+BATCH = 256  # profiles that a teacher writes together, and that a kill loses at most
 
 
 @dataclass
@@ -38,6 +40,13 @@ class ProfileArguments:
     """Which profiles are written, and where to."""
 
     output_dir: str = field(default="runs/toy-profiles", metadata={"help": "The run folder.", "free": True})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run folder of a teacher that reasons and writes the profiles, in place of a server: its "
+            "reasoning is the profile, of kinds with typed steps what stands after Profile:."
+        },
+    )
     prompt_path: str | None = field(
         default=None, metadata={"help": "Prompt file with {{ history }}; recipes/prompts/profile.yaml if unset."}
     )
@@ -107,6 +116,44 @@ def write_profiles(task: Task, prompt: RationalePrompt, server: Server, args: Pr
     counts = _keep(run_dir, wanted, answers, server.model, args.max_lines)
     if error is not None:
         raise error
+    return counts
+
+
+def profile_of(steps: Sequence[str]) -> tuple[str, ...]:
+    """The profile in a reasoning: what stands after `Profile:`, or all of its steps where none begins so.
+
+    >>> profile_of(["Profile: tea, oak", "Intention: a mug"])
+    ('tea, oak',)
+    """
+    typed = [step.removeprefix(f"{PROFILE}:").strip() for step in steps if step.startswith(f"{PROFILE}:")]
+    return clean_steps(typed or steps)
+
+
+def write_profiles_by(
+    task: Task, write: Callable[[Sequence[Sequence[str]]], Sequence[Sequence[str]]], name: str, args: ProfileArguments
+) -> Counts:
+    """Lets a teacher write what is not in the table yet, and writes the table after each batch.
+
+    Args:
+        task: the data.
+        write: histories of item ids in, the steps of a reasoning for each out.
+        name: of the teacher, which the table keeps.
+        args: the rest.
+
+    Raises:
+        UsageError: the table is damaged.
+    """
+    file, wanted = Path(args.output_dir) / FILE, wanted_profiles(task, args.window, args.every)
+    kept = read_table(file) if file.is_file() else pl.DataFrame(schema=SCHEMA)
+    there = set(kept.select(USER_ID, HASH).iter_rows())
+    left = [key for key in wanted if key not in there]
+    for keys in (left[first : first + BATCH] for first in range(0, len(left), BATCH)):
+        said = [profile_of(steps)[: args.max_lines] for steps in write([wanted[key] for key in keys])]
+        rows = [(*key, len(wanted[key]), list(lines), name) for key, lines in zip(keys, said, strict=True) if lines]
+        kept = pl.concat([kept, pl.DataFrame(rows, schema=SCHEMA, orient="row")])
+        write_table(kept, file)
+    counts = Counts(len(wanted), len(kept), 0, len(wanted) - len(kept), 0)
+    write_whole(Path(args.output_dir) / REPORT, json.dumps(asdict(counts), indent=2))
     return counts
 
 

@@ -75,7 +75,7 @@ class SampleArguments(RankArguments):
         default=None, metadata={"help": "Name of the weights in the table; their path if unset."}
     )
     chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "What the chat template is told, as in training (in YAML)."}
+        default=None, metadata={"help": "Settings of the chat template, as in training (in YAML)."}
     )
 
 

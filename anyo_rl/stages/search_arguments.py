@@ -1,4 +1,4 @@
-"""What a search is told: which, how large, and by what it values reasonings."""
+"""Settings of a search: which, how large, and by what it values reasonings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What recipes are told of a server: the settings of `anyo_rl.llm.http.Server`, with its words and defaults."""
+"""Settings of a server: the settings of `anyo_rl.llm.http.Server`, with its words and defaults."""
 
 import dataclasses
 import json

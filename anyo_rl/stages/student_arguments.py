@@ -1,4 +1,4 @@
-"""What the stages of students are told."""
+"""Settings of the stages of students."""
 
 import re
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ from anyo_rl.training.loop.until import Until
 
 EQUAL = Rule(least_wait=0, least_share=0.0, least_flops=1.0)
 MOST_UPDATES = 100_000
-# What a part may say for itself, or what is told to it: finished parts that it goes on from.
+# What a part may set for itself, or what is set for it: finished parts that it goes on from.
 OF_PARTS = ("early_stopping_patience", "baselines_from", "evidence")
 
 

@@ -57,7 +57,7 @@ def trained_ranker(job: Job) -> str:
 
 
 def writing_of(teacher_args: TeacherArguments, ranker: str) -> Writing:
-    """How teachers write items when they are evaluated: as it was told, else as they learned to.
+    """How teachers write items when they are evaluated: as the settings say, else as they learned to.
 
     Args:
         teacher_args: the settings.
@@ -285,7 +285,7 @@ def keep_written(
 def training_ranker(
     job: Job, stage: str, start: Path | str, ranker: EmbeddingRanker
 ) -> EmbeddingRanker | ReweighedRanker:
-    """The reward's ranker of a stage, reweighed as the run was told; γ is chosen once. All processes call this.
+    """The reward's ranker of a stage, reweighed as the run's settings say; γ is chosen once. All processes call this.
 
     Args:
         job: of the run.

@@ -1,4 +1,4 @@
-"""What recipes are told of answers that a teacher writes."""
+"""Settings of answers that a teacher writes."""
 
 from dataclasses import dataclass, field
 

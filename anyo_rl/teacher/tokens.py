@@ -49,7 +49,7 @@ class Tokens:
     Attributes:
         tokenizer: any Hugging Face tokenizer with an end-of-sequence token.
         marker_id: id of the one existing token that stands for `->`.
-        chat_template_kwargs: what chat templates are told besides the messages (`enable_thinking`, …): the same that
+        chat_template_kwargs: what chat templates get besides the messages (`enable_thinking`, …): the same that
             TRL's trainers are given, or ranks and samples are read off different prompts.
         open_id: id of `<think>`, where completions are written as chat models that think write them; `None` elsewhere.
     """

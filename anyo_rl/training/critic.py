@@ -2,7 +2,7 @@
 
 TRL's forward asks for log-probabilities and hides the states that they come from, so the critic listens on the
 decoder. It is a part of the model that is trained, for optimizers, DDP and DeepSpeed to see it, and of its
-checkpoints; teachers are saved, and vLLM is told their weights, without it.
+checkpoints; teachers are saved, and vLLM gets their weights, without it.
 """
 
 import copy

@@ -24,7 +24,7 @@ class Objective:
         method: what the tokens of a reasoning are credited with: GRPO's `Credit`, or `Ppo`, for which the model has a
             critic (`anyo_rl.training.critic`).
         written_ranker: ranks what the teacher writes, which goes on to an item then; `None` reads the answer off. A
-            reweighed one is told whose completions they are.
+            reweighed one learns whose completions they are.
         item_loss: which paths of a group train the answer: `none`, `best`, `all` or `mixture`.
         item_loss_weight: its weight beside the policy loss.
         rank_cap: ranks beyond it count as the one after it; `None` for no cap.

@@ -146,6 +146,6 @@ def _leave_out(frame: pl.DataFrame, reason: str, by: list[str], most: int) -> pl
 
 
 def _is_leak(paths: pl.DataFrame) -> list[bool]:
-    """Whether each path names its target, as rationales of an LLM are told."""
+    """Whether each path names its target, as it is counted for an LLM's rationales."""
     rows = paths.select("steps", "target_title", "history").iter_rows()
     return [names_target(steps, target, history or (), FilterArguments.leak_words) for steps, target, history in rows]

@@ -2,7 +2,7 @@
 
 The judge sees the history as the teacher was shown it, and the steps so far: never the target. With it, it would tell
 whether a step names the target, which a forced answer tells exactly and for nothing; without it, its score can be had
-where a PRM's can. What it is told is in `judge.txt` beside this file, or in a file of the user's; history and steps
+where a PRM's can. Its instructions are in `judge.txt` beside this file, or in a file of the user's; history and steps
 are data between tags (`anyo_rl.llm.judge`), and the score is the last line alone, 0 to 10, over 10.
 
 It is paid for by the state. Equal states are asked about once; with a journal that holds over calls, and over kills.
@@ -38,7 +38,7 @@ class JudgeValues:
 
     Attributes:
         server: where it is, how it is asked, and up to which budget.
-        instructions: what it is told.
+        instructions: its prompt.
         journal: folder in which answers are kept as they arrive, and looked up: the same question is then asked once.
             `None` keeps nothing, and there can be no budget.
 

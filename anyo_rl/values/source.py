@@ -1,4 +1,4 @@
-"""Where the values of the states between steps come from, as a training run is told."""
+"""Where the values of the states between steps come from, by the settings of a training run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Recipes are started as a user starts them, by `accelerate launch`, and one finished smoke run is shared.
 
-Where a recipe runs in one process, only its first start is by the launcher; others are forked from a process that has
-imported the libraries, with the environment that the launcher would give them.
+Where a recipe runs in one process, only its first start of all test processes is by the launcher; others are forked
+from a process that has imported the libraries, with the environment that the launcher would give them.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class Launched:
 class Launcher:
     """Starts recipes with the smoke configs."""
 
-    launched: ClassVar[set[str]] = set()  # recipes that `accelerate launch` has started
+    marks: ClassVar[Path]  # a file for each recipe that `accelerate launch` has started, of all test processes
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -103,14 +103,20 @@ class Launcher:
             **launch: for `command`; empty where how it is launched doesn't matter.
         """
         command = self.command(recipe, *flags, **launch)
-        if env or launch or recipe not in self.launched:
-            self.launched.add(recipe)
+        if self._is_first(recipe) or env or launch:
             return self.run_command(command, env)
         log = self._log()
         log.touch()
         process = fork(command[command.index("--config_file") :], log, self.logs, WIDE)
         self.started.append(Launched(process, log))
         return self.started[-1]
+
+    def _is_first(self, recipe: str) -> bool:
+        try:
+            (self.marks / recipe).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def _log(self) -> Path:
         return self.logs / f"launch-{len(self.started)}.log"
@@ -140,6 +146,14 @@ class Launcher:
         for launched in self.started:
             if launched.process.poll() is None:
                 launched.kill()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def launches(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """Where test processes tell one another which recipes the launcher has started."""
+    base = tmp_path_factory.getbasetemp()
+    Launcher.marks = (base if worker_id == "master" else base.parent) / "launches"
+    Launcher.marks.mkdir(exist_ok=True)
 
 
 @pytest.fixture

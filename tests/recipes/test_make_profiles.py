@@ -31,3 +31,29 @@ def test_killed_it_asks_for_nothing_twice(fake_server, launcher, tmp_path):
     kind = load_kind("profile", {"window": 4, "every": 2, "table": str(table)})
     shown = [kind.show(Asking(kind, task).asked(row)) for row in task.split("test").iter_rows(named=True)]
     assert all(section.lines == ("comes back to tea", "has moved to oak") for (section,) in shown)
+
+
+def test_a_teacher_writes_what_is_not_there_yet(finished_run, launcher, tmp_path):
+    run = tmp_path / "run"
+    of_data = ("--toy_users", 120, "--toy_categories", 5)  # as the smoke run
+    flags = (*of_data, "--teacher", finished_run.folder, "--window", 8, "--every", 16, "--output_dir", run)
+    output = launcher.finish("make_profiles", *flags)
+    counts, table = json.loads((run / "profiles.json").read_text()), run / "profiles.parquet"
+    first = pl.read_parquet(table)
+    assert f"{counts['kept']:,} of {counts['requests']:,} profiles" in output
+    assert len(first) == counts["kept"] == counts["requests"] - counts["empty"] > 0
+    assert set(first["writer"]) == {str(finished_run.folder)}
+
+    first.head(3).with_columns(writer=pl.lit("somebody")).write_parquet(table)
+    launcher.finish("make_profiles", *flags)
+    again = pl.read_parquet(table)
+    assert again["writer"].to_list()[:3] == ["somebody"] * 3  # what is there stays
+    assert (
+        again.drop("writer")
+        .sort("user_id", "history_hash")
+        .equals(first.drop("writer").sort("user_id", "history_hash"))
+    )
+
+    refused = launcher.start("make_profiles", *flags[4:], "--toy_categories", 6).wait()
+    assert refused.process.returncode == 1
+    assert "give the data that it was trained on" in refused.output

@@ -25,7 +25,7 @@ SIGNATURES = {
 
 MOVED = (
     "TRL's GRPOTrainer has changed what the reasoner trainer overrides or reads. Keep the pin in pyproject.toml as it "
-    "is, read the method in the new release, then mend anyo_rl/training/reasoner.py (PPO: ppo.py and critic.py beside "
+    "is, read the method in the new release, then fix anyo_rl/training/reasoner.py (PPO: ppo.py and critic.py beside "
     "it), this list and the pin together, and run tests/training and tests/recipes"
 )
 

@@ -36,7 +36,7 @@ def listwise(
 
 
 def show_candidates(asked: Asked) -> Sequence[Section]:
-    """The candidates, a line each: its number, the item, and the score where that is told."""
+    """The candidates, a line each: its number, the item, and the score where that is shown."""
     lines: list[Line] = []
     for place, item in enumerate(asked.listed):
         told = [f" (score {asked.scores[place]:.2f})"] if asked.scores else []

@@ -4,7 +4,7 @@
     most: tea 12 of 30, oak 9, mug 5
     of late: mug 4 of 10, glass 3
 
-The newest `window` events are left to the history. What lies before them is told in the profile, as far as a multiple
+The newest `window` events are left to the history. The profile covers what lies before them, as far as a multiple
 of `every` events goes: a profile is written again when that many have been added, and stays as it is in between. Kept
 profiles are a parquet table in the run folder, one row for each user and hash of what it was written from; only what
 is not there is written, by templates of attributes here.

@@ -56,7 +56,7 @@ class Decoding:
         return (self.n_beams or self.n) if self.mode == "beam" else 1
 
     def settings(self) -> dict[str, Any]:
-        """What `generate` is told of it."""
+        """What `generate` needs to know of it."""
         said: dict[str, Any] = {"do_sample": self.mode == "sample", "num_return_sequences": self.n}
         if self.mode == "sample":
             said |= {"temperature": float(self.temperature), "top_k": 0, "top_p": 1.0}

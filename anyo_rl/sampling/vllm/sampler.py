@@ -44,10 +44,10 @@ def check_log_probs(mode: str, with_log_probs: bool, temperature: float, top_p: 
     possible = {RAW: temperature == 1, PROCESSED: top_p == 1}
     if with_log_probs and temperature > 0 and not possible.get(mode, False):
         able = [name for name, can in possible.items() if can]
-        mend = f"make it with LLM(..., logprobs_mode={able[0]!r})" if able else "leave top_p at 1"
+        fix = f"make it with LLM(..., logprobs_mode={able[0]!r})" if able else "leave top_p at 1"
         raise UsageError(
             f"the engine's {mode} are not those of the policy at temperature {temperature} and top_p {top_p}: "
-            f"{mend}, or sample without log-probabilities"
+            f"{fix}, or sample without log-probabilities"
         )
 
 

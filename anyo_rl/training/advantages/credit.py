@@ -1,4 +1,4 @@
-"""GRPO's advantages as a run is told: what the tokens of a reasoning are credited with."""
+"""GRPO's advantages by a run's settings: what the tokens of a reasoning are credited with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
