@@ -1,7 +1,7 @@
 """What an agent learns to begin with: how a few solved goals are asked about and answered, call by call.
 
 The best set is known, and the calls that would have found it are made up backwards from it: for each of its offers a
-search that names it, then a plan. What the tools answer is real; only what an agent would have written has labels.
+search that names it, and before the last one what is left. What the tools answer is real; only what an agent would have written has labels.
 
 Of few plans a teacher would learn the titles by heart, and not to read results. So each plan is told many times, with
 days, styles, categories and titles that have changed places (`GoalWorld.rename`): the same plan in a world that is the
@@ -21,11 +21,12 @@ IGNORED = -100
 
 
 def solved_calls(planner: Planner, goal: Goal, plan: Sequence[Offer]) -> Iterator[str]:
-    """The calls that lead to a plan: the profile, and for each offer a search that names it and the plan so far."""
+    """The calls that lead to a plan: the profile, a search for each offer, and before the last what is left."""
     yield "profile"
-    for n_chosen, offer in enumerate(plan, 1):
+    for n_before, offer in enumerate(plan):
+        if n_before and n_before == len(plan) - 1:
+            yield f"plan: {planner.written(plan[:n_before])}"
         yield f"search: {_query(planner, goal, offer)}"
-        yield f"plan: {planner.written(plan[:n_chosen])}"
 
 
 def _query(planner: Planner, goal: Goal, offer: Offer) -> str:

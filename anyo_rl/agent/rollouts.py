@@ -91,7 +91,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 def rollout_func(
     asker: Asker, goals: Sequence[Goal], sampling: Sampling
-) -> Callable[[list[Prompt], Any], dict[str, list[Any]]]:
+) -> Callable[[list[Prompt], Any], dict[str, object]]:
     """What TRL calls in place of its own generation (`rollout_func`).
 
     Args:
@@ -105,7 +105,7 @@ def rollout_func(
     """
     by_prompt: Mapping[str, Goal] = {prompt_text(asker.prompt(goal)): goal for goal in goals}
 
-    def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, list[Any]]:
+    def rollout(prompts: list[Prompt], trainer: Any) -> dict[str, object]:
         asked = [by_prompt[prompt_text(prompt)] for prompt in prompts]
         where = f"{trainer.state.global_step} {trainer._step} {trainer.accelerator.process_index}"
         with gathered(trainer.model_wrapped, trainer.accelerator) as model:

@@ -100,7 +100,6 @@ def test_a_lesson_has_labels_on_what_the_agent_writes(planner, tokens):
         *("search: inn quiet 4", "= Amber Inn mon quiet *5 $4; Birch Inn tue old *1 $1"),
         *("plan: Amber Inn", "= cost 4, left 2, days mon, missing tour"),
         *("search: tour quiet 2", "= Dawn Walk wed old *3 $2"),
-        *("plan: Amber Inn | Dawn Walk", "= cost 6, left 0, days mon wed"),
         "-> Amber Inn | Dawn Walk",
     ]
     context = tokens.context_ids(goal_prompt(GOAL))

@@ -69,7 +69,8 @@ def make_goal_world(config: GoalConfig) -> GoalWorld:
     liked_U = rng.integers(len(STYLES), size=config.n_travellers)
     related = _related(rng, offers, liked_U)
     wanted = {"train": config.n_train, "validation": config.n_validation, "test": config.n_test}
-    n_all, goals, seen = sum(wanted.values()), [], set()
+    goals: list[Goal] = []
+    n_all, seen = sum(wanted.values()), set()
     for _ in range(20 * n_all):
         if len(goals) == n_all:
             break
@@ -86,7 +87,7 @@ def make_goal_world(config: GoalConfig) -> GoalWorld:
 
 def rename(rng: np.random.Generator) -> dict[str, str]:
     """Draws other names: adjectives, days and styles change places, and so do categories, with their nouns."""
-    names = {}
+    names: dict[str, str] = {}
     for words in (ADJECTIVES, DAYS, STYLES):
         names |= dict(zip(words, (words[place] for place in rng.permutation(len(words)).tolist()), strict=True))
     categories = list(NOUNS)
@@ -98,7 +99,7 @@ def rename(rng: np.random.Generator) -> dict[str, str]:
 
 
 def _offers(rng: np.random.Generator, n_offers: int) -> list[Offer]:
-    made = []
+    made: list[Offer] = []
     for category, nouns in NOUNS.items():
         titles = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in nouns]
         for place in rng.choice(len(titles), n_offers, replace=False).tolist():
