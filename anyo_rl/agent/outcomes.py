@@ -1,6 +1,10 @@
-"""What came of test goals: each answer as it was kept, and tables of one run or of several seeds."""
+"""What came of test goals: each answer as it was kept, and tables of one run or of several seeds.
+
+python -m anyo_rl.agent.outcomes runs/goals/seed-0 runs/goals/seed-1
+"""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,3 +162,7 @@ def _text(value: Interval, spec: str = ".3f") -> str:
     if value.low is None or value.high is None or value.low == value.high:
         return format(value.mean, spec)
     return f"{value.mean:{spec}} [{value.low:{spec}}, {value.high:{spec}}]"
+
+
+if __name__ == "__main__":
+    print(table([read_outcomes(Path(folder)) for folder in sys.argv[1:]]))
