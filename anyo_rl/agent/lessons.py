@@ -4,9 +4,9 @@ The best set is known, and the calls that would have found it are made up backwa
 search that names it, and before the last one what is left. What the tools answer is real; only what an agent would
 have written has labels.
 
-Of few plans a teacher would learn the titles by heart, and not to read results. So each plan can be told many times, with
-days, styles, categories and titles that have changed places (`GoalWorld.rename`): the same plan in a world that is the
-same but for its names. Without tools there is nothing but the catalog to be learned by heart, and names stay.
+Of few plans a teacher would learn the titles by heart, and not to read results. So each plan can be told many times,
+with days, styles, categories and titles that have changed places (`GoalWorld.rename`): the same plan in a world that
+is the same but for its names. Without tools there is nothing but the catalog to be learned by heart, and names stay.
 """
 
 import re

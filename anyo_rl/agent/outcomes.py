@@ -103,8 +103,8 @@ def read_outcomes(folder: Path) -> dict[str, list[Outcome]]:
 def table(runs: Sequence[Mapping[str, Sequence[Outcome]]]) -> str:
     """A Markdown table over seeds: means, with 95% intervals of a bootstrap over goals.
 
-    A goal is drawn with its answers of all seeds. Below it is the paired difference in regret to the agent, where
-    there is one.
+    A goal is drawn with its answers of all seeds. Below it stands how much more regret others have than the agent,
+    where there is one.
 
     Args:
         runs: the outcomes of each seed, on the same goals.
@@ -138,7 +138,7 @@ def _counts(rows: Sequence[Outcome]) -> tuple[list[int], list[int], list[int]]:
 def _differences(runs: Sequence[Mapping[str, Sequence[Outcome]]]) -> list[str]:
     if not all(AGENT in run for run in runs):
         return []
-    lines = ["", "Regret less than the agent's (paired by goal and seed):", ""]
+    lines = ["", "How much more regret than the agent's, paired by goal and seed:", ""]
     for name in (AGENT_SFT, NO_TOOLS, GREEDY, FOR_PRICE):
         if all(name in run for run in runs):
             own = [one for run in runs for one in run[AGENT]]
