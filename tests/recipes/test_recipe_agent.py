@@ -6,6 +6,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from anyo_rl.agent.outcomes import read_outcomes
+from anyo_rl.evaluation.convergence import read_trainings
+from anyo_rl.run.folder import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +20,7 @@ def flags(repo_root):
     )
 
 
-def test_an_agent_is_trained_and_compared_and_goes_on_after_a_kill(launcher, flags, tmp_path, logged):
+def test_an_agent_is_trained_and_compared_and_goes_on_after_a_kill(launcher, flags, tmp_path):
     whole = tmp_path / "whole"
     output = launcher.finish("agent_teacher", *flags(whole))
     assert "| optimum | 0.000 | 1.000 | 1.000 | 0.0 |" in output
@@ -28,8 +30,7 @@ def test_an_agent_is_trained_and_compared_and_goes_on_after_a_kill(launcher, fla
     page = (whole / "report.html").read_text()
     assert "<h2>Plans, step by step</h2>" in page
     assert "<script" not in page
-    rows = logged(whole)
-    spent = {name: max((row.get("flops", 0) for row in rows if row["stage"] == name), default=0) for name in outcomes}
+    spent = {name: one.flops for name, one in read_trainings(whole / METRICS).items()}
     assert spent["no_tools_sft"] + spent["no_tools"] >= spent["agent_sft"] + spent["agent"] > 0
 
     killed = tmp_path / "killed"
