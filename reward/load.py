@@ -47,6 +47,7 @@ SHORT_NAMES = {
     "cf": Shipped("reward.cf.CfReward"),
     "judge": Shipped("reward.judge.JudgeReward"),
     "process": Shipped("reward.process.ProcessReward"),
+    "plan_value": Shipped("reward.plan_value.PlanValueReward"),
 }
 
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.

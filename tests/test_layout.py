@@ -17,7 +17,7 @@ RECIPE_CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 # any folder, and no folder uses them.
 ORDER = (
     *("run", "metrics", "data", "llm", "teacher", "encoders", "catalog", "ranking", "students", "evidence"),
-    *("reasoning", "sampling", "values", "search", "evaluation", "training", "distill", "stages", "serve"),
+    *("reasoning", "sampling", "values", "search", "evaluation", "training", "distill", "agent", "stages", "serve"),
 )
 LOOSE = {"__init__", "plan", "repeat"}
 MOST_ARGUMENTS = 7

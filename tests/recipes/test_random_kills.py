@@ -76,6 +76,7 @@ RECIPES: dict[str, Callable[[Run, Path], list[object]]] = {
         f"--direct_dropouts 0.2 --direct_weight_decays 0.1 --max_validation 4 --eval_on_start false {SHORT}"
     ),
     "anyo": alone("--config anyo.yaml"),
+    "agent_teacher": alone("--config agent.yaml"),
 }
 
 

@@ -25,6 +25,7 @@ from anyo_rl.run.folder import (
     start_run,
 )
 from anyo_rl.run.lock import hold
+from anyo_rl.stages.agent_arguments import AgentArguments
 from anyo_rl.stages.arguments import (
     GrpoArguments,
     PpoArguments,
@@ -205,6 +206,7 @@ FREE = {
     EvidenceArguments: {"output_dir", "training_scores", "baselines_from"},
     StudentArguments: {"output_dir", "beside"},
     DistillArguments: set(),
+    AgentArguments: {"train_no_tools"},
     FilterArguments: {"fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"},
     ServerArguments: {field.name for field in dataclasses.fields(ServerArguments)} - {"model", "parameters", "seed"},
 }

@@ -10,6 +10,7 @@ from anyo_rl.data.task import DataArguments
 from anyo_rl.run.folder import RunFolderError
 from anyo_rl.run.launch import LaunchError
 from anyo_rl.stages import checks
+from anyo_rl.stages.agent_arguments import AgentArguments
 from anyo_rl.stages.anyo import AnyoArguments
 from anyo_rl.stages.anyo_parts import read_parts
 from anyo_rl.stages.arguments import (
@@ -62,6 +63,7 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
         "pretrain",
         "reasoning",
         "anyo",
+        "agent",
     )
     kind = next(name for name in (*kinds, "cache") if name in path.stem.split("_"))
     trains = kind not in ("rationales", "baselines", "evidence", "student", "cache", "anyo")
@@ -84,6 +86,10 @@ def test_every_shipped_config_parses_with_its_recipe(path, monkeypatch, tmp_path
     if kind == "baselines":
         args = found[BaselineArguments]
         assert args.tune or args.starts  # what is not tuned here was chosen before
+        return
+    if kind == "agent":
+        assert found[AgentArguments].config.n_test > 0
+        check_saves(found[GRPOConfig])
         return
     if kind == "anyo":
         read = read_parts(found[AnyoArguments], config, found[TeacherArguments], found[ModelConfig], load_rewards)
