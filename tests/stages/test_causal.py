@@ -1,4 +1,4 @@
-"""Against truth: a teacher that ignores its reasoning has 0, one whose item depends on it alone 1, half and half 1/2."""
+"""Against truth: a teacher that ignores its reasoning has 0, one that goes by it alone 1, half and half 1/2."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,6 @@ from anyo_rl.evaluation.causal import MEASURES, Causal, causal_cells, causal_fra
 from anyo_rl.evaluation.evaluator import Evaluation
 from anyo_rl.evaluation.summary import Summary
 from anyo_rl.evaluation.table import markdown_table
-from anyo_rl.ranking.distribution import DistributionRanker
 from anyo_rl.reasoning.kinds.asking import Asking
 from anyo_rl.reasoning.kinds.load import load_kind
 from anyo_rl.reasoning.mentions import Names
