@@ -17,6 +17,7 @@ from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.settings import Bounds, mapping_of
 from anyo_rl.sampling.transformers import CACHE_TOKENS
 from anyo_rl.search.answers import Mode
+from anyo_rl.stages.causal_arguments import CausalArguments
 from anyo_rl.stages.fusion_arguments import FusionArguments
 from anyo_rl.stages.written_arguments import WrittenArguments
 from anyo_rl.training.advantages.credit import WITHOUT_SOURCE, Advantages, Credit
@@ -30,7 +31,7 @@ from anyo_rl.values.source import StepSource, StepValueKind
 
 
 @dataclass
-class TeacherArguments(WrittenArguments):
+class TeacherArguments(WrittenArguments, CausalArguments):
     """How the teacher is made (where no path is given), validated and evaluated."""
 
     tiny_hidden_size: int = field(

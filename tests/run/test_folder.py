@@ -194,7 +194,7 @@ def test_secrets_that_their_form_tells_are_not_written(tmp_path):
 
 FREE = {
     DataArguments: {"data_dir", "max_test"},
-    TeacherArguments: {"sampling_tokens", "n_paths", "baselines_from", "written"},
+    TeacherArguments: {"sampling_tokens", "n_paths", "baselines_from", "written", "causal_examples"},
     RankArguments: set(),
     GrpoArguments: {"sft_config", "train_direct", "baselines"},
     PpoArguments: {"sft_config", "train_direct", "baselines"},

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyo_rl.evaluation import searches, table
+from anyo_rl.evaluation import causal, searches, table
 from anyo_rl.evaluation import summary as summaries
 from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import plots
@@ -147,6 +147,7 @@ def render(run: Run, run_dir: Path) -> str:
         (table.DIFFERENCES, table.difference_cells),
     )
     compared = [(title, *cells(run.summary)) for title, cells in tables]
+    compared.append((causal.TITLE, *causal.causal_cells(run.summary.causal)))
     return environment.get_template("report.html.jinja").render(
         run=run,
         any_table=bool(body) or any(rows for _, _, rows in compared),
