@@ -92,6 +92,13 @@ class TeacherArguments(WrittenArguments, CausalArguments):
     kind_settings: dict[str, object] | str | None = field(
         default=None, metadata={"help": "Settings of the kind: a mapping in YAML, JSON as a flag."}
     )
+    n_thoughts: int | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(0, 64),
+            "help": "Thoughts without words, of the kind latent (docs/latent.md); evaluate.py may ask with fewer.",
+        },
+    )
     early_answer_share: float = field(
         default=0.0,
         metadata={
@@ -185,7 +192,8 @@ class TeacherArguments(WrittenArguments, CausalArguments):
 
     @property
     def _kind_settings(self) -> dict[str, object]:
-        return mapping_of("kind_settings", self.kind_settings, '{"tokens": 64}') or {}
+        settings = mapping_of("kind_settings", self.kind_settings, '{"tokens": 64}') or {}
+        return settings if self.n_thoughts is None else settings | {"n_thoughts": self.n_thoughts}
 
     @property
     def made_with_kind(self) -> dict[str, object]:

@@ -204,7 +204,7 @@ FREE = {
     PairArguments: {"baselines"},
     CacheArguments: {"output_dir", "plan"},
     EvidenceArguments: {"output_dir", "training_scores", "baselines_from"},
-    StudentArguments: {"output_dir", "beside"},
+    StudentArguments: {"output_dir", "beside", "fewer_thoughts"},
     DistillArguments: set(),
     AgentArguments: {"train_no_tools"},
     FilterArguments: {"fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"},
