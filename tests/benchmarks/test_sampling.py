@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.on_request]  # an engine of its own
 
 
 def test_the_benchmark_prints_a_table_and_writes_json(repo_root, tmp_path):

@@ -92,7 +92,13 @@ def line_plot(
     return done[0]
 
 
-def cost_plot(series: Mapping[str, Sequence[tuple[float, float]]], name: str, xlabel: str, ylabel: str) -> str:
+def cost_plot(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    name: str,
+    xlabel: str,
+    ylabel: str,
+    oracle: float | None = None,
+) -> str:
     """Points of cost and value, joined where a series has several; each series is named beside its last point.
 
     Args:
@@ -100,8 +106,12 @@ def cost_plot(series: Mapping[str, Sequence[tuple[float, float]]], name: str, xl
         name: unique on the page.
         xlabel: of the cost.
         ylabel: of the value.
+        oracle: the best that anyone can reach, as a line.
     """
     with _figure(name, height=1.4 * HEIGHT) as (axes, done):
+        if oracle is not None:
+            axes.axhline(oracle, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+            axes.annotate("oracle", (0, oracle), xytext=(4, 4), textcoords="offset points", fontsize=7.5, color=MUTED)
         for place, (label, points) in enumerate(series.items()):
             x, y = zip(*points, strict=True)
             colour = MUTED if place else ACCENT

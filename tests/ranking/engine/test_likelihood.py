@@ -89,9 +89,19 @@ def check_exact(found: Ranking, expected: Ranking, table: np.ndarray, catalog: C
             assert table[b, catalog.index[item]] == pytest.approx(score, abs=band)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+SLOW, ON_REQUEST = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.on_request]
+
+
 @pytest.mark.parametrize(
-    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != "qwen3")]
+    ("name", "attention"),
+    [
+        ("qwen3", "sdpa"),
+        pytest.param("qwen3", "eager", marks=SLOW),
+        pytest.param("llama", "sdpa", marks=ON_REQUEST),
+        pytest.param("llama", "eager", marks=SLOW),
+        pytest.param("gemma", "sdpa", marks=SLOW),
+        pytest.param("gemma", "eager", marks=ON_REQUEST),
+    ],
 )
 def test_the_whole_distribution_says_the_same(catalog, contexts, name, attention):
     model = make_model(name, attention=attention)
