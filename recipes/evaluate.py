@@ -4,7 +4,7 @@
 
 Stages are found in the run folder (`sft`, `star`, `dpo`, `grpo`, `direct`), and so are the run's settings; flags and a
 `--config` go on top of them: `--written free --reweigh_by popularity` adds what teachers write, grounded as BIGRec
-does. What was evaluated before is not done again.
+does; `--causal_examples 200` adds the causal report (docs/causal.md). What was evaluated before is not done again.
 """
 
 from dataclasses import dataclass, field

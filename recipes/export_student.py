@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from anyo_rl.run.files import read_json
-from anyo_rl.run.settings import UsageError
+from anyo_rl.run.settings import Bounds, UsageError
 from anyo_rl.stages.begin import begin, plain_errors
 from anyo_rl.students.export import ONNX, PROGRAM, export_student, requests
 from anyo_rl.students.files import Student, load_student
@@ -25,6 +25,13 @@ class ExportArguments:
         default="runs/toy/student/seed-0/student", metadata={"help": "Folder with student.json and its weights."}
     )
     output_dir: str = field(default="runs/toy/served", metadata={"help": "Where to; what is there is written anew."})
+    n_thoughts: int | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(0),
+            "help": "Thoughts that it takes, fewer than it was trained with; null for all.",
+        },
+    )
     onnx: bool = field(default=True, metadata={"help": "Also write ONNX, which takes the extra `export`."})
 
 
@@ -36,7 +43,7 @@ def main() -> None:
     if not file.is_file():
         raise UsageError(f"found no {file}: expected the folder of a student (recipes/train_student.py)")
     item_ids = read_json(file)["item_ids"]
-    student, folder = load_student(file.parent, item_ids), Path(args.output_dir)
+    student, folder = load_student(file.parent, item_ids, args.n_thoughts), Path(args.output_dir)
     export_student(student, item_ids, folder, onnx=args.onnx)
     for name, furthest in compare(student, folder, args.onnx).items():
         print(f"{folder / name}: scores at most {furthest:.1e} from the student's own")

@@ -42,6 +42,7 @@ SHORT_NAMES = {
     "valid_item": Shipped("reward.valid_item.ValidItemReward"),
     "lift": Shipped("reward.lift.LiftReward"),
     "faithful": Shipped("reward.faithful.FaithfulReward"),
+    "grounded": Shipped("reward.grounded.GroundedReward"),
     "length": Shipped("reward.length.LengthReward"),
     "repetition": Shipped("reward.repetition.RepetitionReward"),
     "cf": Shipped("reward.cf.CfReward"),
@@ -53,7 +54,8 @@ SHORT_NAMES = {
 # What every call brings: bound as a parameter it would be overwritten by the batch, silently.
 _CALL_COLUMNS = {
     *("prompts", "completions", "completion_ids", "rank", "gain", "item_id", "log_prob", "target_id", "history"),
-    *("steps", "n_items", "example_id", "user_id", "direct_log_prob", "swapped_gain", "propensity", "excluded"),
+    *("steps", "n_items", "example_id", "user_id", "direct_log_prob", "swapped_gain", "carried_gain", "propensity"),
+    "excluded",
 }
 
 

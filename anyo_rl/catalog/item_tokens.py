@@ -8,7 +8,7 @@ one code, by the order of the item table.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.settings import UsageError
 from anyo_rl.teacher.codes import add_item_tokens, train_item_tokens
 from anyo_rl.teacher.load import load_teacher
-from anyo_rl.teacher.tokens import add_codes
+from anyo_rl.teacher.tokens import add_codes, known_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -127,22 +127,46 @@ def own_ids(teacher: Path | str | None) -> Path | None:
 
 
 def load_answering(
-    model_args: ModelConfig, ids: SemanticIds | None
+    model_args: ModelConfig, ids: SemanticIds | None, thoughts: Sequence[str] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a teacher and its tokenizer, with the codes of semantic ids added where it was not trained on them."""
-    if ids is None or own_ids(model_args.model_name_or_path):
+    """Loads a teacher and its tokenizer, with what it was not trained on added: codes of semantic ids, thoughts.
+
+    Raises:
+        UsageError: it was trained with fewer thoughts.
+    """
+    codes = [] if ids is None or own_ids(model_args.model_name_or_path) else ids.tokens()
+    if not codes and not thoughts:
         return load_teacher(model_args)
     with whole_weights():  # rows cannot be added to weights that are shared out
         model, tokenizer = load_teacher(model_args)
-        add_item_tokens(model, tokenizer, ids.tokens())
+        if codes:
+            add_item_tokens(model, tokenizer, codes)
+        add_thoughts(model, tokenizer, thoughts)
     return model, tokenizer
+
+
+def add_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thoughts: Sequence[str]) -> None:
+    """Adds thoughts without words to a teacher that knows none; one that does keeps what it has.
+
+    Raises:
+        UsageError: it was trained with fewer.
+    """
+    known = known_thoughts(tokenizer)
+    if known and len(thoughts) > len(known):
+        raise UsageError(
+            f"n_thoughts is {len(thoughts)}, and the teacher was trained with {len(known)}: take as many or fewer, or "
+            "train from a teacher without thoughts"
+        )
+    if thoughts and not known:
+        add_item_tokens(model, tokenizer, thoughts)
 
 
 def adapters(
     model_args: ModelConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: SemanticIds | None
 ) -> PeftConfig | None:
-    """The LoRA adapters that `ModelConfig` asks for, which train the codes of semantic ids too."""
+    """The LoRA adapters that `ModelConfig` asks for, which train the codes of semantic ids, and thoughts, too."""
     codes = [] if ids is None else add_codes(tokenizer, ids.tokens())
+    codes += tokenizer.convert_tokens_to_ids(known_thoughts(tokenizer))
     return train_item_tokens(get_peft_config(model_args), model, codes)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from anyo_rl.catalog.catalog import Catalog, build_catalog, open_catalog
-from anyo_rl.catalog.item_tokens import ItemTokens, load_answering, own_ids, semantic_ids
+from anyo_rl.catalog.item_tokens import ItemTokens, add_thoughts, load_answering, own_ids, semantic_ids
 from anyo_rl.catalog.item_vectors import ITEM_VECTORS, code_vectors, item_vectors, kept_vectors
 from anyo_rl.catalog.semantic_ids import SemanticIds
 from anyo_rl.run.launch import whole_weights
@@ -72,6 +72,7 @@ class Opening:
         marker_token: the added token that serves as the marker; `->` or `</think>` if `None`.
         chat_template_kwargs: what chat templates get besides the messages.
         choices: what teachers answer with in place of items, in the columns of an item table; `None` for items.
+        thoughts: tokens that prompts hold, of thoughts without words.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Opening:
     marker_token: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     choices: pl.DataFrame | None = None
+    thoughts: Sequence[str] = ()
 
     def load(self, path: Path | str | None) -> Teacher:
         """A teacher to be trained: its weights lie where the launch puts them. `None` makes one from scratch.
@@ -114,7 +116,9 @@ class Opening:
 
     def catalog(self, path: Path | str) -> tuple[Tokens, Catalog]:
         """Tokens and catalog of a teacher, without its weights."""
-        tokens = self.tokens(load_tokenizer(self.of_path(path)))
+        tokenizer = load_tokenizer(self.of_path(path))
+        add_codes(tokenizer, self.thoughts)
+        tokens = self.tokens(tokenizer)
         return tokens, open_catalog(self.items, tokens, self.ids(path), self.folder / CATALOG)
 
     def weights(
@@ -139,8 +143,10 @@ class Opening:
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The same, new codes at the mean of the teacher's vectors."""
         if path is None:
-            return self.make(ids.tokens() if ids else [])
-        return load_answering(self.of_path(path), ids)
+            model, tokenizer = self.make(ids.tokens() if ids else [])
+            add_thoughts(model, tokenizer, self.thoughts)
+            return model, tokenizer
+        return load_answering(self.of_path(path), ids, self.thoughts)
 
     def _needs_vectors(self, path: Path | str | None) -> bool:
         """Whether the added tokens of the teacher at a path are new, and start from vectors of items."""

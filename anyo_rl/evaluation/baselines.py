@@ -24,6 +24,7 @@ from anyo_rl.students.popularity import fit_popularity
 from anyo_rl.students.protocol import Scorer
 from anyo_rl.students.sasrec import SASRec
 from anyo_rl.students.settings import FitSettings
+from anyo_rl.students.thoughts import ThinkingSASRec
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Fitting:
         start: what the choice of a neural one begins with, by its name, where that is not `StudentSettings()`.
         training: what all neural ones have in common.
         given: what they are given besides the sequences.
+        n_thoughts: how often SASRec's state is fed back before it answers.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -79,6 +81,7 @@ class Fitting:
     start: Mapping[str, StudentSettings] = field(default_factory=dict)
     training: FitSettings = field(default_factory=FitSettings)
     given: Help = field(default_factory=Help)
+    n_thoughts: int = 0
 
     @classmethod
     def of(
@@ -101,8 +104,9 @@ class Fitting:
             batch_size=settings.batch_size,
             device=self.device,
         )
+        thoughts = {"n_thoughts": self.n_thoughts} if self.n_thoughts else {}
         model = fit_student(
-            NEURAL[name],
+            ThinkingSASRec if thoughts else NEURAL[name],
             self.sequences,
             self.n_items,
             training,
@@ -111,6 +115,7 @@ class Fitting:
             given=self.given,
             dropout=settings.dropout,
             dim=settings.dim,
+            **thoughts,
         )
         report = model.report
         best, epoch = max(report.validation_ndcg), report.best_epoch

@@ -5,7 +5,7 @@ examples and seeds, so that neither counts as more evidence than the users there
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from anyo_rl.data.sequences import held_out, train_sequences
+from anyo_rl.evaluation.causal import Causal, read_causal
 from anyo_rl.evaluation.convergence import not_converged, read_trainings
 from anyo_rl.evaluation.evaluator import ANSWERS, AS_EVIDENCE, LIKED, P_YES, Evaluation, Frames, read_made_with
 from anyo_rl.evaluation.paired import SEED, paired_difference, with_seeds
@@ -97,6 +98,7 @@ def summarise(
         added=tuple(f"{a}-{b}" for a, b in added),
         slices=_slices(evaluation, without_searches(frames)),
         equal_tokens=equal_tokens(frames, seed),
+        causal={stage: Causal.of(one, seed) for stage, one in read_causal(evaluation.run_dir, frames).items()},
         stated_intent=stated,
         true_intent=true,
     )
@@ -151,9 +153,19 @@ def summarise_seeds(folders: Mapping[int, Path]) -> Summary:
         differences=differences(without_searches(frames), seed=0, added=added),
         slices={},
         equal_tokens=equal_tokens(frames, seed=0),
+        causal=_causal_of_seeds(folders, frames),
         stated_intent=None,
         true_intent=_mean_shares(list(parts.values())),
     )
+
+
+def _causal_of_seeds(folders: Mapping[int, Path], stages: Iterable[str]) -> dict[str, Causal]:
+    """The causal reports over all seeds that have one."""
+    parts: dict[str, list[pl.DataFrame]] = {}
+    for seed, folder in folders.items():
+        for stage, frame in read_causal(folder, stages).items():
+            parts.setdefault(stage, []).append(frame.with_columns(pl.lit(seed).alias(SEED)))
+    return {stage: Causal.of(pl.concat(of_seeds), seed=0) for stage, of_seeds in parts.items()}
 
 
 def without_searches(frames: Frames) -> Frames:

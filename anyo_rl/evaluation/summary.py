@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from anyo_rl.evaluation.causal import Causal
 from anyo_rl.evaluation.stages import ORACLE
 from anyo_rl.metrics.intervals import Interval
 from anyo_rl.run.files import write_whole
@@ -90,6 +91,7 @@ class Summary:
         added: names of differences that say what a stage added to the one that it builds on, in the order of a run.
         slices: stage → mode → slice.
         equal_tokens: stage → search → what it gains over a plain mixture of as many tokens.
+        causal: stage → what follows from what.
         stated_intent: stage → share of greedy reasonings that state an intent (toy world).
         true_intent: stage → share of these that state the true one.
     """
@@ -110,6 +112,7 @@ class Summary:
     added: tuple[str, ...] = ()
     slices: dict[str, dict[str, dict[str, Slice]]] = field(default_factory=dict)
     equal_tokens: dict[str, dict[str, EqualTokens]] = field(default_factory=dict)
+    causal: dict[str, Causal] = field(default_factory=dict)
     stated_intent: Metrics | None = None
     true_intent: Metrics | None = None
 
@@ -160,7 +163,7 @@ class Summary:
         """Ready for JSON, in the order of the fields; what is not known is left out."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         optional = {name for name, value in found.items() if value is None or value == ()}
-        optional |= {name for name in ("not_converged", "equal_tokens") if not found[name]}
+        optional |= {name for name in ("not_converged", "equal_tokens", "causal") if not found[name]}
         return {name: _json(value) for name, value in found.items() if name not in optional}
 
     @classmethod
@@ -200,6 +203,7 @@ class Summary:
             added=tuple(name for name in added if isinstance(name, str)) if isinstance(added, list) else (),
             slices=_read(raw.get("slices"), lambda modes: _read(modes, lambda cut: _read(cut, Slice.from_json))),
             equal_tokens=_read(raw.get("equal_tokens"), lambda one: _read(one, EqualTokens.from_json)),
+            causal=_read(raw.get("causal"), Causal.from_json),
             stated_intent=shares("stated_intent"),
             true_intent=shares("true_intent"),
         )
@@ -233,6 +237,6 @@ def _read(raw: object, read: Callable[[object], T | None], leave_out: str = "") 
 def _json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _json(each) for name, each in value.items()}
-    if isinstance(value, Interval | Slice | EqualTokens):
+    if isinstance(value, Interval | Slice | EqualTokens | Causal):
         return value.as_json()
     return list(value) if isinstance(value, tuple) else value

@@ -7,7 +7,7 @@ without these cannot be compared with another.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from anyo_rl.evaluation import searches
+from anyo_rl.evaluation import causal, searches
 from anyo_rl.evaluation.stages import DRAW_NOTHING, of_written, table_order
 from anyo_rl.evaluation.summary import AUC, MAIN_METRIC, TOKENS, Metrics, Summary
 from anyo_rl.metrics.intervals import Interval
@@ -157,7 +157,8 @@ def markdown_table(summary: Summary) -> str:
     header, body = result_cells(summary)
     lines += ["", *(markdown_cells(header, body) if body else ["No stage was evaluated."])]
     tables = ((SEARCHES, searches.search_cells(summary)), (ADDED, added_cells(summary)))
-    for title, (header, body) in (*tables, (DIFFERENCES, difference_cells(summary))):
+    last = ((DIFFERENCES, difference_cells(summary)), (causal.TITLE, causal.causal_cells(summary.causal)))
+    for title, (header, body) in (*tables, *last):
         if body:
             lines += ["", f"{title}:", "", *markdown_cells(header, body)]
     for note in (*convergence_notes(summary), *searches.ahead(summary)):
@@ -183,7 +184,7 @@ def console_table(summary: Summary, width: int | None = None) -> str:
         console.print(Text(", ".join(f"{name}: {value}" for name, value in facts(summary))))
         console.print(Text(interval_note(summary)))
         cells = (searches.search_cells(summary), added_cells(summary), difference_cells(summary))
-        for header, body in (result_cells(summary), *cells):
+        for header, body in (result_cells(summary), *cells, causal.causal_cells(summary.causal)):
             if not body:
                 continue
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -118,7 +118,7 @@ class Rows(Sequence[Row]):
 
     def __post_init__(self) -> None:
         # Made before a loader forks its workers: polars may not compute in these, and they share what is there.
-        shows = self.asking is not None and self.asking.shows
+        shows = self.asking is not None and (self.asking.shows or self.asking.kind.words_of is not None)
         _ = self.task.table, self.task.past if self.task.args.mask_history or shows else None
         if shows and len(self):
             _ = self[0]  # with it all that is counted once
@@ -179,8 +179,9 @@ def row_of(asking: Asking, example: Example, catalog: Catalog, tokens: Tokens) -
     """
     asked, kind = asking.asked_anew(example, catalog), asking.kind
     sections = kind.show(asked) if asking.shows else ()
+    words = kind.words if kind.words_of is None else kind.words_of(asked)
     columns = {field.name: getattr(example, field.name) for field in fields(Example)} | {HISTORY: list(asked.history)}
-    return Row(prompt=make_prompt(asking.task, asked.history, catalog, tokens, None, sections, kind.words), **columns)
+    return Row(prompt=make_prompt(asking.task, asked.history, catalog, tokens, None, sections, words), **columns)
 
 
 def _make_row(
@@ -194,7 +195,7 @@ def _make_row(
     history, hint = example[HISTORY], example[TARGET_ID]
     question = None if asking is None else asking.question(example)
     sections: Sequence[Section] = () if asking is None else asking.sections(example, catalog, question)
-    words = OUR_WORDS if asking is None else asking.kind.words
+    words = OUR_WORDS if asking is None else asking.words(example)
     row = Row(
         prompt=make_prompt(task, history, catalog, tokens, None, sections, words),
         hinted_prompt=make_prompt(task, history, catalog, tokens, hint, sections, words) if with_hint else None,

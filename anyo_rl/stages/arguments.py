@@ -17,6 +17,7 @@ from anyo_rl.run.launch import whole_weights
 from anyo_rl.run.settings import Bounds, mapping_of
 from anyo_rl.sampling.transformers import CACHE_TOKENS
 from anyo_rl.search.answers import Mode
+from anyo_rl.stages.causal_arguments import CausalArguments
 from anyo_rl.stages.fusion_arguments import FusionArguments
 from anyo_rl.stages.written_arguments import WrittenArguments
 from anyo_rl.training.advantages.credit import WITHOUT_SOURCE, Advantages, Credit
@@ -30,7 +31,7 @@ from anyo_rl.values.source import StepSource, StepValueKind
 
 
 @dataclass
-class TeacherArguments(WrittenArguments):
+class TeacherArguments(WrittenArguments, CausalArguments):
     """How the teacher is made (where no path is given), validated and evaluated."""
 
     tiny_hidden_size: int = field(
@@ -90,6 +91,13 @@ class TeacherArguments(WrittenArguments):
     )
     kind_settings: dict[str, object] | str | None = field(
         default=None, metadata={"help": "Settings of the kind: a mapping in YAML, JSON as a flag."}
+    )
+    n_thoughts: int | None = field(
+        default=None,
+        metadata={
+            "bounds": Bounds(0, 64),
+            "help": "Thoughts without words, of the kind latent (docs/latent.md); evaluate.py may ask with fewer.",
+        },
     )
     early_answer_share: float = field(
         default=0.0,
@@ -184,7 +192,8 @@ class TeacherArguments(WrittenArguments):
 
     @property
     def _kind_settings(self) -> dict[str, object]:
-        return mapping_of("kind_settings", self.kind_settings, '{"tokens": 64}') or {}
+        settings = mapping_of("kind_settings", self.kind_settings, '{"tokens": 64}') or {}
+        return settings if self.n_thoughts is None else settings | {"n_thoughts": self.n_thoughts}
 
     @property
     def made_with_kind(self) -> dict[str, object]:

@@ -164,15 +164,17 @@ def parse(
         SystemExit: an unknown key or flag, a value of the wrong type or out of its bounds, or a file that is not
             there; says which.
     """
+    beside = Path(sys.argv[0]).parent / "configs"  # of an installed recipe they are not in the current folder
+    shipped = beside if beside.is_dir() else "recipes/configs"
     args = list(sys.argv[1:] if args is None else args)
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if args[-1:] == ["--config"]:
-        sys.exit("--config has no path after it; the shipped configs are in recipes/configs")
+        sys.exit(f"--config has no path after it; the shipped configs are in {shipped}")
     if "--config" not in args and default_config is not None:
         args = ["--config", str(default_config), *args]
     config = Path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
     if config is not None and not config.is_file():
-        sys.exit(f"no config file at {config}; the shipped ones are in recipes/configs")
+        sys.exit(f"no config file at {config}; the shipped ones are in {shipped}")
     try:
         if config is not None:
             read_settings(config)

@@ -19,6 +19,7 @@ from anyo_rl.run.settings import UsageError
 from anyo_rl.search.answers import answer_together
 from anyo_rl.stages.ablation import ablate
 from anyo_rl.stages.cards import write_cards
+from anyo_rl.stages.causal import keep_causal
 from anyo_rl.stages.fusion import fused_answers, made_with_evidence, open_evidence
 from anyo_rl.stages.job import Job
 from anyo_rl.stages.reranked import keep_incoming, keep_reranked, ranker_of
@@ -104,6 +105,8 @@ def ask_teachers(job: Job, teachers: Mapping[str, Path | str]) -> None:
                     evaluation.keep(stage, mode, ask, made_with, together=True)
                     if mode == "greedy" and job.asking.kind.step_names:
                         ablate(evaluation, stage, teacher, rows, job.asking.kind.step_names)
+                    if mode == "greedy" and job.teacher_args.causal_examples:
+                        keep_causal(evaluation, stage, job, teacher, path)
                     if evidence is not None:
                         file = evaluation.paths(stage, mode)
                         ask = partial(fused_answers, job, stage, teacher, evidence, rows, how, file)

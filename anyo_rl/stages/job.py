@@ -117,6 +117,7 @@ class Job:
             marker_token=args.marker_token,
             chat_template_kwargs=self.chat_template_kwargs,
             choices=self.teacher_args.kind().choices,
+            thoughts=self.teacher_args.kind().thoughts,
         )
 
     def opened(self, path: Path | str) -> AbstractContextManager[Teacher]:

@@ -52,6 +52,22 @@ class StudentArguments:
             "help": "Items with fewer training events get, after the fit, what item_vectors predict for them (ridge).",
         },
     )
+    n_thoughts: int = field(
+        default=0,
+        metadata={"bounds": Bounds(0, 64), "help": "How often SASRec's state is fed back before it answers (ReaRec)."},
+    )
+    thought_annealing: float = field(
+        default=1.2,
+        metadata={"bounds": Bounds(1, 10), "help": "Each thought's prediction is softer by this than the next one's."},
+    )
+    fewer_thoughts: list[int] = field(
+        default_factory=list,
+        metadata={
+            "bounds": Bounds(0, 63),
+            "help": "Also answer with fewer thoughts: a row for each number, without training again.",
+            "free": True,
+        },
+    )
     dim: int = field(default=64, metadata={"bounds": Bounds(2, 4096), "help": "Width of item vectors."})
     dropout: float = field(default=0.3, metadata={"bounds": Bounds(0, 0.95), "help": "See the student's class."})
     learning_rate: float = field(default=1e-3, metadata={"bounds": Bounds(above=0, most=1), "help": "Of AdamW."})
@@ -84,6 +100,12 @@ class StudentArguments:
             raise UsageError("seeds is empty; expected one seed or more")
         if self.student == "sasrec" and self.dim % 2:
             raise UsageError(f"dim is {self.dim}; expected an even number: SASRec has two heads")
+        if self.student != "sasrec" and self.n_thoughts:
+            raise UsageError(f"n_thoughts is {self.n_thoughts} and student is {self.student}; thoughts take sasrec")
+        if self.fewer_thoughts and max(self.fewer_thoughts) >= self.n_thoughts:
+            raise UsageError(
+                f"fewer_thoughts is {self.fewer_thoughts}; expected numbers below n_thoughts ({self.n_thoughts})"
+            )
         if self.fuse and self.item_vectors == NO_VECTORS:
             raise UsageError("fuse is true and item_vectors is none; name the vectors")
         if self.least_events and self.item_vectors == NO_VECTORS:
@@ -106,6 +128,7 @@ class StudentArguments:
             n_negatives=self.n_negatives,
             calibration=self.calibration,
             propensity_power=self.propensity_power,
+            thought_annealing=self.thought_annealing,
         )
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def train_student(
             evaluation.take_over(Path(other))
     vectors = _item_vectors(folder, task, args.item_vectors)
     given = Help(vectors, args.fuse, lessons, DistillSettings() if distill is None else distill.settings)
-    fitting = replace(Fitting.of(first), training=args.training, given=given)
+    fitting = replace(Fitting.of(first), training=args.training, given=given, n_thoughts=args.n_thoughts)
     trainer = _Trainer(args, fitting, item_ids)
     chosen = _chosen(trainer, distill)
     kind: Any = StudentSettings if distill is None else Distilled
@@ -124,6 +125,9 @@ def train_student(
             logger.info("%d items with fewer than %d events get predicted vectors", n_cold, args.least_events)
         save_student(student, item_ids, evaluation.run_dir / "student")
         keep_baseline(evaluation, args.name, lambda student=student: student)  # type: ignore[misc]
+        for n_thoughts in args.fewer_thoughts:
+            less = partial(load_student, evaluation.run_dir / "student", item_ids, n_thoughts)
+            keep_baseline(evaluation, f"{args.name}_thoughts_{n_thoughts}", less)
     evaluate_baselines(first, () if args.beside else BESIDE)
     summary = write_seeds(folder, evaluations, RANKER)
     write_whole(folder / "evaluation.md", f"{markdown_table(summary)}\n{choices([chosen])}")

@@ -21,7 +21,7 @@ from anyo_rl.run.files import write_whole
 from anyo_rl.run.settings import UsageError
 from anyo_rl.students.files import Student
 from anyo_rl.students.sasrec import SASRec
-from anyo_rl.students.training import pad_left
+from anyo_rl.students.training import last_states, pad_left
 
 PROGRAM, ONNX, CARD = "student.pt2", "student.onnx", "served.json"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -37,7 +37,7 @@ class Served(nn.Module):
 
     def forward(self, items_B_T: Tensor) -> Tensor:
         """Scores (B, N) of histories that are padded on the left."""
-        return self.student.item_logits(self.student(items_B_T)[:, -1])
+        return self.student.item_logits(last_states(self.student, items_B_T))
 
 
 def export_student(student: Student, item_ids: Sequence[str], folder: Path, *, onnx: bool = True) -> None:

@@ -9,9 +9,14 @@ from safetensors.torch import load_file, save_file
 from anyo_rl.run.settings import UsageError
 from anyo_rl.students.gru4rec import GRU4Rec
 from anyo_rl.students.sasrec import SASRec
+from anyo_rl.students.thoughts import ThinkingSASRec
 
 Student = SASRec | GRU4Rec
-KINDS: dict[str, type[SASRec] | type[GRU4Rec]] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
+KINDS: dict[str, type[SASRec] | type[GRU4Rec]] = {
+    "SASRec": SASRec,
+    "ThinkingSASRec": ThinkingSASRec,
+    "GRU4Rec": GRU4Rec,
+}
 
 
 def save_student(student: Student, item_ids: Sequence[str], folder: Path) -> None:
@@ -32,15 +37,17 @@ def save_student(student: Student, item_ids: Sequence[str], folder: Path) -> Non
     (folder / "student.json").write_text(json.dumps(described), encoding="utf-8")
 
 
-def load_student(folder: Path, item_ids: Sequence[str]) -> Student:
+def load_student(folder: Path, item_ids: Sequence[str], n_thoughts: int | None = None) -> Student:
     """The student of a folder, in eval mode.
 
     Args:
         folder: written by `save_student`.
         item_ids: ids of the catalog that it is to score, in the order of its indices.
+        n_thoughts: how many thoughts it takes, as many as it was trained with or fewer; `None` for as many.
 
     Raises:
         FileNotFoundError: there is no student.
+        UsageError: it was trained with fewer thoughts, or without.
         ValueError: it is of an unknown kind, or was fitted on other items.
     """
     file = folder / "student.json"
@@ -58,4 +65,8 @@ def load_student(folder: Path, item_ids: Sequence[str]) -> Student:
         )
     student = KINDS[described["kind"]](**described["settings"])
     student.load_state_dict(load_file(folder / "student.safetensors"))
+    if n_thoughts is not None:
+        if not isinstance(student, ThinkingSASRec):
+            raise UsageError(f"the student in {folder} was trained without thoughts: leave n_thoughts out")
+        student.think(n_thoughts)
     return student.eval()

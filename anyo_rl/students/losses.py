@@ -168,3 +168,16 @@ def alignment(ours_R_D: Tensor, theirs_R_D: Tensor, kind: Alignment = "cosine", 
 
 def _to_one(weights_R_K: Tensor) -> Tensor:
     return weights_R_K / weights_R_K.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def temperatures(n_states: int, annealing: float) -> list[float]:
+    """Temperature of each state's prediction: annealing^(K − k), 1 for the last.
+
+    Args:
+        n_states: the answer at once and K thoughts.
+        annealing: 1 or more.
+
+    >>> temperatures(3, 2.0)
+    [4.0, 2.0, 1.0]
+    """
+    return [annealing ** (n_states - 1 - k) for k in range(n_states)]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from anyo_rl.students.training import FitReport, Histories, score_histories
 
+Heads = tuple[Tensor, Tensor]  # keys and values (B, H, T, d)
+
 
 class _Block(nn.Module):
     """Pre-norm causal self-attention and feed-forward."""
@@ -28,14 +30,27 @@ class _Block(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
         )
 
-    def forward(self, hidden_B_T_D: Tensor, mask_B_1_T_T: Tensor) -> Tensor:
+    @property
+    def rate(self) -> float:
+        """Of dropout, now."""
+        return self.dropout if self.training else 0.0
+
+    def forward(self, hidden_B_T_D: Tensor, mask_B_1_T_T: Tensor) -> tuple[Tensor, Heads]:
+        query, key, value = self.heads(hidden_B_T_D)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B_1_T_T, dropout_p=self.rate)
+        return self.finished(hidden_B_T_D, mixed), (key, value)
+
+    def heads(self, hidden_B_T_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H, T, d) each."""
         n_batch, n_time, dim = hidden_B_T_D.shape
         qkv = self.qkv(self.attention_norm(hidden_B_T_D)).view(n_batch, n_time, 3, self.n_heads, dim // self.n_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B_1_T_T, dropout_p=rate)
-        mixed = self.out(mixed.transpose(1, 2).reshape(n_batch, n_time, dim))
-        hidden_B_T_D = hidden_B_T_D + F.dropout(mixed, self.dropout, self.training)
+        return query, key, value
+
+    def finished(self, hidden_B_T_D: Tensor, mixed_B_H_T_d: Tensor) -> Tensor:
+        """The block's output, from what its attention gave."""
+        mixed_B_T_D = self.out(mixed_B_H_T_d.transpose(1, 2).reshape(hidden_B_T_D.shape))
+        hidden_B_T_D = hidden_B_T_D + F.dropout(mixed_B_T_D, self.dropout, self.training)
         return hidden_B_T_D + F.dropout(self.feed_forward(hidden_B_T_D), self.dropout, self.training)
 
 
@@ -91,6 +106,10 @@ class SASRec(nn.Module):
 
     def forward(self, items_B_T: Tensor) -> Tensor:
         """Hidden states (B, T, D); position t has seen items 0..t. Padding (index N) may be on either side."""
+        return self.read(items_B_T)[0]
+
+    def read(self, items_B_T: Tensor) -> tuple[Tensor, list[Heads], Tensor]:
+        """Hidden states, the keys and values of each block, and what each position sees, (B, 1, T, T)."""
         real_B_T = items_B_T != self.n_items
         positions_B_T = (real_B_T.cumsum(1) - 1).clamp(min=0)
         hidden_B_T_D = self.dropout(self.items(items_B_T) + self.positions(positions_B_T))
@@ -99,9 +118,11 @@ class SASRec(nn.Module):
         # Each position sees itself, padding too: a row with nothing to attend to would be NaN.
         itself_T_T = torch.eye(n_time, dtype=torch.bool, device=items_B_T.device)
         mask_B_1_T_T = ((causal_T_T & real_B_T[:, None, :]) | itself_T_T)[:, None]
+        read: list[Heads] = []
         for block in self.blocks:
-            hidden_B_T_D = block(hidden_B_T_D, mask_B_1_T_T)
-        return self.final_norm(hidden_B_T_D)
+            hidden_B_T_D, heads = block(hidden_B_T_D, mask_B_1_T_T)
+            read.append(heads)
+        return self.final_norm(hidden_B_T_D), read, mask_B_1_T_T
 
     @property
     def item_vectors(self) -> Tensor:

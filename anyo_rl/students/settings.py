@@ -29,6 +29,8 @@ class FitSettings:
         n_negatives: items drawn in a step, alike for all its positions, where not all are looked at.
         calibration: t of `gbce`, 0 to 1; see `losses.binary_cross_entropy`.
         propensity_power: above 0 rare targets count for more; see `losses.inverse_propensity`.
+        thought_annealing: how much softer each thought's prediction is than that of the next one, for students that
+            think; see `thoughts.temperatures`.
         device: where it is trained, and where the model stays.
         keep_in: a file in which the fit is kept after each epoch, so that a killed one goes on; `None` for none.
     """
@@ -43,6 +45,7 @@ class FitSettings:
     n_negatives: int = 8192
     calibration: float = 0.75
     propensity_power: float = 0.0
+    thought_annealing: float = 1.2
     device: str | torch.device = "cpu"
     keep_in: Path | None = None
 

@@ -2,7 +2,8 @@
 
 A student is a `torch.nn.Module` with `n_items`, `max_length`, `forward(items_B_T) -> hidden_B_T_D` (causal),
 `item_vectors` (N, D) and `item_logits(hidden_*_D) -> logits_*_N`. Items are indices 0..N-1 of the catalog; N is the
-padding.
+padding. One that thinks before it answers has `states` and `last_states` besides
+(`thoughts.ThinkingSASRec`).
 
 Each user's sequence goes through the model once, and every position predicts the item after it, by default with the
 softmax cross-entropy over the whole catalog (`settings.FitSettings`). Where a teacher was asked at a position, what it
@@ -25,7 +26,7 @@ from anyo_rl.data.sequences import HeldOut
 from anyo_rl.students.checkpoint import keep, resume
 from anyo_rl.students.choice import mean_ndcg
 from anyo_rl.students.distillation import NO_LESSON, Distiller
-from anyo_rl.students.losses import inverse_propensity
+from anyo_rl.students.losses import inverse_propensity, temperatures
 from anyo_rl.students.popularity import fit_popularity, propensities
 from anyo_rl.students.predicted import Predicted
 from anyo_rl.students.settings import FitSettings
@@ -93,6 +94,15 @@ def _batches(found: list[Window], batch_size: int, generator: torch.Generator) -
         yield [found[i] for i in groups[index]]
 
 
+def last_states(model: nn.Module, items_B_T: Tensor) -> Tensor:
+    """A student's states (B, D) after histories that are padded on the left."""
+    if hasattr(model, "last_states"):  # it thinks, and need not at the other positions
+        states_B_D: Tensor = model.last_states(items_B_T)
+        return states_B_D
+    states_B_T_D: Tensor = model(items_B_T)
+    return states_B_T_D[:, -1]
+
+
 def score_histories(model: nn.Module, histories: Histories, batch_size: int = 256) -> Tensor:
     """Scores of every item as the next one after each history; the same whatever the batch size.
 
@@ -117,7 +127,7 @@ def score_histories(model: nn.Module, histories: Histories, batch_size: int = 25
     with torch.inference_mode():
         for start in range(0, len(histories), batch_size):
             items_B_T = pad_left(histories[start : start + batch_size], n_items, max_length, device)
-            hidden_B_D = model(items_B_T)[:, -1]
+            hidden_B_D = last_states(model, items_B_T)
             scores[start : start + batch_size] = model.item_logits(hidden_B_D).float().cpu()  # type: ignore[operator]
     model.train(was_training)
     return scores
@@ -176,15 +186,29 @@ class _Fit:
         items_B_T = pad_left(rows, self.n_items, self.max_length + 1, self.device)
         inputs_B_T, targets_B_T = items_B_T[:, :-1], items_B_T[:, 1:]
         real_B_T = inputs_B_T != self.n_items
-        targets_R = targets_B_T[real_B_T]
-        predicted = Predicted(self.model, self.model(inputs_B_T)[real_B_T], targets_R, self.settings)
-        if self.distiller is None:
-            losses_R = predicted.losses()
-        else:
+        targets_R, lesson_R = targets_B_T[real_B_T], None
+        if self.distiller is not None:
             taught = [self.lessons[place][start:end] for place, start, end in batch]
-            lesson_B_T = pad_left(taught, NO_LESSON, self.max_length + 1, self.device)[:, 1:]
-            losses_R = self.distiller(predicted, lesson_B_T[real_B_T])
+            lesson_R = pad_left(taught, NO_LESSON, self.max_length + 1, self.device)[:, 1:][real_B_T]
+        if not hasattr(self.model, "states"):
+            losses_R = self._state_losses(self.model(inputs_B_T)[real_B_T], targets_R, lesson_R)
+        else:
+            states: list[Tensor] = self.model.states(inputs_B_T)
+            softer = temperatures(len(states), self.settings.thought_annealing)
+            losses = [
+                self._state_losses(state_B_T_D[real_B_T] / temperature, targets_R, lesson_R)
+                for state_B_T_D, temperature in zip(states, softer, strict=True)
+            ]
+            losses_R = torch.stack(losses).mean(0)
         return losses_R if self.weights_N is None else losses_R * self.weights_N[targets_R]
+
+    def _state_losses(self, hidden_R_D: Tensor, targets_R: Tensor, lesson_R: Tensor | None) -> Tensor:
+        """The loss after each of some states: (R,)."""
+        predicted = Predicted(self.model, hidden_R_D, targets_R, self.settings)
+        if self.distiller is None or lesson_R is None:
+            return predicted.losses()
+        losses_R: Tensor = self.distiller(predicted, lesson_R)
+        return losses_R
 
     def _target_weights(self) -> Tensor | None:
         """What the loss of each target is multiplied by, (N,); `None` where all count alike."""

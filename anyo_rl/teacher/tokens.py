@@ -26,7 +26,22 @@ from anyo_rl.run.settings import UsageError
 
 THINK_START, THINK_END = "<think>", "</think>"
 CODE = re.compile(r"<([a-z])_([0-9]+)>")  # of a semantic id, or the token of an item
+THOUGHT = re.compile(r"<thought_([0-9]+)>")  # without words: an added token
 LONGEST_TAIL = 8  # tokens of white space behind the tag that a prompt ends with, at most
+
+
+def thought_tokens(n_thoughts: int) -> tuple[str, ...]:
+    """Names of the added tokens of thoughts without words.
+
+    >>> thought_tokens(2)
+    ('<thought_1>', '<thought_2>')
+    """
+    return tuple(f"<thought_{number}>" for number in range(1, n_thoughts + 1))
+
+
+def known_thoughts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The thoughts that a tokenizer has."""
+    return [token for token in tokenizer.get_added_vocab() if THOUGHT.fullmatch(token)]
 
 
 def add_codes(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str]) -> list[int]:

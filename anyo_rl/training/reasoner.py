@@ -44,7 +44,7 @@ from anyo_rl.training.loop.vllm import colocated_engine, stop_vllm_at_marker, we
 from anyo_rl.training.loop.weights import gathered
 from anyo_rl.training.objective import Objective, check_credit, check_writing
 from anyo_rl.training.rewards.check import DeferredErrors, raise_together
-from anyo_rl.training.rewards.probes import Probes
+from anyo_rl.training.rewards.probes import Probes, Written
 from anyo_rl.training.scored import Scored
 
 Tensors = dict[str, torch.Tensor]  # a batch as TRL hands it on
@@ -197,9 +197,7 @@ class ReasonerTrainer(GRPOTrainer):
         log_probs, entropies = (torch.cat(part).masked_fill(padding, 0.0) for part in zip(*parts, strict=True))
         return log_probs, entropies if kwargs.get("compute_entropy") else None, None
 
-    def _score(
-        self, rows: list[Row], completion_ids: list[list[int]], partners_B: Sequence[list[int] | None]
-    ) -> Scored:
+    def _score(self, rows: list[Row], completion_ids: list[list[int]], partners_B: Sequence[Written | None]) -> Scored:
         """Ranks each completion's target, and asks the engine what else rewards and advantages need."""
         objective = self.objective
         targets = [row.target_id for row in rows]

@@ -185,12 +185,15 @@ def test_direct_teacher_and_evaluate(finished_run, launcher, tmp_path):
     assert {stage: set(modes) for stage, modes in evaluation(run)["stages"].items()} == {"direct": {"plain"}}
     # Its reasoning sister is there already: evaluate compares what it finds, with the run's own settings.
     shutil.copytree(finished_run.folder / "sft" / "teacher", run / "sft" / "teacher")
-    launcher.finish("evaluate", "--run_dir", run)
+    launcher.finish("evaluate", "--run_dir", run, "--causal_examples", 4)
     found, expected = evaluation(run), evaluation(finished_run.folder)
     assert set(found["stages"]) == set(expected["stages"]) - {"grpo"}
     assert found["stages"]["sft"] == expected["stages"]["sft"]
     assert (found["n_users"], found["n_paths"], found["seed"]) == (20, 2, 42)
-    assert (run / "report.html").exists()
+    assert found["causal"]["sft"]["n"] == 4
+    assert 0 <= found["causal"]["sft"]["changed_by_history"]["mean"] <= 1
+    for page in (run / "report.html", run / "sft" / "teacher" / "README.md"):
+        assert "Causal report" in page.read_text()
 
 
 @pytest.mark.on_request

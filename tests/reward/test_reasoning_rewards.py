@@ -54,6 +54,12 @@ def test_faithful_by_hand():
     assert found == [0.5, 0.0, -1.0, -1.0, None]
     assert FaithfulReward(floor=0.0)(gain=[None], swapped_gain=[None]) == [0.0]
     assert reward(gain=[], swapped_gain=[]) == []
+    carried = FaithfulReward(exchange="history")
+    assert carried(gain=[1.0, None, 0.5], carried_gain=[0.25, None, None], **OTHERS) == [0.25, 0.0, None]
+    with pytest.raises(ValueError, match="needs the column carried_gain"):
+        carried(gain=[1.0], swapped_gain=[0.5])
+    with pytest.raises(ValueError, match="unknown exchange 'item'"):
+        FaithfulReward(exchange="item")
 
 
 @given(st.lists(st.tuples(gains, gains), max_size=8))
@@ -112,6 +118,7 @@ def test_repetition_is_bounded_and_saying_it_again_never_helps(words, ngram, pen
     [
         ("lift", {"bound": 2.0}, {"log_prob": [-1.0], "direct_log_prob": [-2.0]}),
         ("faithful", {}, {"gain": [1.0], "swapped_gain": [0.5]}),
+        ("faithful", {"exchange": "history"}, {"gain": [1.0], "carried_gain": [0.5]}),
         ("valid_item", {"allow_history": True}, {"item_id": ["a"], "history": [["b"]]}),
         ("length", {"max_length": 4, "buffer": 2}, {"completions": ["c"], "completion_ids": [[1, 2, 3]]}),
         ("repetition", {"ngram": 1}, {"steps": [["a a"]]}),

@@ -194,7 +194,7 @@ def test_secrets_that_their_form_tells_are_not_written(tmp_path):
 
 FREE = {
     DataArguments: {"data_dir", "max_test"},
-    TeacherArguments: {"sampling_tokens", "n_paths", "baselines_from", "written"},
+    TeacherArguments: {"sampling_tokens", "n_paths", "baselines_from", "written", "causal_examples"},
     RankArguments: set(),
     GrpoArguments: {"sft_config", "train_direct", "baselines"},
     PpoArguments: {"sft_config", "train_direct", "baselines"},
@@ -204,7 +204,7 @@ FREE = {
     PairArguments: {"baselines"},
     CacheArguments: {"output_dir", "plan"},
     EvidenceArguments: {"output_dir", "training_scores", "baselines_from"},
-    StudentArguments: {"output_dir", "beside"},
+    StudentArguments: {"output_dir", "beside", "fewer_thoughts"},
     DistillArguments: set(),
     AgentArguments: {"train_no_tools"},
     FilterArguments: {"fewest_steps", "most_steps", "fewest_words", "most_words", "leak_words", "copied_words"},

@@ -63,6 +63,15 @@ def test_what_is_finished_is_not_trained_again(plain, task, monkeypatch):
     assert train_student(task, args) == summary
 
 
+def test_one_that_thinks_answers_with_fewer_thoughts_too(task, tmp_path, items):
+    quick = QUICK | {"max_epochs": 1}
+    args = StudentArguments(output_dir=str(tmp_path), seeds=[0], n_thoughts=2, fewer_thoughts=[0], **quick)
+    summary = train_student(task, args)
+    assert {"student", "student_thoughts_0"} < set(summary.stages)
+    assert "student_thoughts_0-student" in summary.differences
+    assert load_student(tmp_path / "seed-0" / "student", items).thinking == 2
+
+
 def test_it_stands_beside_other_runs(plain, task, lessons, tmp_path):
     """A distilled student in the table of the plain one, with what is set against what."""
     folder, before, _ = plain
@@ -117,6 +126,11 @@ def test_vectors_of_items(task, items, tmp_path):
         ({"seeds": []}, "seeds is empty"),
         ({"dim": 9}, "dim is 9; expected an even number"),
         ({"fuse": True}, "fuse is true and item_vectors is none"),
+        ({"n_thoughts": 2, "student": "gru4rec"}, "n_thoughts is 2 and student is gru4rec"),
+        (
+            {"n_thoughts": 2, "fewer_thoughts": [0, 2]},
+            r"fewer_thoughts is \[0, 2\]; expected numbers below n_thoughts",
+        ),
     ],
 )
 def test_wrong_settings_say_what_was_expected(changed, message):

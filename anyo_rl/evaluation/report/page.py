@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyo_rl.evaluation import searches, table
+from anyo_rl.evaluation import causal, searches, table
 from anyo_rl.evaluation import summary as summaries
 from anyo_rl.evaluation.report import paths as report_paths
 from anyo_rl.evaluation.report import plots
@@ -147,6 +147,7 @@ def render(run: Run, run_dir: Path) -> str:
         (table.DIFFERENCES, table.difference_cells),
     )
     compared = [(title, *cells(run.summary)) for title, cells in tables]
+    compared.append((causal.TITLE, *causal.causal_cells(run.summary.causal)))
     return environment.get_template("report.html.jinja").render(
         run=run,
         any_table=bool(body) or any(rows for _, _, rows in compared),
@@ -160,9 +161,10 @@ def render(run: Run, run_dir: Path) -> str:
         header=header,
         body=body,
         compared=compared,
+        forest=forest_plots(run.summary),
         sections=[
-            ("Results", "plots-results", result_plots(run.summary, keys), "No evaluation to plot."),
             ("Training", "plots-training", training_plots(run.metrics), "No metrics were logged."),
+            ("Ranks and costs", "plots-results", result_plots(run.summary, keys), "No paths or searches to plot."),
         ],
         round_header=report_rounds.round_header(run.rounds),
         rounds=report_rounds.round_cells(run.rounds),
@@ -214,39 +216,35 @@ def headlines(summary: Summary) -> list[dict[str, str]]:
     return found
 
 
+def forest_plots(summary: Summary) -> list[Plot]:
+    """NDCG@10 of every stage with its interval, and the oracle as a line: the first thing on the page."""
+    rows = [row for row in table.rows(summary) if MAIN_METRIC in row.metrics and not is_oracle(row.stage)]
+    if not rows:
+        return []
+    values = [row.metrics[MAIN_METRIC] for row in rows]
+    svg = plots.interval_plot(
+        [row.stage if row.mode == "plain" else f"{row.stage} · {row.mode}" for row in rows],
+        [value.mean for value in values],
+        [value.low for value in values],
+        [value.high for value in values],
+        [row.stage in ACCENTED for row in rows],
+        "p-ndcg",
+        summary.oracle,
+    )
+    note = "Held-out users, whole catalog, with 95% intervals."
+    note += "" if summary.oracle is None else " Nobody who sees the same histories can pass the line."
+    return [Plot("NDCG@10 by stage", note, svg)]
+
+
 def result_plots(summary: Summary, keys: pl.DataFrame) -> list[Plot]:
-    """NDCG by stage, share of the oracle, ranks before and after, true intents: those that there are data for."""
+    """What searches cost, ranks before and after, true intents: those that there are data for."""
     found = []
-    rows = [row for row in table.rows(summary) if MAIN_METRIC in row.metrics]
-    accents = [row.stage in ACCENTED for row in rows]
-    labels = [row.stage if row.mode == "plain" else f"{row.stage} · {row.mode}" for row in rows]
-    if rows:
-        values = [row.metrics[MAIN_METRIC] for row in rows]
-        svg = plots.interval_plot(
-            labels,
-            [v.mean for v in values],
-            [v.low for v in values],
-            [v.high for v in values],
-            accents,
-            "p-ndcg",
-            "NDCG@10",
-        )
-        found.append(Plot("NDCG@10 by stage", "Held-out users, whole catalog, with 95% intervals.", svg))
     if curves := searches.curves(summary):
         first = sorted(curves, key=lambda label: not label.endswith(searches.MIXTURE) or "weighted" in label)
         series = {label: [(cost, value.mean) for cost, value in curves[label]] for label in first}
         svg = plots.cost_plot(series, "p-searches", "tokens written per recommendation", "NDCG@10")
         note = " ".join(["Held-out users. The table has intervals, nodes and time.", *searches.ahead(summary)])
         found.append(Plot("NDCG@10 by what a search writes", note, svg))
-    shares = [
-        (label, row.share_of_oracle, accent)
-        for label, row, accent in zip(labels, rows, accents, strict=True)
-        if row.share_of_oracle is not None and not is_oracle(row.stage)
-    ]
-    if shares:
-        names, numbers, marks = zip(*shares, strict=True)
-        svg = plots.bar_plot(names, numbers, marks, "p-oracle", "% of the oracle's NDCG@10")
-        found.append(Plot("Share of the oracle", "100% is the best that the visible history allows.", svg))
     one_each = keys.filter(pl.col("mode") == "greedy")
     if one_each["policy"].n_unique() == keys["policy"].n_unique():
         keys = one_each
@@ -268,32 +266,33 @@ def result_plots(summary: Summary, keys: pl.DataFrame) -> list[Plot]:
 
 
 def training_plots(metrics: list[Logged]) -> list[Plot]:
-    """Reward and validation NDCG over steps, and over FLOPs."""
+    """Validation NDCG over FLOPs, over steps for want of these, and reward over steps."""
     found = []
     stages = sorted(_stages(metrics), key=lambda stage: stage in ACCENTED)  # the last line has the accent
-    reward = {stage: points for stage in stages if (points := _points(metrics, stage, ["reward"]))}
-    if reward:
-        svg = plots.line_plot(reward, "p-reward", "mean reward", smooth=True)
-        found.append(Plot("Reward over steps", "Each batch (faint) and its running mean.", svg))
-    names = sorted({key for row in metrics for key in row if "ndcg@10" in key and ("val" in key or "eval" in key)})
-    series = {}
-    for stage in stages:
-        for key in names:
-            if points := _points(metrics, stage, [key]):
-                series[stage if len(names) == 1 else f"{stage} · {key}"] = points
-    if series:
-        svg = plots.line_plot(series, "p-validation", "NDCG@10", smooth=False)
-        found.append(Plot("Validation NDCG@10 over steps", "Checkpoints are chosen by this, never by the test.", svg))
     spent = {
         stage + told: points
         for stage in stages
         for metric, told in ((MAIN_METRIC, ""), (f"{FUSED}{MAIN_METRIC}", " with evidence"))
         if (points := over_flops(metrics, stage, metric))
     }
+    names = sorted({key for row in metrics for key in row if "ndcg@10" in key and ("val" in key or "eval" in key)})
+    series = {
+        stage if len(names) == 1 else f"{stage} · {key}": points
+        for stage in stages
+        for key in names
+        if (points := _points(metrics, stage, [key]))
+    }
     if spent:
         svg = plots.line_plot(spent, "p-flops", "NDCG@10", smooth=False, xlabel="10¹² FLOPs")
         note = "All FLOPs that led there, those of the stage that it goes on from too; validation apart."
         found.append(Plot("Validation NDCG@10 over FLOPs", note, svg))
+    elif series:
+        svg = plots.line_plot(series, "p-validation", "NDCG@10", smooth=False)
+        found.append(Plot("Validation NDCG@10 over steps", "Checkpoints are chosen by this, never by the test.", svg))
+    reward = {stage: points for stage in stages if (points := _points(metrics, stage, ["reward"]))}
+    if reward:
+        svg = plots.line_plot(reward, "p-reward", "mean reward", smooth=True)
+        found.append(Plot("Reward over steps", "Each batch (faint) and its running mean.", svg))
     return found
 
 

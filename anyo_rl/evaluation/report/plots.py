@@ -138,10 +138,32 @@ def interval_plot(
     highs: Sequence[float | None],
     accents: Sequence[bool],
     name: str,
-    xlabel: str,
+    oracle: float | None = None,
 ) -> str:
-    """A dot with its interval for each label, the first on top."""
+    """A forest plot of NDCG@10: a dot with its interval for each label, the first on top.
+
+    Args:
+        labels: of the rows.
+        means: of the rows.
+        lows: where their intervals begin; `None` for none.
+        highs: where they end.
+        accents: which rows stand out.
+        name: unique on the page.
+        oracle: the best that anyone can reach, as a line.
+    """
     with _figure(name, height=_rows_height(len(labels))) as (axes, done):
+        if oracle is not None:
+            axes.axvline(oracle, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+            axes.annotate(
+                f"oracle {oracle:.3f}",
+                (oracle, 1),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+                color=MUTED,
+            )
         for y, (mean, low, high, accent) in enumerate(zip(means, lows, highs, accents, strict=True)):
             colour = ACCENT if accent else MUTED
             if low is not None and high is not None:
@@ -157,8 +179,9 @@ def interval_plot(
                 color=INK if accent else MUTED,
             )
         _label_rows(axes, labels, accents)
-        axes.set_xlabel(xlabel)
-        axes.set_xlim(0, 1.18 * max([*means, *(high for high in highs if high is not None), 1e-6]))
+        axes.set_xlabel("NDCG@10")
+        ends = [*means, *(high for high in highs if high is not None), oracle or 0.0, 1e-6]
+        axes.set_xlim(0, 1.18 * max(ends))
     return done[0]
 
 

@@ -17,7 +17,7 @@ from anyo_rl.reasoning.kinds.candidates import Listed, Question
 from anyo_rl.reasoning.kinds.kind import Asked, Hindsight, Kind, Sources, as_given, nothing
 from anyo_rl.reasoning.kinds.questions import Questions
 from anyo_rl.reasoning.kinds.typed import read_typed
-from anyo_rl.reasoning.prompts import Section, Shown
+from anyo_rl.reasoning.prompts import Section, Shown, Words
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,10 @@ class Asking:
     ) -> Sequence[Section]:
         """What the prompt of an example shows above its history."""
         return self.kind.show(self.asked(example, catalog, question)) if self.shows else ()
+
+    def words(self, example: Mapping[str, Any]) -> Words:
+        """Our words in the prompt of an example."""
+        return self.kind.words if self.kind.words_of is None else self.kind.words_of(self.asked(example))
 
     @property
     def shows(self) -> bool:

@@ -97,6 +97,8 @@ class Kind:
         answer: what stands behind the marker.
         show: what prompts show above the history.
         words: ours in prompts.
+        words_of: the same where they differ by example; `None` where they do not.
+        thoughts: added tokens that these words hold, whose vectors teachers learn.
         write: a rationale for SFT, one for each that the data have, and of those examples alone.
         step_names: what its steps begin with, as `Profile` in `Profile: likes tea`, in order; none if they are free.
         prepare: called once, before prompts are made, with a folder of the run and the examples: keeps what is made
@@ -109,6 +111,8 @@ class Kind:
     answer: Answer = "item"
     show: Callable[[Asked], Sequence[Section]] = nothing
     words: Words = OUR_WORDS
+    words_of: Callable[[Asked], Words] | None = None
+    thoughts: tuple[str, ...] = ()
     write: Callable[[Asked, Hindsight], Steps] = as_given
     step_names: tuple[str, ...] = ()
     prepare: Callable[[Path, Sequence[Asked]], None] | None = None

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from anyo_rl.reasoning.kinds.cot_rec import cot_rec
 from anyo_rl.reasoning.kinds.kind import Kind
+from anyo_rl.reasoning.kinds.latent import latent
 from anyo_rl.reasoning.kinds.listwise import listwise
 from anyo_rl.reasoning.kinds.profile import profile
 from anyo_rl.reasoning.kinds.retrieval import retrieval
@@ -19,6 +20,7 @@ KINDS: dict[str, Callable[..., Kind]] = {
     "retrieval": retrieval,
     "cot_rec": cot_rec,
     "profile": profile,
+    "latent": latent,
     "listwise": listwise,
     "yes_no": yes_no,
 }

@@ -2,6 +2,7 @@
 
 - `direct_log_prob`: log p(target | no reasoning), the marker right after the prompt; one context per prompt.
 - `swapped_gain`: the target's gain when the reasoning is another user's; one more ranking per completion.
+- `carried_gain`: the target's gain when the history is another user's, and the reasoning stays; as much again.
 
 A reward asks by a parameter without a default, or by an attribute `columns`. A group may lie on several processes, and
 a process may hold a single group, so reasonings are swapped over all of them.
@@ -14,6 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from anyo_rl.data.completion import Prompt
 from anyo_rl.evidence.fusion import Engine
 from anyo_rl.metrics.gains import ndcg
 from anyo_rl.ranking.engine.likelihood import LikelihoodRanker
@@ -21,7 +23,7 @@ from anyo_rl.reasoning.rows import Row
 from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.rewards.check import wanted_columns
 
-DIRECT, SWAPPED = "direct_log_prob", "swapped_gain"
+DIRECT, SWAPPED, CARRIED = "direct_log_prob", "swapped_gain", "carried_gain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Written:
         user_id: whose it is.
         ids: its token ids.
         marked: whether it has the marker.
+        prompt: what it was written to.
     """
 
     user_id: Any
     ids: list[int]
     marked: bool
+    prompt: Prompt = ""
 
 
 def swap_partners(written_A: Sequence[Written], group_size: int) -> list[int | None]:
@@ -79,7 +83,7 @@ class Probes:
     """
 
     def __init__(self, reward_funcs: Sequence[Callable[..., Any]], written: bool = False) -> None:
-        self.wanted = wanted_columns(reward_funcs) & {DIRECT, SWAPPED}
+        self.wanted = wanted_columns(reward_funcs) & {DIRECT, SWAPPED, CARRIED}
         if self.wanted and written:
             raise ValueError(
                 f"a reward asks for {', '.join(sorted(self.wanted))}, and an item that is written has none: set "
@@ -88,24 +92,27 @@ class Probes:
 
     def partners(
         self, rows: Sequence[Row], completion_ids: list[list[int]], marker_id: int, group_size: int, accelerator: Any
-    ) -> list[list[int] | None]:
-        """For each completion that of another user, where a reward wants to swap them (`swap_partners`); else `None`.
+    ) -> list[Written | None]:
+        """For each completion one of another user (`swap_partners`); `None` where no reward exchanges anything.
 
         All processes call this, before anything can fail on one.
         """
-        if SWAPPED not in self.wanted:
+        if not self.wanted & {SWAPPED, CARRIED}:
             return [None] * len(rows)
-        mine = [Written(row.user_id, ids, marker_id in ids) for row, ids in zip(rows, completion_ids, strict=True)]
+        mine = [
+            Written(row.user_id, ids, marker_id in ids, row.prompt)
+            for row, ids in zip(rows, completion_ids, strict=True)
+        ]
         everyone = _gather(mine, accelerator)
         start = accelerator.process_index * len(mine)
         partners = swap_partners(everyone, group_size)[start : start + len(mine)]
-        return [None if partner is None else everyone[partner].ids for partner in partners]
+        return [None if partner is None else everyone[partner] for partner in partners]
 
     def measure(
         self,
         rows: Sequence[Row],
         completion_ids: list[list[int]],
-        partners_B: Sequence[list[int] | None],
+        partners_B: Sequence[Written | None],
         ranker: Engine,
         tokens: Tokens,
     ) -> dict[str, list[float | None]]:
@@ -132,23 +139,29 @@ class Probes:
             found = path.rank([tokens.marked_context(prompt, []) for prompt in prompts], targets, top_k=0)
             assert found.log_probs_B is not None
             columns[DIRECT] = found.log_probs_B.tolist()
-        if SWAPPED in self.wanted:
-            there = [
-                i
-                for i, (ids, other) in enumerate(zip(completion_ids, partners_B, strict=True))
-                if other is not None and tokens.marker_id in ids
-            ]
-            swapped = ranker.rank(
-                [tokens.marked_context(prompts[i], partners_B[i] or []) for i in there],
-                [targets[i] for i in there],
+        there = [
+            (i, partner)
+            for i, (ids, partner) in enumerate(zip(completion_ids, partners_B, strict=True))
+            if partner is not None and tokens.marker_id in ids
+        ]
+        exchanged = {
+            SWAPPED: [tokens.marked_context(prompts[i], partner.ids) for i, partner in there],
+            CARRIED: [
+                tokens.marked_context(tokens.context_ids(partner.prompt), completion_ids[i]) for i, partner in there
+            ],
+        }
+        for name in self.wanted & set(exchanged):
+            found = ranker.rank(
+                exchanged[name],
+                [targets[i] for i, _ in there],
                 top_k=0,
-                excluded_B=[rows[i].excluded for i in there],
-                example_ids_B=[rows[i].example_id for i in there],
+                excluded_B=[rows[i].excluded for i, _ in there],
+                example_ids_B=[rows[i].example_id for i, _ in there],
             )
             column: list[float | None] = [None] * len(rows)
-            for i, gain in zip(there, ndcg(swapped.ranks_B).tolist(), strict=True):
+            for (i, _), gain in zip(there, ndcg(found.ranks_B).tolist(), strict=True):
                 column[i] = gain
-            columns[SWAPPED] = column
+            columns[name] = column
         return columns
 
 

@@ -109,11 +109,13 @@ def test_the_settings_are_shown_without_secrets(full):
 
 def test_all_sections_and_plots_are_there(full):
     page = Page(full)
-    assert {"results", "plots-results", "plots-training", "guard-rails", "slices", "paths", "how"} <= set(page.ids)
+    sections = ["results", "plots-training", "plots-results", "paths", "guard-rails", "slices", "how"]
+    assert [name for name in page.ids if name in sections] == sections
     for title in ("NDCG@10 by stage", "Share of the oracle", "Rank of the target", "Stated intents that are true",
                   "Reward over steps", "Validation NDCG@10", "Entropy", "Groups without spread"):  # fmt: skip
         assert title in full
-    assert page.tags.count("svg") == 6 + 4
+    assert page.tags.count("svg") == 5 + 4
+    assert "oracle 0.400" in full  # a line, and no row
     assert 'class="empty"' not in full.replace('<noscript><p class="empty">', "")
     assert "1 of 36 lines of metrics.jsonl could not be read" in full
     assert "+120.0%" in full  # 0.22 over 0.1

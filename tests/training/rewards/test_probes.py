@@ -29,6 +29,7 @@ def test_a_reward_asks_by_a_parameter_or_an_attribute():
     assert wanted_columns([RankReward()]) == {"rank"}
     assert wanted_columns([RankReward(propensity_power=0.5), FaithfulReward()]) >= {"propensity", "swapped_gain"}
     assert Probes([RankReward()]).wanted == set()
+    assert Probes([FaithfulReward(exchange="history")]).wanted == {"carried_gain"}
     assert Probes([LiftReward(), FaithfulReward()]).wanted == {"direct_log_prob", "swapped_gain"}
 
 
@@ -46,8 +47,8 @@ def test_the_partner_is_another_users_and_has_a_marker():
 def test_the_columns_are_those_of_a_slow_computation(make_reasoner):
     calls = []
 
-    def recording(completions, direct_log_prob, swapped_gain, **columns):
-        calls.append({"direct": direct_log_prob, "swapped": swapped_gain, **columns})
+    def recording(completions, direct_log_prob, swapped_gain, carried_gain, **columns):
+        calls.append({"direct": direct_log_prob, "swapped": swapped_gain, "carried": carried_gain, **columns})
         return [0.0] * len(completions)
 
     settings = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4 * G}
@@ -68,11 +69,14 @@ def test_the_columns_are_those_of_a_slow_computation(make_reasoner):
         alone = slow.rank([[*prompts[user], tokens.marker_id]], target)
         assert call["direct"][i] == pytest.approx(float(alone.log_probs_B[0]), abs=1e-4)
         if not written[i].marked or partners[i] is None:
-            assert call["swapped"][i] is None
+            assert call["swapped"][i] is call["carried"][i] is None
             continue
         context = tokens.marked_context(prompts[user], call["completion_ids"][partners[i]])
         rank = slow.rank([context], target, excluded_B=history).ranks_B[0]
         assert call["swapped"][i] == pytest.approx(1 / np.log2(1 + rank))
+        context = tokens.marked_context(prompts[call["user_id"][partners[i]]], call["completion_ids"][i])
+        rank = slow.rank([context], target, excluded_B=history).ranks_B[0]
+        assert call["carried"][i] == pytest.approx(1 / np.log2(1 + rank))
         compared += 1
     assert compared > 1
     assert trainer.state.log_history[0]["probes/seconds"] > 0
@@ -96,7 +100,7 @@ def test_reasonings_are_swapped_over_processes(small_tokens, monkeypatch):
 
     probes = Probes([FaithfulReward()])
     rows = [Row("a:1", "a", [], "i1")] * 2
-    assert probes.partners(rows, [[1, marker], [2]], marker, 2, Second()) == [[7, marker], [8, marker]]
+    assert probes.partners(rows, [[1, marker], [2]], marker, 2, Second()) == other
     alone = Probes([FaithfulReward()])
     assert alone.partners(rows, [[1, marker], [2]], marker, 2, Accelerator(cpu=True)) == [None, None]
 
