@@ -10,6 +10,7 @@ SETTINGS = {
     "The teacher": ("anyo_rl.stages.arguments", "TeacherArguments"),
     "Reinforcement": ("anyo_rl.stages.arguments", "ReasonerArguments"),
     "The sequence stage": ("anyo_rl.stages.pretrain", "SequenceArguments"),
+    "Agents": ("anyo_rl.stages.agent_arguments", "AgentArguments"),
     "Students": ("anyo_rl.stages.student_arguments", "StudentArguments"),
     "Searches": ("anyo_rl.stages.search_arguments", "SearchArguments"),
     "A server": ("anyo_rl.stages.server_arguments", "ServerArguments"),
