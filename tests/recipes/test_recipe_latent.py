@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.on_request]  # tests/stages has the same without a launcher
 
 SMOKE = Path(__file__).parent / "configs"
 
