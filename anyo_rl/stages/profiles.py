@@ -29,7 +29,7 @@ from anyo_rl.reasoning.kinds.profile import FILE, HASH, SCHEMA, Key, key_of, tol
 from anyo_rl.reasoning.rationales.prompts import RationalePrompt
 from anyo_rl.reasoning.rationales.titles import Titles
 from anyo_rl.run.files import read_table, write_table, write_whole
-from anyo_rl.run.settings import Bounds
+from anyo_rl.run.settings import Bounds, UsageError
 
 REPORT = "profiles.json"
 BATCH = 256  # profiles that a teacher writes together, and that a kill loses at most
@@ -141,9 +141,13 @@ def write_profiles_by(
         args: the rest.
 
     Raises:
-        UsageError: the table is damaged.
+        UsageError: the table is damaged, or no user has enough events for a profile.
     """
     file, wanted = Path(args.output_dir) / FILE, wanted_profiles(task, args.window, args.every)
+    if not wanted:
+        raise UsageError(
+            f"no user has {args.window + args.every} events, which a profile takes (window + every): lower these two"
+        )
     kept = read_table(file) if file.is_file() else pl.DataFrame(schema=SCHEMA)
     there = set(kept.select(USER_ID, HASH).iter_rows())
     left = [key for key in wanted if key not in there]

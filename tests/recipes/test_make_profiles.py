@@ -36,7 +36,7 @@ def test_killed_it_asks_for_nothing_twice(fake_server, launcher, tmp_path):
 def test_a_teacher_writes_what_is_not_there_yet(finished_run, launcher, tmp_path):
     run = tmp_path / "run"
     of_data = ("--toy_users", 120, "--toy_categories", 5)  # as the smoke run
-    flags = (*of_data, "--teacher", finished_run.folder, "--window", 8, "--every", 16, "--output_dir", run)
+    flags = (*of_data, "--teacher", finished_run.folder, "--window", 4, "--every", 8, "--output_dir", run)
     output = launcher.finish("make_profiles", *flags)
     counts, table = json.loads((run / "profiles.json").read_text()), run / "profiles.parquet"
     first = pl.read_parquet(table)
