@@ -72,7 +72,10 @@ class FaithfulReward:
         other = swapped_gain if self.exchange == "reasoning" else carried_gain
         if other is None:
             raise ValueError(f"the reward 'faithful' needs the column {self.columns[0]}, which recipes make")
-        return [
-            self.floor if own is None else None if one is None else own - one if self.exchange == "reasoning" else one
-            for own, one in zip(gain, other, strict=True)
-        ]
+        rewards: list[float | None] = []
+        for own, one in zip(gain, other, strict=True):
+            if own is None or one is None:
+                rewards.append(self.floor if own is None else None)
+            else:
+                rewards.append(own - one if self.exchange == "reasoning" else one)
+        return rewards

@@ -144,15 +144,14 @@ class Probes:
             for i, (ids, partner) in enumerate(zip(completion_ids, partners_B, strict=True))
             if partner is not None and tokens.marker_id in ids
         ]
-        exchanged = {
-            SWAPPED: [tokens.marked_context(prompts[i], partner.ids) for i, partner in there],
-            CARRIED: [
-                tokens.marked_context(tokens.context_ids(partner.prompt), completion_ids[i]) for i, partner in there
-            ],
+        # In one order on all processes, and only what is wanted: prompts are tokenised for it.
+        contexts: dict[str, Callable[[int, Written], list[int]]] = {
+            SWAPPED: lambda i, partner: tokens.marked_context(prompts[i], partner.ids),
+            CARRIED: lambda i, partner: tokens.marked_context(tokens.context_ids(partner.prompt), completion_ids[i]),
         }
-        for name in self.wanted & set(exchanged):
+        for name in [name for name in contexts if name in self.wanted]:
             found = ranker.rank(
-                exchanged[name],
+                [contexts[name](i, partner) for i, partner in there],
                 [targets[i] for i, _ in there],
                 top_k=0,
                 excluded_B=[rows[i].excluded for i, _ in there],
