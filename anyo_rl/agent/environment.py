@@ -9,16 +9,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from anyo_rl.agent.planning import Planner, goal_prompt
+from anyo_rl.agent.planning import TASK, Planner, goal_prompt
 from anyo_rl.agent.tools import RESULT, Desk
 from anyo_rl.data.completion import MARKER
 from anyo_rl.data.goals import Goal
 
 Reward = Callable[..., Any]
-TOLD = (
-    "Find one offer of each category that is wanted, within the budget and on free days, no two on one day, worth as "
-    "much to the traveller as can be. Use the tools. At the end answer in one line: -> TITLE | TITLE | TITLE"
-)
+TOLD = f"{TASK} Use the tools. At the end answer in one line: -> TITLE | TITLE | TITLE"
 
 
 class GoalEnvironment:

@@ -17,8 +17,7 @@ from anyo_rl.agent.tools import Desk
 from anyo_rl.data.completion import MARKER
 from anyo_rl.data.goals import Goal, Offer
 from anyo_rl.teacher.tokens import Tokens
-
-IGNORED = -100
+from anyo_rl.training.sft import IGNORED
 
 
 def solved_calls(planner: Planner, goal: Goal, plan: Sequence[Offer]) -> Iterator[str]:

@@ -100,7 +100,11 @@ def read_outcomes(folder: Path) -> dict[str, list[Outcome]]:
     return found
 
 
-def table(runs: Sequence[Mapping[str, Sequence[Outcome]]]) -> str:
+HEADER = ["", "regret", "success", "best", "violations", "calls", "tokens"]
+Runs = Sequence[Mapping[str, Sequence[Outcome]]]
+
+
+def table(runs: Runs) -> str:
     """A Markdown table over seeds: means, with 95% intervals of a bootstrap over goals.
 
     A goal is drawn with its answers of all seeds. Below it stands how much more regret others have than the agent,
@@ -109,36 +113,30 @@ def table(runs: Sequence[Mapping[str, Sequence[Outcome]]]) -> str:
     Args:
         runs: the outcomes of each seed, on the same goals.
     """
-    lines = [
-        "| | regret | success | best | violations | calls | tokens |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    aligned = ["---", *["---:"] * (len(HEADER) - 1)]
+    lines = [f"|{''.join(f' {cell} |' if cell else ' |' for cell in row)}" for row in (HEADER, aligned, *cells(runs))]
+    told, *others = differences(runs) or [""]
+    return "\n".join([*lines, *(["", told, "", *(f"- {line}" for line in others)] if told else [])])
+
+
+def cells(runs: Runs) -> list[list[str]]:
+    """The rows of the table; see `table`."""
+    body = []
     for name in [name for name in WORDS if all(name in run for run in runs)]:
         rows = [one for run in runs for one in run[name]]
         goals = [one.goal_id for one in rows]
-        numbers = [
-            _mean([one.regret for one in rows], goals),
-            _mean([float(not one.violations) for one in rows], goals),
-            _mean([float(one.is_best) for one in rows], goals),
-        ]
-        means = [sum(values) / len(rows) for values in _counts(rows)]
-        cells = [*(_text(number) for number in numbers), *(f"{mean:.1f}" for mean in means)]
-        lines.append(f"| {WORDS[name]} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *_differences(runs)])
+        shares = ([one.regret for one in rows], [not one.violations for one in rows], [one.is_best for one in rows])
+        counts = ([len(one.violations) for one in rows], [one.n_calls for one in rows], [one.n_tokens for one in rows])
+        intervals = [bootstrap_interval([float(value) for value in values], goals) for values in shares]
+        body.append([WORDS[name], *map(_text, intervals), *(f"{sum(values) / len(rows):.1f}" for values in counts)])
+    return body
 
 
-def _counts(rows: Sequence[Outcome]) -> tuple[list[int], list[int], list[int]]:
-    return (
-        [len(one.violations) for one in rows],
-        [one.n_calls for one in rows],
-        [one.n_tokens for one in rows],
-    )
-
-
-def _differences(runs: Sequence[Mapping[str, Sequence[Outcome]]]) -> list[str]:
+def differences(runs: Runs) -> list[str]:
+    """How much more regret others have than the agent: what is told, then a line for each; empty without an agent."""
     if not all(AGENT in run for run in runs):
         return []
-    lines = ["", "How much more regret than the agent's, paired by goal and seed:", ""]
+    lines = ["How much more regret than the agent's, paired by goal and seed:"]
     for name in (AGENT_SFT, NO_TOOLS, GREEDY, FOR_PRICE):
         if all(name in run for run in runs):
             own = [one for run in runs for one in run[AGENT]]
@@ -150,12 +148,8 @@ def _differences(runs: Sequence[Mapping[str, Sequence[Outcome]]]) -> list[str]:
                 f"{sum(b.regret - a.regret for a, b in zip(run[AGENT], run[name], strict=True)) / len(run[name]):+.3f}"
                 for run in runs
             )
-            lines.append(f"- {WORDS[name]}: {_text(found, '+.3f')}; by seed {by_seed}")
+            lines.append(f"{WORDS[name]}: {_text(found, '+.3f')}; by seed {by_seed}")
     return lines
-
-
-def _mean(values: Sequence[float], goals: Sequence[str]) -> Interval:
-    return bootstrap_interval(values, goals)
 
 
 def _text(value: Interval, spec: str = ".3f") -> str:

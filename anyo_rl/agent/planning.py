@@ -19,6 +19,10 @@ from anyo_rl.agent.tools import BETWEEN, Names, Tool
 from anyo_rl.data.goals import Goal, GoalWorld, Offer, Verdict, violations
 
 TOOLS = ("search", "similar", "profile", "plan")
+TASK = (
+    "Find one offer of each category that is wanted, within the budget and on free days, no two on one day, worth as "
+    "much to the traveller as can be."
+)
 LONGEST_QUERY = 200  # characters of an argument that are read
 
 
@@ -72,8 +76,8 @@ class Planner:
         found = self.names.find(name)
         if found is None:
             return "unknown offer"
-        by_id = {offer.offer_id: offer for offer in self.world.offers}
-        return self._listed(self._free(goal, [by_id[other] for other in self.world.related.get(found, ())]))
+        others = [self.world.by_id[other] for other in self.world.related.get(found, ())]
+        return self._listed(self._free(goal, others))
 
     def plan(self, goal: Goal, names: str) -> str:
         """What a set costs, what it leaves, and what is wrong with it."""
@@ -90,8 +94,7 @@ class Planner:
 
     def read(self, answer: str) -> list[Offer | None]:
         """The offers of an answer; `None` for what is no offer's name."""
-        by_id = {offer.offer_id: offer for offer in self.world.offers}
-        return [None if found is None else by_id[found] for found in self.names.split(answer)]
+        return [None if found is None else self.world.by_id[found] for found in self.names.split(answer)]
 
     def judge(self, goal: Goal, answer: str | None) -> Verdict:
         """What an answer comes to; none at all is the empty set."""

@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from anyo_rl.agent.outcomes import AGENT, FOR_PRICE, NO_TOOLS, WORDS, Outcome
+from anyo_rl.agent.outcomes import AGENT, FOR_PRICE, HEADER, NO_TOOLS, WORDS, Outcome, cells, differences
 from anyo_rl.agent.planning import goal_prompt
 from anyo_rl.data.goals import Goal, GoalWorld
 from anyo_rl.run.files import write_whole
@@ -23,20 +23,19 @@ ol { list-style: none; padding: 0 } li { padding: .15rem .6rem; white-space: pre
 """
 
 
-def write_report(run_dir: Path, world: GoalWorld, outcomes: Mapping[str, Sequence[Outcome]], table: str) -> Path:
+def write_report(run_dir: Path, world: GoalWorld, outcomes: Mapping[str, Sequence[Outcome]]) -> Path:
     """Writes `report.html` into a run folder.
 
     Args:
         run_dir: the run folder.
         world: the goals.
         outcomes: of test goals, by name.
-        table: the table in Markdown.
 
     Returns:
         The file.
     """
     goals = {goal.goal_id: goal for goal in world.goals["test"]}
-    parts = ["<h1>An agent and its goals</h1>", *_table(table), "<h2>Plans, step by step</h2>"]
+    parts = ["<h1>An agent and its goals</h1>", *_table(outcomes), "<h2>Plans, step by step</h2>"]
     parts.append("<p>Green is the agent's own, grey is what the tools answered.</p>")
     for outcome in chosen(outcomes):
         parts += _plan(goals[outcome.goal_id], world, outcome, outcomes)
@@ -77,14 +76,11 @@ def _plan(goal: Goal, world: GoalWorld, outcome: Outcome, outcomes: Mapping[str,
     ]
 
 
-def _table(table: str) -> list[str]:
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    notes = [line for line in table.splitlines() if line and not line.startswith("|")]
-    cells = [[_safe(cell.strip()) for cell in row.strip("|").split("|")] for row in rows]
-    head = "".join(f"<th>{cell}</th>" for cell in cells[0])
-    body = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells[2:]]
+def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    head = "".join(f"<th>{_safe(cell)}</th>" for cell in HEADER)
+    body = ["".join(f"<td>{_safe(cell)}</td>" for cell in row) for row in cells([outcomes])]
     shown = [f"<table><tr>{head}</tr>", *(f"<tr>{row}</tr>" for row in body), "</table>"]
-    return [*shown, *(f"<p>{_safe(note)}</p>" for note in notes)]
+    return [*shown, *(f"<p>{_safe(note)}</p>" for note in differences([outcomes]))]
 
 
 def _safe(text: str) -> str:

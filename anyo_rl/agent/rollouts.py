@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from anyo_rl.agent.episodes import Episode, Limits, play
-from anyo_rl.agent.planning import Planner, goal_prompt
+from anyo_rl.agent.planning import TASK, Planner, goal_prompt
 from anyo_rl.agent.tools import Desk
 from anyo_rl.data.completion import Prompt
 from anyo_rl.data.goals import Goal, Verdict
@@ -17,9 +17,8 @@ from anyo_rl.teacher.tokens import Tokens
 from anyo_rl.training.loop.weights import gathered
 
 TOLD = (
-    "Find one offer of each category that is wanted, within the budget and on free days, no two on one day, worth as "
-    "much to the traveller as can be. Write one call a line and wait for its answer: `profile`, `search: WORDS`, "
-    "`similar: TITLE`, `plan: TITLE | TITLE`. Then write {marker} TITLE | TITLE | TITLE."
+    f"{TASK} Write one call a line and wait for its answer: `profile`, `search: WORDS`, `similar: TITLE`, "
+    "`plan: TITLE | TITLE`. Then write {marker} TITLE | TITLE | TITLE."
 )
 
 

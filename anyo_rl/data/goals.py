@@ -105,6 +105,11 @@ class GoalWorld:
     rename: Callable[[np.random.Generator], Mapping[str, str]] | None = None
 
     @cached_property
+    def by_id(self) -> dict[str, Offer]:
+        """The offers by their ids."""
+        return {offer.offer_id: offer for offer in self.offers}
+
+    @cached_property
     def _plans(self) -> dict[str, tuple[Offer, ...]]:
         return {}
 
@@ -191,10 +196,6 @@ def greedy_plan(goal: Goal, offers: Sequence[Offer], *, for_price: bool = False)
     def merit(offer: Offer) -> float:
         return goal.worth(offer) / max(offer.price, 1) if for_price else goal.worth(offer)
 
-    return _one_by_one(goal, offers, merit)
-
-
-def _one_by_one(goal: Goal, offers: Sequence[Offer], merit: Callable[[Offer], float]) -> tuple[Offer, ...]:
     taken: frozenset[str] = frozenset()
     left, plan = goal.budget, []
     for category in goal.categories:

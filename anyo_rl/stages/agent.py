@@ -323,9 +323,9 @@ def evaluate_agents(job: AgentJob, teachers: Mapping[str, Path]) -> dict[str, li
     goals = job.world.goals["test"]
     for name, outcomes in planners(job.world, goals).items():
         write_outcomes(job.folder, name, outcomes)
-    for name, path in teachers.items() if job.args.protocol == "text" else ():
-        if name in read_outcomes(job.folder):
-            continue
+    there = read_outcomes(job.folder)
+    asked = teachers if job.args.protocol == "text" else {}
+    for name, path in ((name, path) for name, path in asked.items() if name not in there):
         model, tokens = job.open(path)
         device = "cuda" if torch.cuda.is_available() and not job.training_args.use_cpu else "cpu"
         asker = job.asker(tokens, with_tools=name in (AGENT, AGENT_SFT))
@@ -342,5 +342,5 @@ def show_agents(job: AgentJob, outcomes: Mapping[str, Sequence[Outcome]]) -> Non
     """Prints the table, and writes it and the report."""
     text = table([outcomes])
     write_whole(job.folder / "outcomes.md", f"{text}\n")
-    report = write_report(job.folder, job.world, outcomes, text)
+    report = write_report(job.folder, job.world, outcomes)
     print(f"{text}\n\nreport: {report}")
