@@ -1,4 +1,4 @@
-"""What recipes/agent_teacher.py is told, beside TRL's own arguments."""
+"""Settings of recipes/agent_teacher.py, beside TRL's own arguments."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,12 +6,13 @@ from typing import Literal
 from anyo_rl.agent.episodes import Limits
 from anyo_rl.data.toy.goals import GoalConfig
 from anyo_rl.run.settings import Bounds, mapping_of
+from anyo_rl.stages.scratch_arguments import ScratchArguments
 
 Protocol = Literal["text", "tools"]
 
 
 @dataclass
-class AgentArguments:
+class AgentArguments(ScratchArguments):
     """The world of goals, the tools, how far episodes may go, and how the agent begins."""
 
     n_offers: int = field(
@@ -84,12 +85,6 @@ class AgentArguments:
     )
     marker_token: str | None = field(
         default=None, metadata={"help": "The added token that serves as the marker; `->` if unset."}
-    )
-    tiny_hidden_size: int = field(
-        default=128, metadata={"bounds": Bounds(8, 65_536), "help": "Width of a teacher made from scratch."}
-    )
-    tiny_layers: int = field(
-        default=4, metadata={"bounds": Bounds(1, 1000), "help": "Layers of a teacher made from scratch."}
     )
     tiny_vocab_size: int = field(
         default=600, metadata={"bounds": Bounds(259, 10**6), "help": "Tokens of a tokenizer made from scratch."}

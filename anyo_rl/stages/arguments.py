@@ -19,6 +19,7 @@ from anyo_rl.sampling.transformers import CACHE_TOKENS
 from anyo_rl.search.answers import Mode
 from anyo_rl.stages.causal_arguments import CausalArguments
 from anyo_rl.stages.fusion_arguments import FusionArguments
+from anyo_rl.stages.scratch_arguments import ScratchArguments
 from anyo_rl.stages.written_arguments import WrittenArguments
 from anyo_rl.training.advantages.credit import WITHOUT_SOURCE, Advantages, Credit
 from anyo_rl.training.advantages.ppo import CriticKind, KlPlace, Ppo, StepRewards
@@ -31,18 +32,9 @@ from anyo_rl.values.source import StepSource, StepValueKind
 
 
 @dataclass
-class TeacherArguments(WrittenArguments, CausalArguments):
+class TeacherArguments(WrittenArguments, CausalArguments, ScratchArguments):
     """How the teacher is made (where no path is given), validated and evaluated."""
 
-    tiny_hidden_size: int = field(
-        default=128, metadata={"bounds": Bounds(8, 65_536), "help": "Width of a teacher made from scratch."}
-    )
-    tiny_layers: int = field(
-        default=4, metadata={"bounds": Bounds(1, 1000), "help": "Layers of a teacher made from scratch."}
-    )
-    tiny_vocab_size: int = field(
-        default=600, metadata={"bounds": Bounds(1, 10**6), "help": "Tokens of a tokenizer made from scratch."}
-    )
     marker_token: str | None = field(
         default=None, metadata={"help": "The added token that serves as the marker; `->` or `</think>` if unset."}
     )
