@@ -94,6 +94,12 @@ def _batches(found: list[Window], batch_size: int, generator: torch.Generator) -
         yield [found[i] for i in groups[index]]
 
 
+def states_of(model: nn.Module, items_B_T: Tensor) -> list[Tensor]:
+    """A student's states (B, T, D), at once and after each thought: one where it does not think."""
+    states: list[Tensor] = model.states(items_B_T) if hasattr(model, "states") else [model(items_B_T)]
+    return states
+
+
 def last_states(model: nn.Module, items_B_T: Tensor) -> Tensor:
     """A student's states (B, D) after histories that are padded on the left."""
     if hasattr(model, "last_states"):  # it thinks, and need not at the other positions
@@ -190,16 +196,13 @@ class _Fit:
         if self.distiller is not None:
             taught = [self.lessons[place][start:end] for place, start, end in batch]
             lesson_R = pad_left(taught, NO_LESSON, self.max_length + 1, self.device)[:, 1:][real_B_T]
-        if not hasattr(self.model, "states"):
-            losses_R = self._state_losses(self.model(inputs_B_T)[real_B_T], targets_R, lesson_R)
-        else:
-            states: list[Tensor] = self.model.states(inputs_B_T)
-            softer = temperatures(len(states), self.settings.thought_annealing)
-            losses = [
-                self._state_losses(state_B_T_D[real_B_T] / temperature, targets_R, lesson_R)
-                for state_B_T_D, temperature in zip(states, softer, strict=True)
-            ]
-            losses_R = torch.stack(losses).mean(0)
+        states = states_of(self.model, inputs_B_T)
+        softer = temperatures(len(states), self.settings.thought_annealing)
+        losses = [
+            self._state_losses(state_B_T_D[real_B_T] / temperature, targets_R, lesson_R)
+            for state_B_T_D, temperature in zip(states, softer, strict=True)
+        ]
+        losses_R = torch.stack(losses).mean(0)
         return losses_R if self.weights_N is None else losses_R * self.weights_N[targets_R]
 
     def _state_losses(self, hidden_R_D: Tensor, targets_R: Tensor, lesson_R: Tensor | None) -> Tensor:
