@@ -25,10 +25,11 @@ from anyo_rl.llm.server import Request, Server, ServerError, ask, request_key
 from anyo_rl.llm.thoughts import after_thoughts
 from anyo_rl.reasoning.kinds.cot_rec import PROFILE
 from anyo_rl.reasoning.kinds.kind import clean_steps
-from anyo_rl.reasoning.kinds.profile import FILE, HASH, SCHEMA, Key, key_of, told_events
+from anyo_rl.reasoning.kinds.profile import FILE, HASH, SCHEMA, Key, kept_profiles, key_of, told_events
+from anyo_rl.reasoning.kinds.typed import read_typed
 from anyo_rl.reasoning.rationales.prompts import RationalePrompt
 from anyo_rl.reasoning.rationales.titles import Titles
-from anyo_rl.run.files import read_table, write_table, write_whole
+from anyo_rl.run.files import write_table, write_whole
 from anyo_rl.run.settings import Bounds, UsageError
 
 REPORT = "profiles.json"
@@ -125,8 +126,8 @@ def profile_of(steps: Sequence[str]) -> tuple[str, ...]:
     >>> profile_of(["Profile: tea, oak", "Intention: a mug"])
     ('tea, oak',)
     """
-    typed = [step.removeprefix(f"{PROFILE}:").strip() for step in steps if step.startswith(f"{PROFILE}:")]
-    return clean_steps(typed or steps)
+    typed = read_typed(steps, [PROFILE]).said
+    return clean_steps(list(typed.values()) or steps)
 
 
 def write_profiles_by(
@@ -148,7 +149,7 @@ def write_profiles_by(
         raise UsageError(
             f"no user has {args.window + args.every} events, which a profile takes (window + every): lower these two"
         )
-    kept = read_table(file) if file.is_file() else pl.DataFrame(schema=SCHEMA)
+    kept = kept_profiles(file)
     there = set(kept.select(USER_ID, HASH).iter_rows())
     left = [key for key in wanted if key not in there]
     for keys in (left[first : first + BATCH] for first in range(0, len(left), BATCH)):
@@ -156,9 +157,7 @@ def write_profiles_by(
         rows = [(*key, len(wanted[key]), list(lines), name) for key, lines in zip(keys, said, strict=True) if lines]
         kept = pl.concat([kept, pl.DataFrame(rows, schema=SCHEMA, orient="row")])
         write_table(kept, file)
-    counts = Counts(len(wanted), len(kept), 0, len(wanted) - len(kept), 0)
-    write_whole(Path(args.output_dir) / REPORT, json.dumps(asdict(counts), indent=2))
-    return counts
+    return _reported(file.parent, Counts(len(wanted), len(kept), 0, len(wanted) - len(kept), 0))
 
 
 def _keep(
@@ -178,6 +177,10 @@ def _keep(
             rows.append((*key, len(events), list(lines), model))
     write_table(pl.DataFrame(rows, schema=SCHEMA, orient="row"), run_dir / FILE)
     kept = len(rows) - n_cut
-    counts = Counts(len(wanted), kept, n_cut, n_empty, len(wanted) - kept - n_cut - n_empty)
+    return _reported(run_dir, Counts(len(wanted), kept, n_cut, n_empty, len(wanted) - kept - n_cut - n_empty))
+
+
+def _reported(run_dir: Path, counts: Counts) -> Counts:
+    """The counts, which are written down."""
     write_whole(run_dir / REPORT, json.dumps(asdict(counts), indent=2))
     return counts

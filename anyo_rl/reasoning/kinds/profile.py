@@ -112,6 +112,11 @@ def template(
     return tuple(lines)
 
 
+def kept_profiles(file: Path) -> pl.DataFrame:
+    """The table as it is; without rows where there is none yet."""
+    return read_table(file) if file.is_file() else pl.DataFrame(schema=SCHEMA)
+
+
 def read_profiles(file: Path) -> dict[Key, tuple[str, ...]]:
     """Profiles by their keys.
 
@@ -154,7 +159,7 @@ def keep_profiles(file: Path, examples: Sequence[Asked], settings: SimpleNamespa
     Raises:
         UsageError: the table is damaged.
     """
-    kept = read_table(file) if file.is_file() else pl.DataFrame(schema=SCHEMA)
+    kept = kept_profiles(file)
     there = set(kept.select(USER_ID, HASH).iter_rows())
     written: dict[Key, tuple[str, str, int, list[str], str]] = {}
     for asked in examples:
