@@ -25,7 +25,7 @@ from anyo_rl.teacher.tokens import Tokens
 
 AlignmentTask = Literal["title", "attributes", "words"]
 HEADERS = {"title": "Title:", "attributes": "Attributes:", "words": "Added token:"}
-OUR_WORDS = Words("Say what the item is, then name it.", "Which item is it?", "Item:")
+WORDS = Words("Say what the item is, then name it.", "Which item is it?", "Item:")
 BUDGET_TOKENS = 4096  # nothing is cut here: `max_length` has the say
 
 
@@ -137,7 +137,7 @@ class AlignmentRows(Sequence[Row]):
             "words": [Shown("", self.catalog.added_tokens(item))],
         }
         section = Section(HEADERS[name], name, [lines[name]], BUDGET_TOKENS)
-        prompt = make_prompt(self.task, [], self.catalog, self.tokens, sections=[section], words=OUR_WORDS)
+        prompt = make_prompt(self.task, [], self.catalog, self.tokens, sections=[section], words=WORDS)
         return Row(self._name(number, item), "", [], item_id, prompt=prompt)
 
     def _name(self, number: int, item: int) -> str:

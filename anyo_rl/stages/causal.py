@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Self
 
@@ -253,7 +254,7 @@ def _with_other_histories(
     def column(values: list[tuple[int, bool]]) -> np.ndarray:
         return _at([place for place, _ in values], np.array([float(value) for _, value in values]), len(rows))
 
-    dropped, kept, swapped = (rewritten(history) for history in (_dropped, _kept, _swapped))
+    dropped, kept, swapped = map(rewritten, map(attrgetter, ("dropped", "kept", "swapped")))
     said_B = [names.said(steps) for steps in steps_B]
     return {
         FOLLOWS_DROP: column([(place, one.name not in said) for place, one, said in dropped]),
@@ -261,18 +262,6 @@ def _with_other_histories(
         FOLLOWS_SWAP: column([(place, one.other in said and one.name not in said) for place, one, said in swapped]),
         GROUNDED: np.array([grounded_share(said, row.history) for said, row in zip(said_B, rows, strict=True)]),
     }
-
-
-def _dropped(one: Changed) -> list[str] | None:
-    return one.dropped
-
-
-def _kept(one: Changed) -> list[str] | None:
-    return one.kept
-
-
-def _swapped(one: Changed) -> list[str] | None:
-    return one.swapped
 
 
 def _at(places: Sequence[int], values: np.ndarray, n: int) -> np.ndarray:

@@ -148,11 +148,17 @@ class Launcher:
                 launched.kill()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def launches(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """Where test processes tell one another which recipes the launcher has started."""
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all test processes have in common."""
     base = tmp_path_factory.getbasetemp()
-    Launcher.marks = (base if worker_id == "master" else base.parent) / "launches"
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def launches(common: Path) -> None:
+    """Where test processes tell one another which recipes the launcher has started."""
+    Launcher.marks = common / "launches"
     Launcher.marks.mkdir(exist_ok=True)
 
 
@@ -218,10 +224,9 @@ def asked(finished_run: Run) -> Asked:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Run:
+def finished_run(common: Path) -> Run:
     """The smoke run, with a reward from a file and secrets in the environment; made once for all test processes."""
-    base = tmp_path_factory.getbasetemp()
-    base = (base if worker_id == "master" else base.parent) / "smoke"
+    base = common / "smoke"
     base.mkdir(exist_ok=True)
     reward = base / "my_reward.py"
     rewards = ("--reward_funcs", "ndcg", f"{reward}:my_reward", "--reward_weights", 1.0, 0.1)
