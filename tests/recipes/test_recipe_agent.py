@@ -9,7 +9,7 @@ from anyo_rl.agent.outcomes import read_outcomes
 from anyo_rl.evaluation.convergence import read_trainings
 from anyo_rl.run.folder import METRICS
 
-pytestmark = [pytest.mark.slow, pytest.mark.on_request]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.on_request]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
